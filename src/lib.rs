@@ -1,3 +1,5 @@
+pub mod config;
+
 /// The generated code of the contract, `proto/jobwire/v1`.
 #[allow(missing_docs)]
 pub mod proto {

@@ -1,0 +1,445 @@
+//! Every setting of the server with its default, unit and bound. Nothing else in the crate holds a limit of its own.
+//!
+//! Durations are written as `"30s"`, `"5m"`, `"1h 30m"`; sizes are plain bytes.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use jiff::fmt::serde::unsigned_duration::friendly::compact::required as duration;
+
+/// The settings of one server, complete and with defaults filled in.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The address to serve on. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where the embedded store lives: a directory of its own, used by one server at a time.
+    pub data: PathBuf,
+    /// Serve on an address other than loopback although the port has neither TLS nor credentials.
+    pub insecure_allow_remote: bool,
+    /// How long a stop waits for running attempts before they are given back.
+    #[serde(with = "duration")]
+    pub drain_timeout: Duration,
+    pub limits: Limits,
+    pub http2: Http2,
+    pub web: Web,
+    pub watch: Watch,
+    pub store: Store,
+    pub workers: Workers,
+    /// Defaults for jobs that do not say, for queues without an entry of their own.
+    pub defaults: QueueDefaults,
+    /// By queue name. What an entry leaves out comes from `defaults`.
+    pub queues: BTreeMap<String, Queue>,
+    pub http: Http,
+    pub exec: Exec,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 50051)),
+            data: PathBuf::from("jobwire-data"),
+            insecure_allow_remote: false,
+            drain_timeout: Duration::from_secs(25),
+            limits: Limits::default(),
+            http2: Http2::default(),
+            web: Web::default(),
+            watch: Watch::default(),
+            store: Store::default(),
+            workers: Workers::default(),
+            defaults: QueueDefaults::default(),
+            queues: BTreeMap::new(),
+            http: Http::default(),
+            exec: Exec::default(),
+        }
+    }
+}
+
+/// Bounds on what callers may send and keep waiting.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Bytes of one payload, at most 3 MiB: a message is 4 MiB.
+    pub max_payload_bytes: usize,
+    /// Bytes of one output, at most 3 MiB.
+    pub max_output_bytes: usize,
+    /// Items of one BatchSubmit.
+    pub max_batch_items: usize,
+    /// The longest `wait` of a unary call.
+    #[serde(with = "duration")]
+    pub max_wait: Duration,
+    /// Calls that hold a `wait` at the same time.
+    pub max_waits: usize,
+    /// The longest unary call, whatever its deadline says.
+    #[serde(with = "duration")]
+    pub max_unary: Duration,
+    /// How long a request_id is remembered.
+    #[serde(with = "duration")]
+    pub request_id_window: Duration,
+    /// Unfinished jobs in all queues.
+    pub max_unfinished: u64,
+    /// Bytes of payload of unfinished jobs in all queues.
+    pub max_unfinished_bytes: u64,
+    /// Distinct pairs of queue and kind.
+    pub max_lines: usize,
+    /// Submissions that wait for their commit in memory.
+    pub submit_buffer_items: usize,
+    /// Bytes of payload that wait for their commit in memory.
+    pub submit_buffer_bytes: usize,
+    /// Longest retention a job may ask for.
+    #[serde(with = "duration")]
+    pub max_retention: Duration,
+    /// Longest attempt_timeout a job may ask for.
+    #[serde(with = "duration")]
+    pub max_attempt_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_payload_bytes: 1 << 20,
+            max_output_bytes: 1 << 20,
+            max_batch_items: 1000,
+            max_wait: Duration::from_secs(45),
+            max_waits: 10_000,
+            max_unary: Duration::from_secs(60),
+            request_id_window: Duration::from_secs(24 * 3600),
+            max_unfinished: 10_000_000,
+            max_unfinished_bytes: 16 << 30,
+            max_lines: 10_000,
+            submit_buffer_items: 10_000,
+            submit_buffer_bytes: 64 << 20,
+            max_retention: Duration::from_secs(90 * 24 * 3600),
+            max_attempt_timeout: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// Connections and HTTP/2. Every value is set by hand: a library default may mean "no limit".
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http2 {
+    pub max_connections: usize,
+    pub max_connections_per_address: usize,
+    /// Open streams on one connection.
+    pub max_concurrent_streams: u32,
+    /// Streams that a peer made us reset before the connection is closed.
+    pub max_local_error_reset_streams: usize,
+    /// Streams reset by the peer that were not accepted yet.
+    pub max_pending_accept_reset_streams: usize,
+    /// Bytes of one header list.
+    pub max_header_list_bytes: u32,
+    /// Flow-control window of one stream, bytes.
+    pub stream_window_bytes: u32,
+    /// Flow-control window of one connection, bytes.
+    pub connection_window_bytes: u32,
+    /// Bytes that one stream may hold for sending.
+    pub send_buffer_bytes: usize,
+    /// How long a new connection may stay silent.
+    #[serde(with = "duration")]
+    pub first_byte_timeout: Duration,
+    /// How long the headers of an HTTP/1 request may take.
+    #[serde(with = "duration")]
+    pub header_timeout: Duration,
+    #[serde(with = "duration")]
+    pub ping_interval: Duration,
+    #[serde(with = "duration")]
+    pub ping_timeout: Duration,
+    /// Age at which a connection is told to go, plus or minus 10 %.
+    #[serde(with = "duration")]
+    pub max_connection_age: Duration,
+    /// From being told to go until the connection is cut.
+    #[serde(with = "duration")]
+    pub connection_grace: Duration,
+}
+
+impl Default for Http2 {
+    fn default() -> Self {
+        Self {
+            max_connections: 10_000,
+            max_connections_per_address: 256,
+            max_concurrent_streams: 200,
+            max_local_error_reset_streams: 1024,
+            max_pending_accept_reset_streams: 20,
+            max_header_list_bytes: 16 << 10,
+            stream_window_bytes: 1 << 20,
+            connection_window_bytes: 4 << 20,
+            send_buffer_bytes: 64 << 10,
+            first_byte_timeout: Duration::from_secs(5),
+            header_timeout: Duration::from_secs(10),
+            ping_interval: Duration::from_secs(30),
+            ping_timeout: Duration::from_secs(10),
+            max_connection_age: Duration::from_secs(30 * 60),
+            connection_grace: Duration::from_secs(60),
+        }
+    }
+}
+
+/// gRPC-Web.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Web {
+    /// Origins whose pages may call, such as `https://app.example.org`. Empty: none.
+    pub allowed_origins: Vec<String>,
+}
+
+/// The feed of outcomes and those who follow it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Watch {
+    /// How long an outcome can be resumed from.
+    #[serde(with = "duration")]
+    pub retention: Duration,
+    /// Outcomes that can be resumed from; older ones leave the feed, not the result store.
+    pub max_events: u64,
+    /// Open WatchResults streams.
+    pub max_watchers: usize,
+    /// Age at which a stream is ended with STREAM_ROTATED, plus or minus 10 %.
+    #[serde(with = "duration")]
+    pub max_stream_age: Duration,
+    /// A stream that takes nothing for this long while data waits is ended.
+    #[serde(with = "duration")]
+    pub stall_timeout: Duration,
+    /// Messages that wait for one stream in memory.
+    pub buffer_messages: usize,
+    /// Bytes that wait for one stream in memory.
+    pub buffer_bytes: usize,
+    /// Bytes of recent outcomes kept in memory for all streams together.
+    pub ring_bytes: usize,
+    /// Ids in one filter.
+    pub max_filter_ids: usize,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self {
+            retention: Duration::from_secs(24 * 3600),
+            max_events: 50_000_000,
+            max_watchers: 20_000,
+            max_stream_age: Duration::from_secs(3600),
+            stall_timeout: Duration::from_secs(60),
+            buffer_messages: 256,
+            buffer_bytes: 1 << 20,
+            ring_bytes: 64 << 20,
+            max_filter_ids: 1000,
+        }
+    }
+}
+
+/// The embedded store.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Store {
+    /// Free bytes on the file system below which Submit answers STORE_FULL, while running jobs still finish.
+    pub reserve_bytes: u64,
+    /// Commands of one commit.
+    pub max_group: usize,
+    /// Connections, each with a thread, that read beside the writer.
+    pub readers: usize,
+    /// Memory of SQLite's page cache: the writer takes half, the readers share the rest.
+    pub cache_bytes: usize,
+    /// Size of the write-ahead log above which it is written back and emptied.
+    pub wal_limit_bytes: u64,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            reserve_bytes: 64 << 20,
+            max_group: 500,
+            readers: 4,
+            cache_bytes: 64 << 20,
+            wal_limit_bytes: 64 << 20,
+        }
+    }
+}
+
+/// The pool inside the server.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Workers {
+    /// Attempts that run at the same time. 0 runs none.
+    pub concurrency: usize,
+    /// Threads for blocking handlers.
+    pub blocking_threads: usize,
+    /// A handler that ignores its cancellation is dropped after this long.
+    #[serde(with = "duration")]
+    pub grace: Duration,
+    /// How long a lease lives without being renewed.
+    #[serde(with = "duration")]
+    pub lease: Duration,
+    /// How often leases are renewed, and progress is stored.
+    #[serde(with = "duration")]
+    pub heartbeat: Duration,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self {
+            concurrency: 256,
+            blocking_threads: 16,
+            grace: Duration::from_secs(10),
+            lease: Duration::from_secs(30),
+            heartbeat: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What a job gets that does not say.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QueueDefaults {
+    #[serde(with = "duration")]
+    pub attempt_timeout: Duration,
+    pub max_attempts: u32,
+    #[serde(with = "duration")]
+    pub initial_backoff: Duration,
+    pub backoff_multiplier: f64,
+    #[serde(with = "duration")]
+    pub max_backoff: Duration,
+    #[serde(with = "duration")]
+    pub retention: Duration,
+}
+
+impl Default for QueueDefaults {
+    fn default() -> Self {
+        Self {
+            attempt_timeout: Duration::from_secs(5 * 60),
+            max_attempts: 5,
+            initial_backoff: Duration::from_secs(1),
+            backoff_multiplier: 2.0,
+            max_backoff: Duration::from_secs(10 * 60),
+            retention: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// One queue's own settings; what is absent comes from `defaults`.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Queue {
+    /// Attempts of this queue that run in this server at the same time.
+    pub concurrency: Option<usize>,
+    /// Unfinished jobs; a Submit beyond it is refused with QUEUE_FULL.
+    pub max_unfinished: Option<u64>,
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::optional")]
+    pub attempt_timeout: Option<Duration>,
+    pub max_attempts: Option<u32>,
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::optional")]
+    pub initial_backoff: Option<Duration>,
+    pub backoff_multiplier: Option<f64>,
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::optional")]
+    pub max_backoff: Option<Duration>,
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::optional")]
+    pub retention: Option<Duration>,
+}
+
+/// The built-in `http` kind.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    pub enabled: bool,
+    /// Hosts that may be called although they are not public: `name` or `name:port`.
+    pub allow_hosts: Vec<String>,
+    /// Networks that may be called although they are not public, such as `10.0.0.0/8`.
+    pub allow_networks: Vec<IpNet>,
+    /// Requests at the same time to one host.
+    pub concurrency_per_host: usize,
+    /// Requests a second to one host. 0 means no limit.
+    pub requests_per_second_per_host: u32,
+    /// Unless the job says.
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+    /// Unless the job asks for less. Bytes of a response body.
+    pub max_response_bytes: usize,
+    /// Redirects that a job may follow.
+    pub max_redirects: usize,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            allow_hosts: Vec::new(),
+            allow_networks: Vec::new(),
+            concurrency_per_host: 16,
+            requests_per_second_per_host: 0,
+            timeout: Duration::from_secs(30),
+            max_response_bytes: 512 << 10,
+            max_redirects: 3,
+        }
+    }
+}
+
+/// The built-in `exec` kind. Off unless a command is named.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Exec {
+    pub commands: BTreeMap<String, ExecCommand>,
+}
+
+/// A program that jobs may run, and how.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecCommand {
+    /// Absolute path.
+    pub program: PathBuf,
+    /// Arguments; `{name}` stands for a parameter. No shell is involved.
+    #[serde(default)]
+    pub args: Vec<String>,
+    #[serde(default)]
+    pub params: BTreeMap<String, ExecParam>,
+    /// The whole environment of the process.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Working directory. Unset: a new empty one, removed afterwards.
+    #[serde(default)]
+    pub dir: Option<PathBuf>,
+    /// Processes of this command at the same time.
+    #[serde(default = "one")]
+    pub concurrency: usize,
+    /// Bytes kept of stdout and of stderr, each.
+    #[serde(default = "output_limit")]
+    pub max_output_bytes: usize,
+    /// Exit codes that are worth another attempt. Others fail the job for good.
+    #[serde(default)]
+    pub retry_exit_codes: Vec<i32>,
+}
+
+/// The type of a placeholder: what the job may put there.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+pub enum ExecParam {
+    /// Text that does not begin with `-`, unless `allow_dash`; at most `max_bytes`, 256 by default.
+    Text {
+        #[serde(default)]
+        max_bytes: Option<usize>,
+        #[serde(default)]
+        allow_dash: bool,
+    },
+    Integer {
+        #[serde(default)]
+        min: Option<i64>,
+        #[serde(default)]
+        max: Option<i64>,
+    },
+    /// One of these words.
+    Choice { values: Vec<String> },
+    /// A path below `root`, after every symbolic link is resolved.
+    Path { root: PathBuf },
+}
+
+fn one() -> usize {
+    1
+}
+
+fn output_limit() -> usize {
+    256 << 10
+}
