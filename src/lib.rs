@@ -1,4 +1,5 @@
 pub mod config;
+pub mod job;
 
 /// The generated code of the contract, `proto/jobwire/v1`.
 #[allow(missing_docs)]
