@@ -20,6 +20,21 @@ pub fn start(connection: &Connection) -> Result<i64> {
         .query_row([], |row| row.get(0))
 }
 
+fn cut(connection: &Connection) -> Result<Timestamp> {
+    connection
+        .prepare_cached("SELECT value FROM meta WHERE key = 'feed_cut'")?
+        .query_row([], |row| row.get(0).map(Timestamp))
+}
+
+/// Where the feed ends in the snapshot.
+pub fn head(connection: &Connection) -> Result<Position> {
+    let head: Option<i64> = connection
+        .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'done'")?
+        .query_row([], |row| row.get(0))
+        .optional()?;
+    Ok(Position(head.unwrap_or(0)))
+}
+
 pub fn feed_start(connection: &Connection, now: Timestamp) -> Result<FeedStart> {
     let position = start(connection)?;
     let oldest: Option<i64> = connection

@@ -122,13 +122,7 @@ impl SqliteStore {
         checkpoint::checkpoint(&connection, "TRUNCATE").map_err(sqlite)?;
         let log_id = log_id(&connection).map_err(sqlite)?;
         let lines = Lines::load(&connection, &config).map_err(sqlite)?;
-        let head = connection
-            .query_row(
-                "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'done'), 0)",
-                [],
-                |row| row.get(0),
-            )
-            .map_err(sqlite)?;
+        let head = feed::head(&connection).map_err(sqlite)?;
 
         let signals = Arc::new(Signals::new(head));
         let free = open::free_bytes(dir).map_err(|source| OpenError::Io { path: dir.to_owned(), source })?;
