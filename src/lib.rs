@@ -1,4 +1,5 @@
 pub mod config;
+pub mod engine;
 pub mod job;
 pub mod store;
 
