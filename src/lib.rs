@@ -1,5 +1,6 @@
 pub mod config;
 pub mod job;
+pub mod worker;
 
 /// The generated code of the contract, `proto/jobwire/v1`.
 #[allow(missing_docs)]
