@@ -85,8 +85,24 @@ impl Context {
         &self.0.cancelled
     }
 
-    /// What a handler may return once [`Context::cancelled`] has fired. What becomes of the job does not depend
-    /// on it.
+    /// Waits until the attempt is to stop, or its deadline has passed.
+    pub async fn stopped(&self) {
+        tokio::select! {
+            () = self.0.cancelled.cancelled() => {}
+            () = tokio::time::sleep_until(self.deadline()) => {}
+        }
+    }
+
+    /// Awaits `work`, and drops it unfinished if the attempt is to stop first: then the error is
+    /// [`Context::interrupted`].
+    pub async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Result<T, JobError> {
+        tokio::select! {
+            done = work => Ok(done),
+            () = self.stopped() => Err(self.interrupted()),
+        }
+    }
+
+    /// What a handler may return once it was told to stop. What becomes of the job does not depend on it.
     pub fn interrupted(&self) -> JobError {
         JobError::retryable(
             "interrupted",
