@@ -2,6 +2,7 @@ pub mod config;
 pub mod engine;
 pub mod handlers;
 pub mod job;
+pub mod server;
 pub mod store;
 pub mod worker;
 

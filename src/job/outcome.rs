@@ -20,6 +20,8 @@ pub struct JobError {
 impl JobError {
     /// Bytes of a message; a longer one is cut.
     pub const MESSAGE_MAX: usize = 8 << 10;
+    /// Bytes of details; larger ones are left out.
+    pub const DETAILS_MAX: usize = 16 << 10;
     /// Bytes of a code; a longer one is cut.
     pub const CODE_MAX: usize = 128;
 
