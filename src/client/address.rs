@@ -1,6 +1,6 @@
 //! Where a server is: `http://host:port`, or `host:port` for short.
 
-use std::str::FromStr;
+use std::{num::NonZeroU16, str::FromStr};
 
 use http::Uri;
 
@@ -34,9 +34,9 @@ pub(super) fn normalise(address: &str) -> Result<String, Error> {
     if !matches!(uri.path_and_query().map(|path| path.as_str()), None | Some("" | "/")) {
         return Err(refuse("it must end after the port"));
     }
-    let port = match authority.port() {
-        Some(port) => port.as_str().parse().map_err(|_| refuse("the port must be 1 to 65535"))?,
-        None if authority.as_str().ends_with(':') => return Err(refuse("the port is missing after `:`")),
+    let port = match authority.as_str().strip_prefix(authority.host()).and_then(|rest| rest.strip_prefix(':'))
+    {
+        Some(port) => port.parse::<NonZeroU16>().map_err(|_| refuse("the port must be 1 to 65535"))?.get(),
         None => DEFAULT_PORT,
     };
     Ok(format!("http://{}:{port}", authority.host()))
@@ -67,6 +67,8 @@ mod tests {
             ("http://a:b@localhost:1", "user"),
             ("http://localhost:1/path", "after the port"),
             ("http://localhost:99999", "port"),
+            ("localhost:0", "port"),
+            ("localhost:", "port"),
             ("", ""),
             ("http://", ""),
         ] {
