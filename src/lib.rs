@@ -2,6 +2,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod job;
+pub mod server;
 
 /// The generated code of the contract, `proto/jobwire/v1`.
 #[allow(missing_docs)]
