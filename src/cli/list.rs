@@ -19,8 +19,6 @@ const MAX_PAGE: i32 = 1000;
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct List {
-    #[command(flatten)]
-    filter: FilterArgs,
     /// Jobs to show
     #[arg(long, value_name = "N", default_value_t = 50, conflicts_with = "all",
         value_parser = clap::value_parser!(i32).range(1..=i64::from(MAX_PAGE)))]
@@ -34,6 +32,8 @@ pub(super) struct List {
     /// Oldest first
     #[arg(long)]
     oldest_first: bool,
+    #[command(flatten)]
+    filter: FilterArgs,
 }
 
 impl List {

@@ -43,7 +43,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 69 no server; `run` ends with the o
 
 /// Durable jobs over gRPC: submit them, run them, get their results, watch them
 #[derive(Debug, Parser)]
-#[command(name = "jobwire", version, after_help = EXAMPLES, max_term_width = 110, propagate_version = true)]
+#[command(name = "jobwire", version, after_help = EXAMPLES, max_term_width = 110)]
 struct Cli {
     #[command(flatten)]
     shell: Shell,

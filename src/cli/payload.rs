@@ -15,20 +15,22 @@ use crate::proto::{Payload, payload::Body};
 const MAX_BYTES: u64 = 4 << 20;
 
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Payload")]
 #[group(multiple = false)]
 struct Source {
-    /// Payload: a JSON document
-    #[arg(long, value_name = "JSON")]
+    /// A JSON document
+    #[arg(long, value_name = "JSON", allow_negative_numbers = true)]
     json: Option<String>,
-    /// Payload: text
+    /// Text
     #[arg(long, value_name = "TEXT")]
     text: Option<String>,
-    /// Payload: the bytes of a file; `-` reads stdin
+    /// The bytes of a file; `-` reads stdin
     #[arg(long, value_name = "PATH")]
     file: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Payload")]
 pub(super) struct PayloadArgs {
     #[command(flatten)]
     source: Source,

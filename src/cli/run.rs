@@ -24,18 +24,18 @@ Examples:
   jobwire run http --json '{\"url\":\"https://example.org/\"}' --timeout 5m -o json
   jobwire run exec --json '{\"command\":\"backup\"}' && echo saved
 
-Exit codes: 0 succeeded, 1 failed, 3 cancelled, 4 expired, 124 not over within --timeout (the job goes on);
-an exec job that failed ends with the code of its process.";
+Exit codes: 0 succeeded, 1 failed, 3 cancelled, 4 expired, 124 not over within --timeout (the job goes on); an exec \
+job that failed ends with the code of its process.";
 
 /// Submit a job and wait for its outcome, which is the exit code
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Run {
-    #[command(flatten)]
-    spec: SpecArgs,
     /// Wait no longer than this; by default as long as it takes
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     timeout: Option<Duration>,
+    #[command(flatten)]
+    spec: SpecArgs,
 }
 
 impl Run {

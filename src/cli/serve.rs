@@ -19,8 +19,9 @@ Examples:
   jobwire serve --config jobwire.toml --log-format json
   JOBWIRE_WORKERS__CONCURRENCY=64 jobwire serve
 
-Settings: defaults, then the file, then JOBWIRE_* variables (limits.max_wait is JOBWIRE_LIMITS__MAX_WAIT), then flags;
-`jobwire config show` prints them all. JOBWIRE_LOG chooses the log lines, such as `debug` or `jobwire=debug`.
+Settings: defaults, then the file, then JOBWIRE_* variables (limits.max_wait is JOBWIRE_LIMITS__MAX_WAIT), \
+then flags; `jobwire config show` prints them all. JOBWIRE_LOG chooses the log lines, such as `debug` or `jobwire=debug`.
+
 SIGTERM or Ctrl-C lets running jobs finish first; a second one stops at once.";
 
 /// Start a server

@@ -50,8 +50,7 @@ pub(super) struct Settings {
 pub(super) struct Row {
     /// The path of keys, as in the file.
     pub key: String,
-    /// As in the file.
-    pub value: String,
+    pub value: toml::Value,
     pub source: String,
 }
 
@@ -141,7 +140,7 @@ impl Settings {
             return table.iter().for_each(|(key, value)| self.collect(&tree::join(path, key), value, rows));
         }
         let source = self.origins.get(path).unwrap_or(&Origin::Default).to_string();
-        rows.push(Row { key: path.to_owned(), value: value.to_string(), source });
+        rows.push(Row { key: path.to_owned(), value: value.clone(), source });
     }
 }
 

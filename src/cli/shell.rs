@@ -12,6 +12,7 @@ use super::{
 use crate::{client::Client, proto::Job};
 
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Server and output")]
 pub(super) struct Shell {
     /// Where the server is: http://HOST:PORT or HOST:PORT
     #[arg(

@@ -14,8 +14,6 @@ use crate::proto::{JobSpec, RetryPolicy, SubmitRequest, job_spec::Start, submit_
 pub(super) struct SpecArgs {
     /// Which handler runs the job: echo, sleep, http, exec, or one of your own
     kind: String,
-    #[command(flatten)]
-    payload: PayloadArgs,
     /// The line it waits in
     #[arg(short, long, default_value = "default")]
     queue: String,
@@ -23,7 +21,7 @@ pub(super) struct SpecArgs {
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
     /// -100 to 100, higher first; a point is worth a minute in the line
-    #[arg(short, long, default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(short, long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     priority: i32,
     /// Id of your own choice
     #[arg(long, value_name = "ID")]
@@ -35,8 +33,10 @@ pub(super) struct SpecArgs {
     #[arg(long, value_name = "KEY")]
     unique_key: Option<String>,
     /// If an unfinished job holds the key
-    #[arg(long, value_enum, default_value_t, requires = "unique_key")]
+    #[arg(long, value_enum, default_value_t, requires = "unique_key", value_name = "WHAT")]
     on_conflict: OnConflict,
+    #[command(flatten)]
+    payload: PayloadArgs,
     #[command(flatten)]
     time: TimeArgs,
     #[command(flatten)]

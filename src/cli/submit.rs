@@ -7,7 +7,7 @@ use crate::proto::SubmitRequest;
 const EXAMPLES: &str = "\
 Examples:
   jobwire submit echo --json '{\"hello\":\"world\"}'
-  jobwire submit http --json '{\"url\":\"https://example.org/\"}' --at '2030-01-01 08:00' --max-attempts 3
+  jobwire submit http --json '{\"url\":\"https://example.org/\"}' --at '2030-01-01 08:00'
   jobwire submit exec --file job.json --queue night --priority -10 -l tenant=acme
   sort names | jobwire submit email.send --file - --content-type text/plain --unique-key daily
   jobwire submit echo --text hello --wait 10s";
@@ -16,14 +16,14 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Submit {
-    #[command(flatten)]
-    spec: SpecArgs,
     /// Hold the reply until the job has ended, or for this long; see `jobwire run` to wait for as long as it takes
     #[arg(long, value_name = "DURATION", value_parser = proto_duration)]
     wait: Option<Duration>,
     /// Check everything, store nothing
     #[arg(long)]
     validate_only: bool,
+    #[command(flatten)]
+    spec: SpecArgs,
 }
 
 impl Submit {

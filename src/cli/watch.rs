@@ -20,11 +20,13 @@ const EXAMPLES: &str = "\
 Examples:
   jobwire watch --queue mail                        what ends from now on
   jobwire watch --queue 'acme/*' --state failed --since 1h
-  jobwire watch a b c --until-done                  a progress bar on a terminal; ends when all three have
+  jobwire watch a b c --until-done                  progress bars on a terminal; ends with the last
   jobwire watch --after \"$CURSOR\" -o json | while read -r event; do …; done
 
-Each line of JSON has the cursor to go on from. The watch comes back by itself when the connection or the server goes
-away. Exit codes with --until-done: 0 all succeeded, 1 some did not.";
+Each line of JSON has the cursor to go on from. The watch comes back by itself when the connection is lost or the \
+server restarts.
+
+Exit codes with --until-done: 0 all succeeded, 1 some did not.";
 
 /// Follow the outcomes of jobs as they come
 #[derive(Debug, Args)]
@@ -32,10 +34,6 @@ away. Exit codes with --until-done: 0 all succeeded, 1 some did not.";
 pub(super) struct Watch {
     /// Only these; without a start, outcomes that are there already are shown first
     job_ids: Vec<String>,
-    #[command(flatten)]
-    filter: FilterArgs,
-    #[command(flatten)]
-    start: StartArgs,
     /// End when all the jobs named have ended
     #[arg(long, requires = "job_ids")]
     until_done: bool,
@@ -46,11 +44,15 @@ pub(super) struct Watch {
     #[arg(long)]
     transitions: bool,
     /// If outcomes after the cursor are no longer kept
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
     on_gap: OnGap,
     /// Leave out larger outputs
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(i32).range(0..))]
     max_output_bytes: Option<i32>,
+    #[command(flatten)]
+    start: StartArgs,
+    #[command(flatten)]
+    filter: FilterArgs,
 }
 
 #[derive(Debug, Args)]

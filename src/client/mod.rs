@@ -302,26 +302,4 @@ fn fill_request_id(request: &mut SubmitRequest) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_request_id_is_filled_in_once() {
-        let mut request = SubmitRequest::default();
-        fill_request_id(&mut request);
-        let id = request.request_id.clone();
-        assert_eq!(Uuid::parse_str(&id).unwrap().get_version_num(), 7);
-        fill_request_id(&mut request);
-        assert_eq!(request.request_id, id);
-    }
-
-    #[tokio::test]
-    async fn says_where_nobody_answers() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        drop(listener);
-        let error = Client::connect(&address).await.unwrap_err();
-        assert!(error.is_unreachable());
-        assert!(error.to_string().contains(&address), "{error}");
-    }
-}
+mod tests;

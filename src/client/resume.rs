@@ -105,10 +105,12 @@ impl Resume {
 pub(super) fn worth_resuming(error: &Error) -> bool {
     match error {
         Error::Silent(_) | Error::Ended => true,
-        Error::Status(failure) => match (failure.code, &failure.reason) {
-            (Code::Unavailable, _) => true,
-            (Code::ResourceExhausted, Some(_)) => true,
-            (Code::Unknown | Code::Internal | Code::Cancelled | Code::DeadlineExceeded, None) => true,
+        Error::Status(failure) => match failure.code {
+            Code::Unavailable => true,
+            Code::ResourceExhausted => failure.reason.is_some(),
+            Code::Unknown | Code::Internal | Code::Cancelled | Code::DeadlineExceeded => {
+                failure.reason.is_none()
+            }
             _ => false,
         },
         Error::Address { .. } | Error::Unreachable { .. } | Error::Incomplete(_) => false,

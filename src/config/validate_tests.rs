@@ -48,7 +48,8 @@ fn other_machines_are_let_in_only_on_purpose() {
 
 #[test]
 fn bounds_are_kept_and_named() {
-    let cases: Vec<(fn(&mut Config), &str)> = vec![
+    type Change = fn(&mut Config);
+    let cases: [(Change, &str); 19] = [
         (|c| c.limits.max_payload_bytes = (3 << 20) + 1, "limits.max_payload_bytes"),
         (|c| c.limits.max_output_bytes = 0, "limits.max_output_bytes"),
         (|c| c.limits.max_wait = Duration::ZERO, "limits.max_wait"),

@@ -31,7 +31,7 @@ impl Layers {
 
 fn row(settings: &Settings, key: &str) -> (String, String) {
     let row = settings.rows().unwrap().into_iter().find(|row| row.key == key).unwrap();
-    (row.value, row.source)
+    (row.value.to_string(), row.source)
 }
 
 #[test]
