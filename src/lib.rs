@@ -1,8 +1,12 @@
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod engine;
+pub mod handlers;
 pub mod job;
 pub mod server;
+pub mod store;
+pub mod worker;
 
 /// The generated code of the contract, `proto/jobwire/v1`.
 #[allow(missing_docs)]

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use super::{FinalState, Payload};
 
@@ -33,6 +33,28 @@ impl JobError {
             details: None,
             retry_delay: None,
         }
+    }
+
+    /// A handler's failure that another attempt may mend.
+    ///
+    /// There is no conversion from `std::io::Error` and its like: whether to try again is for the handler to say.
+    pub fn retryable(code: &str, message: impl Display) -> Self {
+        Self::new(Cause::Handler, code, &message.to_string(), true)
+    }
+
+    /// A handler's failure that fails the job for good.
+    pub fn permanent(code: &str, message: impl Display) -> Self {
+        Self::new(Cause::Handler, code, &message.to_string(), false)
+    }
+
+    /// Waits this long before the next attempt, instead of the back-off.
+    pub fn retry_after(self, delay: Duration) -> Self {
+        Self { retry_delay: Some(delay), ..self }
+    }
+
+    /// Adds a JSON document that says more.
+    pub fn with_details(self, details: &serde_json::Value) -> Self {
+        Self { details: Some(Payload::new(Payload::JSON, details.to_string())), ..self }
     }
 }
 
