@@ -2,6 +2,8 @@
 //!
 //! Durations are written as `"30s"`, `"5m"`, `"1h 30m"`; sizes are plain bytes.
 
+mod validate;
+
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
@@ -15,6 +17,8 @@ use crate::job::{Policy, QueueName};
 use serde::{Deserialize, Serialize};
 
 use jiff::fmt::serde::unsigned_duration::friendly::compact::required as duration;
+
+pub use self::validate::{InvalidSetting, InvalidSettings, placeholders};
 
 /// The settings of one server, complete and with defaults filled in.
 #[derive(Clone, Debug, Deserialize, Serialize)]

@@ -1,3 +1,5 @@
+pub mod cli;
+pub mod client;
 pub mod config;
 pub mod engine;
 pub mod handlers;

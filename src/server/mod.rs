@@ -210,6 +210,18 @@ fn info(engine: &Engine, handlers: &Handlers, instance: &str) -> proto::GetServe
     }
 }
 
+/// Serves the built-in kinds until the first SIGTERM or SIGINT. Calls `ready` once, with the address that it listens on.
+///
+/// # Errors
+/// As [`Server::start`] and [`Server::serve`] say.
+pub async fn run(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), ServeError> {
+    let handlers = Handlers::builtin(&config).map_err(ServeError::Config)?;
+    let stop = stop_signal();
+    let server = Server::start(config, handlers).await?;
+    ready(server.address());
+    server.serve(stop).await
+}
+
 /// Resolves at the first SIGTERM or SIGINT; the second ends the process at once.
 pub async fn stop_signal() {
     let first = CancellationToken::new();
