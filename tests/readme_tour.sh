@@ -32,18 +32,19 @@ sed -E "s/(localhost|127\.0\.0\.1):50051/$ADDR/g" "$work/extracted" >"$work/tour
 name=$(basename "$file")
 cat >"$work/setup" <<SETUP
 unset BASH_ENV
-set -eEuo pipefail
+set -euo pipefail
 PS4='$name:\$LINENO + '
-trap 'echo "$name:\$LINENO: exit code \$?" >&2' ERR
 set -x
 SETUP
 
 cd "$root"
 export JOBWIRE_SERVER=$ADDR
 PATH=$(cd "$(dirname "$binary")" && pwd):$PATH
-if BASH_ENV=$work/setup bash "$work/tour" </dev/null; then
-    echo "tour of $name: every command passed"
-else
+code=0
+BASH_ENV=$work/setup bash "$work/tour" </dev/null || code=$?
+if [ "$code" -ne 0 ]; then
+    echo "tour of $name: the last command above FAILED with exit code $code" >&2
     show_log
-    die "tour of $name: FAILED"
+    exit 1
 fi
+echo "tour of $name: every command passed"
