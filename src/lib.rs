@@ -1,4 +1,9 @@
 pub mod config;
+pub mod engine;
+pub mod handlers;
+pub mod job;
+pub mod store;
+pub mod worker;
 
 /// The generated code of the contract, `proto/jobwire/v1`.
 #[allow(missing_docs)]

@@ -1,0 +1,11 @@
+//! The kinds of job that this server runs by itself, and the register that programs add their own to.
+
+mod echo;
+mod registry;
+mod sleep;
+mod span;
+#[cfg(test)]
+mod testing;
+mod typed;
+
+pub use registry::Handlers;

@@ -1,0 +1,128 @@
+//! Names, each of an alphabet and a length of its own. A value of these types is always valid.
+
+use std::{fmt, sync::Arc};
+
+use super::Error;
+
+/// Characters in a name of any sort.
+const MAX_LEN: usize = 128;
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $field:literal, $alphabet:literal, $valid:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Checks alphabet and length. The error names `field`.
+            pub fn parse(field: &str, text: &str) -> Result<Self, Error> {
+                let valid: fn(&str) -> bool = $valid;
+                if text.is_empty() || text.len() > MAX_LEN || !valid(text) {
+                    return Err(Error::invalid(field, format!(
+                        "must be {}, 1 to {MAX_LEN} characters", $alphabet
+                    )));
+                }
+                Ok(Self(text.into()))
+            }
+
+            /// The text of the name.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = Error;
+
+            fn from_str(text: &str) -> Result<Self, Error> {
+                Self::parse($field, text)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&*self.0, f)
+            }
+        }
+
+        impl std::borrow::Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+
+name!(
+    /// A job's id: the caller's own, or a UUIDv7 in its usual text form.
+    JobId, "job_id", "letters, digits and . _ ~ : -",
+    |text| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._~:-".contains(&b))
+);
+name!(
+    /// A line that jobs wait in. Segments joined by `/`; a grant or a filter may name a prefix.
+    QueueName, "queue", "segments of a-z, 0-9 and . _ - joined by /, none of them empty, . or ..",
+    |text| text.split('/').all(valid_segment)
+);
+name!(
+    /// Which handler runs a job.
+    Kind, "kind", "letters, digits and . _ -",
+    |text| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+);
+name!(
+    /// A key of the caller's choice: `request_id` or `unique_key`.
+    Key, "key", "visible ASCII without spaces",
+    |text| text.bytes().all(|b| b.is_ascii_graphic())
+);
+name!(
+    /// Who runs an attempt.
+    WorkerId, "worker_id", "visible ASCII without spaces",
+    |text| text.bytes().all(|b| b.is_ascii_graphic())
+);
+
+fn valid_segment(segment: &str) -> bool {
+    !segment.is_empty()
+        && segment != "."
+        && segment != ".."
+        && segment.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b))
+}
+
+impl Default for QueueName {
+    /// The queue of jobs that name none.
+    fn default() -> Self {
+        Self("default".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queue_names_are_paths() {
+        for good in ["default", "acme/mail", "a.b-c_d/0"] {
+            assert_eq!(QueueName::parse("queue", good).unwrap().as_str(), good);
+        }
+        for bad in ["", "/", "a/", "/a", "a//b", "a/../b", ".", "Mail", "a b", "ü", "a\0"] {
+            assert!(QueueName::parse("queue", bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn lengths_end_at_128() {
+        assert!(JobId::parse("job_id", &"a".repeat(128)).is_ok());
+        assert!(JobId::parse("job_id", &"a".repeat(129)).is_err());
+        assert!(JobId::parse("job_id", "").is_err());
+    }
+
+    #[test]
+    fn an_error_names_the_field() {
+        let error = Kind::parse("spec.kind", "send mail").unwrap_err();
+        assert!(matches!(&error, Error::Invalid { field, .. } if field == "spec.kind"), "{error:?}");
+    }
+}

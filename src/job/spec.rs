@@ -1,0 +1,71 @@
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{Key, Kind, Payload, QueueName, RetryOptions, Timestamp};
+
+/// Priorities go from minus this to plus this; higher comes first.
+pub const PRIORITY_MAX: i32 = 100;
+
+/// What one point of priority is worth in the line.
+pub const PRIORITY_STEP: Duration = Duration::from_secs(60);
+
+/// What was asked for. Never changes once accepted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobSpec {
+    pub queue: QueueName,
+    pub kind: Kind,
+    pub payload: Payload,
+    pub labels: BTreeMap<String, String>,
+    /// `-PRIORITY_MAX..=PRIORITY_MAX`.
+    pub priority: i32,
+    pub start: Start,
+    /// From being due to the start of the first attempt.
+    pub start_timeout: Option<Duration>,
+    /// One attempt.
+    pub attempt_timeout: Option<Duration>,
+    /// From submit to a final state, over all attempts of a run.
+    pub total_timeout: Option<Duration>,
+    pub retry: RetryOptions,
+    /// How long the job is kept after it is final.
+    pub retention: Option<Duration>,
+    /// At most one unfinished job for each queue and key.
+    pub unique_key: Option<Key>,
+}
+
+impl JobSpec {
+    /// A job of `kind` in the default queue, due at once, everything else left to the queue.
+    pub fn new(kind: Kind, payload: Payload) -> Self {
+        Self {
+            queue: QueueName::default(),
+            kind,
+            payload,
+            labels: BTreeMap::new(),
+            priority: 0,
+            start: Start::Now,
+            start_timeout: None,
+            attempt_timeout: None,
+            total_timeout: None,
+            retry: RetryOptions::default(),
+            retention: None,
+            unique_key: None,
+        }
+    }
+
+    /// When the first attempt is due, for a job that is accepted at `now`.
+    pub fn due(&self, now: Timestamp) -> Timestamp {
+        match self.start {
+            Start::Now => now,
+            Start::Delay(delay) => now.after(delay),
+            Start::At(at) => at.max(now),
+        }
+    }
+}
+
+/// When the first attempt is due.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    #[default]
+    Now,
+    /// After the submit.
+    Delay(Duration),
+    At(Timestamp),
+}

@@ -1,0 +1,321 @@
+//! Where jobs and their outcomes live.
+
+pub mod sqlite;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::sync::{broadcast, watch};
+
+use crate::job::{
+    Error, Fence, Filter, Job, JobId, JobSpec, Key, Kind, Progress, QueueName, Report, State, Timestamp,
+    View, WorkerId,
+};
+
+/// Keeps jobs, runs the rules of [`crate::job`] on them, and keeps the feed: every outcome in commit order.
+///
+/// This comment and those of the methods are the specification; `store::suite` tests all of it on every store.
+///
+/// - **Batches.** A mutating method takes many items, and is one transaction. Items are carried out in order, each as
+///   if the earlier ones had been committed. An item that is refused leaves nothing behind and does not touch the
+///   others; its answer stands at its place in the reply.
+/// - **Durability.** When a method has answered, what it did survives a killed process and lost power. The one
+///   exception is [`claim`](Self::claim) and [`renew`](Self::renew) on the embedded store: they survive the process,
+///   but may be forgotten with the power, as if the lease had run out.
+/// - **Failure.** An `Err` of a whole call means that the store has failed: nothing is known of the call, and
+///   [`Signals::failed`] tells why. A store that has failed never answers `Ok` again.
+/// - **Time** comes in as an argument. It never goes backwards from one call to the next.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Accepts jobs. A group is accepted as a whole or not at all: then the first refusal, and the index in the group
+    /// of the item that it is about.
+    ///
+    /// In this order: a known `request_id` answers with its job, a known `job_id` too, then an unfinished job with
+    /// the same `unique_key` in the queue. Equal spec: the job as it is now, `deduplicated`. Otherwise
+    /// [`Error::RequestIdReused`], [`Error::JobDeleted`], [`Error::JobIdInUse`] or [`Error::UniqueKeyInUse`].
+    /// A new job is then refused with [`Error::QueueFull`] or [`Error::StoreFull`] if there is no room.
+    async fn submit(&self, now: Timestamp, groups: Vec<Vec<Submission>>) -> Result<Vec<GroupReply>, Error>;
+
+    /// Hands out leases on due jobs, in order of rank within a queue, turn by turn among queues.
+    async fn claim(&self, now: Timestamp, claim: Claim) -> Result<Vec<Leased>, Error>;
+
+    /// Prolongs leases and stores the newest progress of their attempts.
+    async fn renew(&self, now: Timestamp, renewals: Vec<Renewal>) -> Result<Vec<Renewed>, Error>;
+
+    /// Carries out what workers report. [`Error::LeaseLost`] for a grant that is not the newest.
+    async fn settle(
+        &self,
+        now: Timestamp,
+        settlements: Vec<Settlement>,
+    ) -> Result<Vec<Result<(), Error>>, Error>;
+
+    /// Cancels. A job that runs is marked, and its lease is in [`Change::revoke`]; a final one is answered as it is.
+    async fn cancel(&self, now: Timestamp, cancels: Vec<Cancel>)
+    -> Result<Vec<Result<Change, Error>>, Error>;
+
+    /// Runs jobs again that ended without success, or ends their back-off.
+    async fn retry(&self, now: Timestamp, retries: Vec<Retry>) -> Result<Vec<Result<Change, Error>>, Error>;
+
+    /// Removes final jobs. Their request ids stay known, their outcomes leave the feed.
+    async fn delete(&self, now: Timestamp, deletes: Vec<Delete>) -> Result<Vec<Result<(), Error>>, Error>;
+
+    /// What time changes: due jobs, expired leases and limits, retention. Does a bounded amount; `more` asks to be
+    /// called again at once.
+    async fn tick(&self, now: Timestamp) -> Result<Tick, Error>;
+
+    /// Jobs by id, at the places of their ids; all from one snapshot, together with the head of the feed in it.
+    async fn get(&self, ids: Vec<JobId>, view: View) -> Result<(Vec<Option<Job>>, Position), Error>;
+
+    /// A page of jobs, newest submit first unless asked otherwise. A page may be short, or empty, and still have a
+    /// next one: the work of one call is bounded.
+    async fn list(&self, query: ListQuery) -> Result<ListPage, Error>;
+
+    /// Outcomes after a position, in commit order, in [`View::Result`]. Those that were deleted are left out.
+    async fn outcomes(&self, after: Position, limit: usize) -> Result<OutcomePage, Error>;
+
+    /// The newest outcome of each job that is final, in commit order, after a position and not beyond `upto`.
+    async fn existing(
+        &self,
+        after: Position,
+        upto: Position,
+        filter: &Filter,
+        limit: usize,
+    ) -> Result<OutcomePage, Error>;
+
+    /// The last position of the feed whose outcome is not later than `time`.
+    async fn position_at(&self, time: Timestamp) -> Result<Position, Error>;
+
+    /// Where the feed begins.
+    async fn feed_start(&self) -> Result<FeedStart, Error>;
+
+    /// Numbers of jobs by queue and kind. Kept, not counted: cheap.
+    async fn counts(&self) -> Result<Vec<LineCounts>, Error>;
+
+    /// The log that positions belong to: another one after a reset or a restore.
+    fn log_id(&self) -> LogId;
+
+    /// What the store tells without being asked.
+    fn signals(&self) -> &Signals;
+
+    /// Ends all work after what was begun, and closes.
+    async fn close(&self);
+}
+
+/// A place in the feed: after the outcome with this number. 0 is before all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position(pub i64);
+
+/// Names a log of outcomes. Positions mean nothing outside theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LogId(pub u64);
+
+/// Wake-ups. They coalesce and may be lost: whoever follows one also looks by itself from time to time.
+#[derive(Debug)]
+pub struct Signals {
+    /// The head of the feed, after the commit.
+    pub head: watch::Sender<Position>,
+    /// Counts up when jobs may have become due, or a nearer time to [`Store::tick`] exists.
+    pub due: watch::Sender<u64>,
+    /// Jobs that changed without an outcome. Sent only while somebody listens.
+    pub changed: broadcast::Sender<JobId>,
+    /// Set once, with the reason, when the store has failed.
+    pub failed: watch::Sender<Option<Arc<str>>>,
+}
+
+impl Signals {
+    /// Signals of a store whose feed ends at `head`.
+    pub fn new(head: Position) -> Self {
+        Self {
+            head: watch::Sender::new(head),
+            due: watch::Sender::new(0),
+            changed: broadcast::Sender::new(1024),
+            failed: watch::Sender::new(None),
+        }
+    }
+}
+
+/// A job to be accepted.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// The id to give: the caller's own, or a fresh one.
+    pub job_id: JobId,
+    /// Whether the id is the caller's own.
+    pub own_id: bool,
+    /// Who calls. Request ids are known per caller.
+    pub caller: String,
+    pub request_id: Option<Key>,
+    pub spec: Arc<JobSpec>,
+    /// Refuse, instead of answering with the job that holds the unique key.
+    pub reject_duplicate: bool,
+    pub trace: BTreeMap<String, String>,
+}
+
+/// What became of a group: all its items, or the first refusal and the index of its item.
+pub type GroupReply = Result<Vec<Submitted>, (usize, Error)>;
+
+/// A job that was accepted, or was there already.
+#[derive(Clone, Debug)]
+pub struct Submitted {
+    pub job: Job,
+    pub deduplicated: bool,
+    /// At or before the commit: what follows cannot miss the job's end.
+    pub position: Position,
+}
+
+/// A wish for work.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    pub worker: WorkerId,
+    /// None: all queues.
+    pub queues: Option<Vec<QueueName>>,
+    pub kinds: Vec<Kind>,
+    pub limit: usize,
+    /// At most so many from these queues.
+    pub caps: HashMap<QueueName, usize>,
+    pub lease: Duration,
+}
+
+/// A grant: the right to run one attempt for a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LeaseId {
+    /// The store's own number of the job.
+    pub job: i64,
+    pub fence: Fence,
+}
+
+/// A job with its lease.
+#[derive(Clone, Debug)]
+pub struct Leased {
+    pub lease: LeaseId,
+    /// In [`View::Full`], without the history.
+    pub job: Job,
+    pub attempt_timeout: Duration,
+}
+
+/// Prolongs one lease.
+#[derive(Clone, Debug)]
+pub struct Renewal {
+    pub lease: LeaseId,
+    pub until: Timestamp,
+    pub progress: Option<Progress>,
+}
+
+/// What became of a renewal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Renewed {
+    Held,
+    /// Held, but the worker should stop: the job was cancelled.
+    Cancelled,
+    Lost,
+}
+
+/// A report, fenced by its lease.
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    pub lease: LeaseId,
+    pub report: Report,
+    /// 0 up to 1, drawn by the caller.
+    pub jitter: f64,
+    /// The newest progress of the attempt, for the next one.
+    pub progress: Option<Progress>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Cancel {
+    pub job_id: JobId,
+    pub reason: String,
+    /// [`Error::EtagMismatch`] unless it is the job's.
+    pub etag: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Retry {
+    pub job_id: JobId,
+    pub delay: Duration,
+    pub etag: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Delete {
+    pub job_id: JobId,
+    pub etag: Option<String>,
+    /// A job that is not there is fine.
+    pub allow_missing: bool,
+}
+
+/// A job after a call, in [`View::Result`].
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub job: Job,
+    /// The lease of the attempt that must be told to stop.
+    pub revoke: Option<LeaseId>,
+}
+
+/// What a tick did.
+#[derive(Clone, Debug, Default)]
+pub struct Tick {
+    /// There is more to do now.
+    pub more: bool,
+    /// When something is next due. None: nothing is known of.
+    pub next: Option<Timestamp>,
+    /// Leases that are over: their attempts must stop.
+    pub revoked: Vec<LeaseId>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ListQuery {
+    pub filter: Filter,
+    pub view: View,
+    pub limit: usize,
+    pub oldest_first: bool,
+    /// From the page before.
+    pub after: Option<i64>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ListPage {
+    pub jobs: Vec<Job>,
+    /// Where the next page begins; None at the end.
+    pub next: Option<i64>,
+    /// At or before the snapshot of the page.
+    pub position: Position,
+}
+
+/// One outcome of the feed.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub position: Position,
+    pub job: Arc<Job>,
+}
+
+#[derive(Clone, Debug)]
+pub struct OutcomePage {
+    pub outcomes: Vec<Outcome>,
+    /// Everything up to here has been looked at.
+    pub upto: Position,
+    pub start: FeedStart,
+}
+
+/// Where the feed begins: what is older was dropped from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FeedStart {
+    /// Every outcome after this position is there, unless its job was removed.
+    pub position: Position,
+    /// When the oldest of them was committed; the present if there is none.
+    pub time: Timestamp,
+    /// When the last one that was dropped was committed; 0 if none was.
+    pub cut: Timestamp,
+}
+
+/// Numbers of one queue and kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LineCounts {
+    pub queue: QueueName,
+    pub kind: Kind,
+    /// By [`State::number`] less one. The final ones count every end there ever was.
+    pub by_state: [u64; State::ALL.len()],
+}

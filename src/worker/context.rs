@@ -1,0 +1,210 @@
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::Serialize;
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::job::{JobError, JobId, JobSpec, Kind, Payload, Progress, QueueName, Timestamp};
+
+/// What a handler knows of its attempt, and how it reports progress. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Context(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    parts: ContextParts,
+    cancelled: CancellationToken,
+    progress: watch::Sender<Option<Progress>>,
+}
+
+/// What a [`Context`] is made of.
+#[derive(Clone, Debug)]
+pub struct ContextParts {
+    pub job_id: JobId,
+    pub run: u32,
+    /// Attempts begun in this run, this one included.
+    pub attempt: u32,
+    pub spec: Arc<JobSpec>,
+    /// The W3C trace headers of the Submit call.
+    pub trace: BTreeMap<String, String>,
+    /// When the attempt times out.
+    pub deadline: Instant,
+    /// What the attempt before this one reported last.
+    pub last_progress: Option<Progress>,
+}
+
+impl Context {
+    /// The context of one attempt, and where its newest progress can be read: conflated, with no time set.
+    pub fn new(
+        parts: ContextParts,
+        cancelled: CancellationToken,
+    ) -> (Self, watch::Receiver<Option<Progress>>) {
+        let (progress, newest) = watch::channel(None);
+        (Self(Arc::new(Inner { parts, cancelled, progress })), newest)
+    }
+
+    /// The same in every attempt and run.
+    pub fn job_id(&self) -> &JobId {
+        &self.0.parts.job_id
+    }
+
+    /// 1, plus one for every retry by hand.
+    pub fn run(&self) -> u32 {
+        self.0.parts.run
+    }
+
+    /// 1 for the first attempt of the run.
+    pub fn attempt(&self) -> u32 {
+        self.0.parts.attempt
+    }
+
+    pub fn queue(&self) -> &QueueName {
+        &self.0.parts.spec.queue
+    }
+
+    pub fn kind(&self) -> &Kind {
+        &self.0.parts.spec.kind
+    }
+
+    pub fn labels(&self) -> &BTreeMap<String, String> {
+        &self.0.parts.spec.labels
+    }
+
+    /// The W3C trace headers of the Submit call, by lower-case name.
+    pub fn trace(&self) -> &BTreeMap<String, String> {
+        &self.0.parts.trace
+    }
+
+    /// When the attempt times out.
+    pub fn deadline(&self) -> Instant {
+        self.0.parts.deadline
+    }
+
+    /// Fires when the attempt is to stop: the job was cancelled, its time is over, or the server stops.
+    pub fn cancelled(&self) -> &CancellationToken {
+        &self.0.cancelled
+    }
+
+    /// Waits until the attempt is to stop, or its deadline has passed.
+    pub async fn stopped(&self) {
+        tokio::select! {
+            () = self.0.cancelled.cancelled() => {}
+            () = tokio::time::sleep_until(self.deadline()) => {}
+        }
+    }
+
+    /// Awaits `work`, and drops it unfinished if the attempt is to stop first: then the error is
+    /// [`Context::interrupted`].
+    pub async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Result<T, JobError> {
+        tokio::select! {
+            done = work => Ok(done),
+            () = self.stopped() => Err(self.interrupted()),
+        }
+    }
+
+    /// What a handler may return once it was told to stop. What becomes of the job does not depend on it.
+    pub fn interrupted(&self) -> JobError {
+        JobError::retryable(
+            "interrupted",
+            "stopped before it was done: the job was cancelled, its time is over, or the server stops",
+        )
+    }
+
+    /// What the attempt before this one reported last, with its checkpoint.
+    pub fn last_progress(&self) -> Option<&Progress> {
+        self.0.parts.last_progress.as_ref()
+    }
+
+    /// Reports how far the attempt has come: `fraction` from 0 to 1, `note` up to [`Progress::NOTE_MAX`] bytes; what
+    /// is beyond is cut. Never blocks; only the newest report is kept. The newest checkpoint stays with it.
+    pub fn progress(&self, fraction: f64, note: &str) {
+        self.report(fraction, note, None);
+    }
+
+    /// Like [`Context::progress`], with a checkpoint that is handed to the next attempt: see
+    /// [`Context::last_progress`].
+    ///
+    /// Fails with `checkpoint.invalid` if `details` cannot be written as JSON of at most
+    /// [`Progress::DETAILS_MAX`] bytes.
+    pub fn checkpoint(&self, fraction: f64, note: &str, details: impl Serialize) -> Result<(), JobError> {
+        let invalid = |why: String| JobError::permanent("checkpoint.invalid", why);
+        let json = serde_json::to_vec(&details)
+            .map_err(|error| invalid(format!("the checkpoint cannot be written as JSON: {error}")))?;
+        if json.len() > Progress::DETAILS_MAX {
+            return Err(invalid(format!(
+                "the checkpoint has {} bytes, more than the {} that are allowed: keep a reference to the data instead",
+                json.len(),
+                Progress::DETAILS_MAX
+            )));
+        }
+        self.report(fraction, note, Some(Payload::new(Payload::JSON, json)));
+        Ok(())
+    }
+
+    fn report(&self, fraction: f64, note: &str, details: Option<Payload>) {
+        let fraction = if fraction.is_nan() { 0.0 } else { fraction.clamp(0.0, 1.0) };
+        let note = note[..note.floor_char_boundary(Progress::NOTE_MAX)].to_owned();
+        self.0.progress.send_modify(|newest| {
+            let checkpoint = newest.take().or_else(|| self.last_progress().cloned()).and_then(|p| p.details);
+            let details = details.or(checkpoint);
+            *newest = Some(Progress { fraction, note, details, update_time: Timestamp(0) });
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn context(last_progress: Option<Progress>) -> (Context, watch::Receiver<Option<Progress>>) {
+        let spec = JobSpec::new("echo".parse().unwrap(), Payload::none());
+        let parts = ContextParts {
+            job_id: "job-1".parse().unwrap(),
+            run: 1,
+            attempt: 2,
+            spec: Arc::new(spec),
+            trace: BTreeMap::new(),
+            deadline: Instant::now() + Duration::from_secs(60),
+            last_progress,
+        };
+        Context::new(parts, CancellationToken::new())
+    }
+
+    #[test]
+    fn only_the_newest_progress_is_kept_within_its_limits() {
+        let (context, newest) = context(None);
+        context.progress(0.1, "first");
+        context.progress(f64::NAN, "second");
+        assert_eq!(newest.borrow().as_ref().unwrap().fraction, 0.0);
+        context.progress(7.0, &"ü".repeat(Progress::NOTE_MAX));
+        let progress = newest.borrow().clone().unwrap();
+        assert_eq!(progress.fraction, 1.0);
+        assert_eq!(progress.note.len(), Progress::NOTE_MAX);
+        assert_eq!(progress.details, None);
+    }
+
+    #[test]
+    fn a_checkpoint_outlives_plain_progress_and_attempts() {
+        let (first, newest) = context(None);
+        first.checkpoint(0.5, "half", [1, 2]).unwrap();
+        first.progress(0.6, "more");
+        let last = newest.borrow().clone().unwrap();
+        assert_eq!(last.details, Some(Payload::new(Payload::JSON, "[1,2]")));
+
+        let (second, newest) = context(Some(last.clone()));
+        assert_eq!(second.last_progress(), Some(&last));
+        second.progress(0.1, "again");
+        assert_eq!(newest.borrow().as_ref().unwrap().details, last.details);
+    }
+
+    #[test]
+    fn a_checkpoint_that_is_too_large_is_refused() {
+        let (context, newest) = context(None);
+        let error = context.checkpoint(0.5, "", "x".repeat(Progress::DETAILS_MAX)).unwrap_err();
+        assert_eq!(error.code, "checkpoint.invalid");
+        assert!(!error.retryable);
+        assert!(newest.borrow().is_none());
+    }
+}
