@@ -10,6 +10,8 @@ use std::{
 };
 
 use ipnet::IpNet;
+
+use crate::job::{Policy, QueueName};
 use serde::{Deserialize, Serialize};
 
 use jiff::fmt::serde::unsigned_duration::friendly::compact::required as duration;
@@ -58,6 +60,24 @@ impl Default for Config {
             queues: BTreeMap::new(),
             http: Http::default(),
             exec: Exec::default(),
+        }
+    }
+}
+
+impl Config {
+    /// What holds for the jobs of a queue that say nothing themselves.
+    pub fn queue_policy(&self, queue: &QueueName) -> Policy {
+        let (own, defaults) = (self.queues.get(queue.as_str()), &self.defaults);
+        Policy {
+            max_attempts: own.and_then(|own| own.max_attempts).unwrap_or(defaults.max_attempts),
+            initial_backoff: own.and_then(|own| own.initial_backoff).unwrap_or(defaults.initial_backoff),
+            max_backoff: own.and_then(|own| own.max_backoff).unwrap_or(defaults.max_backoff),
+            backoff_multiplier: own
+                .and_then(|own| own.backoff_multiplier)
+                .unwrap_or(defaults.backoff_multiplier),
+            non_retryable_codes: Vec::new(),
+            attempt_timeout: own.and_then(|own| own.attempt_timeout).unwrap_or(defaults.attempt_timeout),
+            retention: own.and_then(|own| own.retention).unwrap_or(defaults.retention),
         }
     }
 }

@@ -1,6 +1,8 @@
 pub mod config;
+pub mod engine;
 pub mod handlers;
 pub mod job;
+pub mod store;
 pub mod worker;
 
 /// The generated code of the contract, `proto/jobwire/v1`.

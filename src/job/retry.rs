@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::JobError;
+use super::{JobError, JobSpec};
 
 /// What a job says of its retries; what is absent comes from its queue.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -30,6 +30,20 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// What holds for a job: `self` is its queue's.
+    pub fn of(&self, spec: &JobSpec) -> Self {
+        let retry = &spec.retry;
+        Self {
+            max_attempts: retry.max_attempts.unwrap_or(self.max_attempts),
+            initial_backoff: retry.initial_backoff.unwrap_or(self.initial_backoff),
+            max_backoff: retry.max_backoff.unwrap_or(self.max_backoff),
+            backoff_multiplier: retry.backoff_multiplier.unwrap_or(self.backoff_multiplier),
+            non_retryable_codes: retry.non_retryable_codes.clone(),
+            attempt_timeout: spec.attempt_timeout.unwrap_or(self.attempt_timeout),
+            retention: spec.retention.unwrap_or(self.retention),
+        }
+    }
+
     /// How long to wait after attempt number `attempt` failed with `error`; None if it was the last.
     ///
     /// The wait is the handler's own `retry_delay`, else drawn between nothing and an exponential bound ("full

@@ -48,7 +48,12 @@ pub struct Job {
 impl Job {
     /// The text that changes with every transition.
     pub fn etag(&self) -> String {
-        format!("{:x}", self.version)
+        Self::etag_of(self.version)
+    }
+
+    /// The etag of a job with this version.
+    pub fn etag_of(version: i64) -> String {
+        format!("{version:x}")
     }
 }
 

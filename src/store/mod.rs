@@ -12,7 +12,8 @@ use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
 
 use crate::job::{
-    Error, Fence, Filter, Job, JobId, JobSpec, Key, Kind, Progress, QueueName, Report, State, Timestamp, View, WorkerId,
+    Error, Fence, Filter, Job, JobId, JobSpec, Key, Kind, Progress, QueueName, Report, State, Timestamp,
+    View, WorkerId,
 };
 
 /// Keeps jobs, runs the rules of [`crate::job`] on them, and keeps the feed: every outcome in commit order.
@@ -46,10 +47,15 @@ pub trait Store: Send + Sync + 'static {
     async fn renew(&self, now: Timestamp, renewals: Vec<Renewal>) -> Result<Vec<Renewed>, Error>;
 
     /// Carries out what workers report. [`Error::LeaseLost`] for a grant that is not the newest.
-    async fn settle(&self, now: Timestamp, settlements: Vec<Settlement>) -> Result<Vec<Result<(), Error>>, Error>;
+    async fn settle(
+        &self,
+        now: Timestamp,
+        settlements: Vec<Settlement>,
+    ) -> Result<Vec<Result<(), Error>>, Error>;
 
     /// Cancels. A job that runs is marked, and its lease is in [`Change::revoke`]; a final one is answered as it is.
-    async fn cancel(&self, now: Timestamp, cancels: Vec<Cancel>) -> Result<Vec<Result<Change, Error>>, Error>;
+    async fn cancel(&self, now: Timestamp, cancels: Vec<Cancel>)
+    -> Result<Vec<Result<Change, Error>>, Error>;
 
     /// Runs jobs again that ended without success, or ends their back-off.
     async fn retry(&self, now: Timestamp, retries: Vec<Retry>) -> Result<Vec<Result<Change, Error>>, Error>;
@@ -72,8 +78,13 @@ pub trait Store: Send + Sync + 'static {
     async fn outcomes(&self, after: Position, limit: usize) -> Result<OutcomePage, Error>;
 
     /// The newest outcome of each job that is final, in commit order, after a position and not beyond `upto`.
-    async fn existing(&self, after: Position, upto: Position, filter: &Filter, limit: usize)
-    -> Result<OutcomePage, Error>;
+    async fn existing(
+        &self,
+        after: Position,
+        upto: Position,
+        filter: &Filter,
+        limit: usize,
+    ) -> Result<OutcomePage, Error>;
 
     /// The last position of the feed whose outcome is not later than `time`.
     async fn position_at(&self, time: Timestamp) -> Result<Position, Error>;
@@ -296,6 +307,8 @@ pub struct FeedStart {
     pub position: Position,
     /// When the oldest of them was committed; the present if there is none.
     pub time: Timestamp,
+    /// When the last one that was dropped was committed; 0 if none was.
+    pub cut: Timestamp,
 }
 
 /// Numbers of one queue and kind.

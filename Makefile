@@ -1,0 +1,80 @@
+# `make test` runs everything that CI runs. `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+TOOLS := $(TARGET)/tools
+BINARY := $(TARGET)/release/jobwire
+BASELINE := proto/baseline.binpb
+# Bytes. The binary must stay below it.
+MAX_SIZE := 26214400
+STEPS := tools fmt-check clippy proto-lint proto-breaking deny cargo-test release-check transcripts readme
+
+export PATH := $(TOOLS)/bin:$(PATH)
+
+.PHONY: help test $(STEPS) build fmt advisories proto-baseline
+
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+		printf '  %-15s %s\n' "$$name" "$$text"; done
+
+test: ## Everything CI runs, step by step with times
+	@begin=$$SECONDS; \
+	for step in $(STEPS); do \
+		printf '\n==== %s\n' "$$step"; \
+		start=$$SECONDS; \
+		$(MAKE) --no-print-directory "$$step" || { \
+			printf '==== %s FAILED after %s s: `make %s` repeats it\n' "$$step" $$((SECONDS - start)) "$$step"; exit 1; }; \
+		printf '==== %s: %s s\n' "$$step" $$((SECONDS - start)); \
+	done; \
+	printf '\n==== all steps passed in %s s\n' $$((SECONDS - begin))
+
+tools: ## Install what is missing for the steps below
+	@tools/install.sh $(TOOLS)
+
+fmt-check: ## Is the code formatted?
+	cargo fmt --check
+
+clippy: ## Lints, warnings are errors
+	cargo clippy --locked --all-targets -- -D warnings
+
+proto-lint: ## buf lint, STANDARD
+	buf lint
+
+proto-breaking: ## Does the contract break callers built against the last landing?
+	buf breaking --against $(BASELINE)
+	@buf build --exclude-source-info -o - | cmp -s - $(BASELINE) || \
+		echo 'The contract differs from its baseline: run `make proto-baseline` before this lands.'
+
+deny: ## Bans, licences and sources of dependencies
+	cargo deny --locked check bans licenses sources
+
+cargo-test: ## Unit, integration and documentation tests
+	cargo test --locked
+
+release-check: ## Build the release binary and check its size
+	@start=$$SECONDS; cargo build --locked --release; seconds=$$((SECONDS - start)); \
+	size=$$(wc -c < $(BINARY)); \
+	printf 'jobwire: %s bytes (at most %s), built in %s s\n' "$$size" $(MAX_SIZE) "$$seconds"; \
+	[ "$$size" -lt $(MAX_SIZE) ] || { echo 'The binary is too large: `cargo bloat --release --crates` shows what fills it.'; exit 1; }
+
+transcripts: ## The contract's transcripts with the real grpcurl
+	JOBWIRE_BIN=$(BINARY) tests/transcripts.sh
+
+readme: ## Run the tour of the README
+	JOBWIRE_BIN=$(BINARY) tests/readme_tour.sh README.md
+
+build: ## The release binary
+	cargo build --locked --release
+
+fmt: ## Format the code
+	cargo fmt
+
+advisories: ## Known vulnerabilities in dependencies; needs the network
+	cargo deny --locked check advisories
+
+proto-baseline: ## Record the contract as landed; refuses what would break callers
+	@if [ -e $(BASELINE) ]; then buf breaking --against $(BASELINE); fi
+	buf build --exclude-source-info -o $(BASELINE)

@@ -1,0 +1,297 @@
+//! Between the services and the store: collects calls into batches, hands due jobs to workers, runs the timers, and
+//! lets watchers follow the feed.
+//!
+//! Requests go down, positions of the feed come up; nothing calls back.
+
+mod batcher;
+mod clock;
+mod feed;
+mod hints;
+mod leases;
+mod timers;
+mod waits;
+mod watch;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{Semaphore, broadcast},
+    time::Instant,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use batcher::Pressure;
+pub use clock::Clock;
+pub use leases::{Held, Leases, Revocation};
+pub use watch::{Event, GapReason, Message, OnGap, Start, Watch, WatchRequest};
+
+use self::{batcher::Batcher, feed::Feed, waits::Waits};
+use crate::{
+    config::Config,
+    job::{Error, Job, JobId, Progress, State, View},
+    store::{
+        Cancel, Change, Claim, Delete, GroupReply, Leased, LineCounts, ListPage, ListQuery, LogId, Position,
+        Retry, Settlement, Store, Submission,
+    },
+};
+
+/// Items of one batch.
+const BATCH: usize = 500;
+
+/// A wait looks at the store by itself this often, should a wake-up be lost.
+const WAIT_POLL: Duration = Duration::from_secs(5);
+
+/// The engine of one process. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    config: Arc<Config>,
+    store: Arc<dyn Store>,
+    clock: Arc<Clock>,
+    submits: Batcher<Vec<Submission>, GroupReply>,
+    settles: Batcher<Settlement, Result<(), Error>>,
+    cancels: Batcher<Cancel, Result<Change, Error>>,
+    retries: Batcher<Retry, Result<Change, Error>>,
+    deletes: Batcher<Delete, Result<(), Error>>,
+    feed: Feed,
+    waits: Waits,
+    leases: Arc<Leases>,
+    progress: broadcast::Sender<Arc<ProgressHint>>,
+    watchers: Arc<Semaphore>,
+    /// No new work is taken.
+    draining: CancellationToken,
+    /// Waits and watches end.
+    closing: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// How far an attempt has come: told live, never replayed.
+#[derive(Clone, Debug)]
+pub struct ProgressHint {
+    pub job_id: JobId,
+    pub run: u32,
+    pub attempt: u32,
+    pub progress: Progress,
+}
+
+impl Engine {
+    /// Starts the duties of the engine on the current runtime. They end with [`Engine::close`].
+    pub fn start(config: Arc<Config>, store: Arc<dyn Store>, clock: Clock) -> Self {
+        let limits = &config.limits;
+        let writes = limits.submit_buffer_items;
+        let clock = Arc::new(clock);
+        let submit_capacity = limits.submit_buffer_bytes;
+        macro_rules! batcher {
+            ($method:ident, $capacity:expr) => {{
+                let (store, clock) = (store.clone(), clock.clone());
+                Batcher::spawn($capacity, BATCH, move |batch| {
+                    let (store, now) = (store.clone(), clock.now());
+                    async move { store.$method(now, batch).await }
+                })
+            }};
+        }
+        let inner = Inner {
+            submits: batcher!(submit, submit_capacity),
+            settles: batcher!(settle, submit_capacity),
+            cancels: batcher!(cancel, writes),
+            retries: batcher!(retry, writes),
+            deletes: batcher!(delete, writes),
+            feed: Feed::new(store.clone(), config.watch.ring_bytes),
+            waits: Waits::new(limits.max_waits),
+            leases: Arc::default(),
+            progress: broadcast::Sender::new(1024),
+            watchers: Arc::new(Semaphore::new(config.watch.max_watchers)),
+            draining: CancellationToken::new(),
+            closing: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            config,
+            store,
+            clock,
+        };
+        let engine = Self(Arc::new(inner));
+        engine.spawn_duties();
+        engine
+    }
+
+    fn spawn_duties(&self) {
+        let Inner { config, tasks, .. } = &*self.0;
+        let workers = &config.workers;
+        let (heartbeat, lease) = (workers.heartbeat, workers.lease);
+        let follow = self.0.clone();
+        self.spawn_duty(tasks, async move { follow.feed.follow(&follow.waits).await });
+        let keep = self.0.clone();
+        self.spawn_duty(
+            tasks,
+            async move { keep.leases.keep(&*keep.store, &keep.clock, heartbeat, lease).await },
+        );
+        let tick = self.0.clone();
+        self.spawn_duty(tasks, async move { timers::run(&*tick.store, &tick.clock, &tick.leases).await });
+    }
+
+    fn spawn_duty(&self, tasks: &TaskTracker, duty: impl Future<Output = ()> + Send + 'static) {
+        let closing = self.0.closing.clone();
+        tasks.spawn(async move { closing.run_until_cancelled(duty).await });
+    }
+
+    pub fn config(&self) -> &Arc<Config> {
+        &self.0.config
+    }
+
+    pub fn clock(&self) -> &Arc<Clock> {
+        &self.0.clock
+    }
+
+    pub fn leases(&self) -> &Arc<Leases> {
+        &self.0.leases
+    }
+
+    /// The log that cursors are valid for.
+    pub fn log_id(&self) -> LogId {
+        self.0.store.log_id()
+    }
+
+    /// Why the store has failed, once it has. Then the process should leave.
+    pub async fn store_failed(&self) -> Arc<str> {
+        let mut failed = self.0.store.signals().failed.subscribe();
+        loop {
+            if let Some(why) = failed.borrow_and_update().clone() {
+                return why;
+            }
+            if failed.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Wakes whenever jobs may have become due.
+    pub fn due(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.0.store.signals().due.subscribe()
+    }
+
+    /// Accepts a group of jobs, all or none, and answers once they are durable.
+    ///
+    /// # Errors
+    /// As [`Store::submit`] says, with the index of the item; [`Error::Draining`] while the server stops, and
+    /// [`Error::QueueFull`] if too much waits for its commit.
+    pub async fn submit(&self, group: Vec<Submission>, pressure: Pressure) -> GroupReply {
+        self.take_work().map_err(|error| (0, error))?;
+        let size: usize = group.iter().map(|item| item.spec.payload.size + 1024).sum();
+        self.0.submits.call(group, size, pressure).await.map_err(|error| (0, error))?
+    }
+
+    fn take_work(&self) -> Result<(), Error> {
+        if self.0.draining.is_cancelled() { Err(Error::Draining) } else { Ok(()) }
+    }
+
+    /// A job as it is now.
+    ///
+    /// # Errors
+    /// [`Error::JobNotFound`].
+    pub async fn get(&self, id: &JobId, view: View) -> Result<Job, Error> {
+        let (mut jobs, _) = self.0.store.get(vec![id.clone()], view).await?;
+        let mut job = jobs.pop().flatten().ok_or_else(|| Error::JobNotFound { job_id: id.to_string() })?;
+        if job.state == State::RUNNING
+            && let Some(newer) = self.0.leases.progress(id)
+        {
+            job.progress = Some(newer);
+        }
+        Ok(job)
+    }
+
+    /// A job once it is final, or as it is at `until` or when the server stops.
+    ///
+    /// # Errors
+    /// [`Error::JobNotFound`]; [`Error::WatchLimit`] if too many wait.
+    pub async fn wait(&self, id: &JobId, until: Instant) -> Result<Job, Error> {
+        // Registered first, looked second: an end between the two is not missed.
+        let mut wait = self.0.waits.begin(id.clone())?;
+        loop {
+            let job = self.get(id, View::Result).await?;
+            if job.state.is_final() || Instant::now() >= until {
+                return Ok(job);
+            }
+            tokio::select! {
+                job = wait.outcome() => return Ok(Job::clone(&job)),
+                () = tokio::time::sleep_until(until.min(Instant::now() + WAIT_POLL)) => {}
+                () = self.0.closing.cancelled() => return self.get(id, View::Result).await,
+            }
+        }
+    }
+
+    pub async fn list(&self, query: ListQuery) -> Result<ListPage, Error> {
+        self.0.store.list(query).await
+    }
+
+    /// Cancels a job, and tells its worker if it runs here.
+    pub async fn cancel(&self, cancel: Cancel) -> Result<Job, Error> {
+        let change = self.0.cancels.call(cancel, 1, Pressure::Refuse).await??;
+        if let Some(lease) = change.revoke {
+            self.0.leases.revoke(lease, Revocation::Cancelled);
+        }
+        Ok(change.job)
+    }
+
+    pub async fn retry(&self, retry: Retry) -> Result<Job, Error> {
+        self.take_work()?;
+        Ok(self.0.retries.call(retry, 1, Pressure::Refuse).await??.job)
+    }
+
+    pub async fn delete(&self, delete: Delete) -> Result<(), Error> {
+        self.0.deletes.call(delete, 1, Pressure::Refuse).await?
+    }
+
+    pub async fn counts(&self) -> Result<Vec<LineCounts>, Error> {
+        self.0.store.counts().await
+    }
+
+    /// The end of the feed.
+    pub fn head(&self) -> Position {
+        *self.0.store.signals().head.borrow()
+    }
+
+    /// Leases on due jobs. None while the server stops.
+    pub async fn claim(&self, claim: Claim) -> Result<Vec<Leased>, Error> {
+        if self.take_work().is_err() {
+            return Ok(Vec::new());
+        }
+        self.0.store.claim(self.0.clock.now(), claim).await
+    }
+
+    /// Carries out a worker's report. Answers once it is durable.
+    ///
+    /// # Errors
+    /// [`Error::LeaseLost`] if the lease is over: drop the result.
+    pub async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
+        let size = match &settlement.report {
+            crate::job::Report::Succeeded(output) => output.size + 512,
+            _ => 1024,
+        };
+        self.0.settles.call(settlement, size, Pressure::Wait).await?
+    }
+
+    /// Tells those who watch how far an attempt has come.
+    pub fn tell_progress(&self, hint: ProgressHint) {
+        // Nobody may be listening.
+        let _ = self.0.progress.send(Arc::new(hint));
+    }
+
+    /// Takes no new work from here on.
+    pub fn drain(&self) {
+        self.0.draining.cancel();
+    }
+
+    /// Resolves when the server begins to stop.
+    pub async fn drained(&self) {
+        self.0.draining.cancelled().await;
+    }
+
+    /// Ends waits, watches and duties. What was handed in before is still carried out.
+    pub async fn close(&self) {
+        self.0.draining.cancel();
+        self.0.closing.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+        self.0.store.close().await;
+    }
+}

@@ -1,0 +1,426 @@
+//! One watcher: what existed, then what comes, at the watcher's own pace.
+//!
+//! The tail of the feed only wakes; outcomes are read from the feed, from where the watcher stands. So a slow watcher
+//! lags and loses nothing, and never holds up the store or other watchers.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
+};
+
+use super::{Engine, ProgressHint, hints::Hints};
+use crate::{
+    job::{Error, Filter, Job, JobId, Timestamp, View},
+    store::{FeedStart, Outcome, Position},
+};
+
+/// Outcomes of one read.
+const PAGE: usize = 256;
+
+/// Jobs whose progress is told and for which the filter's answer is remembered.
+const MAX_KNOWN: usize = 1024;
+
+/// What to watch.
+#[derive(Clone, Debug)]
+pub struct WatchRequest {
+    pub filter: Filter,
+    pub start: Start,
+    /// First the newest outcome of every matching job that is final already.
+    pub include_existing: bool,
+    /// End once every job of the filter is final.
+    pub until_all_done: bool,
+    pub include_progress: bool,
+    pub include_transitions: bool,
+    pub heartbeat: Duration,
+    pub on_gap: OnGap,
+    /// Bytes of an output that are sent within a message: what a message weighs in the stream's buffer.
+    pub max_inline_output: usize,
+    /// The end of the call.
+    pub deadline: Option<Instant>,
+}
+
+/// Where to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    Now,
+    /// A cursor of this log.
+    After(Position),
+    /// A cursor of another log.
+    OtherLog,
+    Since(Timestamp),
+    Earliest,
+}
+
+/// What to do when outcomes between the cursor and now are gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnGap {
+    Fail,
+    Continue,
+}
+
+/// What a watcher is told.
+#[derive(Clone, Debug)]
+pub enum Event {
+    Finished(Arc<Job>),
+    /// The newest state of a job that goes on.
+    Changed(Box<Job>),
+    Progress(Arc<ProgressHint>),
+    Checkpoint {
+        caught_up: bool,
+        closing: bool,
+    },
+    Gap {
+        reason: GapReason,
+        missed: i64,
+        oldest: Timestamp,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GapReason {
+    Retention,
+    LogReplaced,
+}
+
+/// An event with the place to resume from, if it has one. Holds its part of the stream's buffer until it is dropped.
+pub struct Message {
+    pub cursor: Option<Position>,
+    pub event: Event,
+    _room: OwnedSemaphorePermit,
+}
+
+/// The reader's end of a watch. Dropping it ends the watch.
+pub struct Watch {
+    messages: mpsc::Receiver<Message>,
+    end: watch::Receiver<Option<Result<(), Error>>>,
+}
+
+impl Watch {
+    /// The next message; None when the request is fulfilled.
+    pub async fn next(&mut self) -> Option<Result<Message, Error>> {
+        if let Some(message) = self.messages.recv().await {
+            return Some(Ok(message));
+        }
+        // Without a word the watcher has panicked.
+        let end = self.end.borrow().clone();
+        match end.unwrap_or_else(|| Err(Error::Internal("the watch ended without a reason".into()))) {
+            Ok(()) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+impl Engine {
+    /// Begins to watch.
+    ///
+    /// # Errors
+    /// [`Error::WatchLimit`], [`Error::JobNotFound`] for an unknown id under `until_all_done`,
+    /// [`Error::CursorExpired`] and [`Error::LogReplaced`] if there is a gap and it is not accepted.
+    pub async fn watch(&self, request: WatchRequest) -> Result<Watch, Error> {
+        let limits = &self.config().watch;
+        let full = |_| Error::WatchLimit { what: "watches", limit: limits.max_watchers as u64 };
+        let permit = self.0.watchers.clone().try_acquire_owned().map_err(full)?;
+        let (sender, messages) = mpsc::channel(limits.buffer_messages);
+        let (ended, end) = watch::channel(None);
+        // Subscribed before the first look, so that nothing falls between the two.
+        let mut watcher = Watcher {
+            tail: self.0.feed.tail(),
+            hints: Hints::new(
+                request.include_transitions.then(|| self.0.store.signals().changed.subscribe()),
+                request.include_progress.then(|| self.0.progress.subscribe()),
+            ),
+            at: Position(0),
+            pending: HashSet::new(),
+            sender,
+            room: Arc::new(Semaphore::new(limits.buffer_bytes)),
+            known: HashMap::new(),
+            caught_up: false,
+            retire: Instant::now() + jittered(limits.max_stream_age),
+            request,
+            engine: self.clone(),
+        };
+        let opening = watcher.open().await?;
+        tokio::spawn(async move {
+            let result = tokio::select! {
+                result = watcher.run(opening) => result,
+                // The reader went away.
+                () = ended.closed() => return,
+            };
+            ended.send_replace(Some(result));
+            drop(permit);
+        });
+        Ok(Watch { messages, end })
+    }
+}
+
+/// Plus or minus 10 %: streams that began together do not end together.
+fn jittered(age: Duration) -> Duration {
+    age.mul_f64(0.9 + 0.2 * fastrand::f64())
+}
+
+struct Watcher {
+    engine: Engine,
+    request: WatchRequest,
+    tail: watch::Receiver<Position>,
+    hints: Hints,
+    /// Every matching outcome up to here was sent.
+    at: Position,
+    /// Under `until_all_done`: the jobs that are not final yet.
+    pending: HashSet<JobId>,
+    /// Whether the filter lets a job through, for those whose progress is told.
+    known: HashMap<JobId, bool>,
+    caught_up: bool,
+    retire: Instant,
+    sender: mpsc::Sender<Message>,
+    room: Arc<Semaphore>,
+}
+
+/// What is sent before the feed is followed.
+struct Opening {
+    gap: Option<Event>,
+    /// Replay the newest outcome of each final job up to here.
+    existing: Option<Position>,
+}
+
+/// Why the waiting ended.
+enum Wake {
+    Tail,
+    Beat,
+    Hints,
+    Close,
+    Deadline,
+}
+
+impl Watcher {
+    /// Finds the place to begin at, and refuses what cannot be served.
+    async fn open(&mut self) -> Result<Opening, Error> {
+        let mut head = *self.tail.borrow();
+        if self.request.until_all_done {
+            head = self.find_pending(true).await?;
+        }
+        let store = self.engine.0.store.clone();
+        let start = store.feed_start().await?;
+        let mut opening = Opening { gap: None, existing: None };
+        let gap = |reason, missed| Event::Gap { reason, missed, oldest: start.time };
+        match self.request.start {
+            Start::Now => {
+                self.at = head;
+                let implied = self.request.include_existing || self.request.until_all_done;
+                opening.existing = implied.then_some(head);
+            }
+            Start::After(position) if position < start.position => {
+                opening.gap = Some(gap(GapReason::Retention, start.position.0 - position.0));
+                self.at = start.position;
+            }
+            Start::After(position) => self.at = position,
+            Start::OtherLog => {
+                opening.gap = Some(gap(GapReason::LogReplaced, 0));
+                self.at = start.position;
+            }
+            Start::Since(time) if time < start.cut => {
+                opening.gap = Some(gap(GapReason::Retention, 0));
+                self.at = start.position;
+            }
+            Start::Since(time) => self.at = store.position_at(Timestamp(time.0.saturating_sub(1))).await?,
+            Start::Earliest => self.at = start.position,
+        }
+        if opening.existing.is_some() {
+            self.at = Position(0);
+        }
+        // Nobody may stand beyond the end: such a cursor is not of this log, whatever it says.
+        if self.at > head.max(*store.signals().head.borrow()) {
+            return Err(Error::BadCursor { field: "after_cursor".into() });
+        }
+        match (&opening.gap, self.request.on_gap) {
+            (Some(Event::Gap { reason: GapReason::LogReplaced, .. }), OnGap::Fail) => {
+                Err(Error::LogReplaced { oldest: start.time })
+            }
+            (Some(_), OnGap::Fail) => Err(Error::CursorExpired { oldest: start.time }),
+            _ => Ok(opening),
+        }
+    }
+
+    /// Looks which jobs of the filter are not final; answers with the head of the feed at that moment. Jobs that are
+    /// gone since the watch began count as final.
+    async fn find_pending(&mut self, must_exist: bool) -> Result<Position, Error> {
+        let ids: Vec<JobId> = self.request.filter.job_ids.iter().cloned().collect();
+        let (jobs, head) = self.engine.0.store.get(ids.clone(), View::Basic).await?;
+        self.pending.clear();
+        for (id, job) in ids.into_iter().zip(jobs) {
+            match job {
+                None if must_exist => return Err(Error::JobNotFound { job_id: id.to_string() }),
+                Some(job) if !job.state.is_final() => drop(self.pending.insert(id)),
+                _ => {}
+            }
+        }
+        Ok(head)
+    }
+
+    async fn run(&mut self, opening: Opening) -> Result<(), Error> {
+        self.checkpoint(false).await?;
+        if let Some(gap) = opening.gap {
+            self.send(Some(self.at), gap, 0).await?;
+        }
+        if let Some(upto) = opening.existing {
+            self.replay_existing(upto).await?;
+        }
+        let mut beat = interval_at(Instant::now() + self.request.heartbeat, self.request.heartbeat);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let closing = self.engine.0.closing.clone();
+        loop {
+            self.catch_up().await?;
+            if self.request.until_all_done && self.pending.is_empty() && self.all_done().await? {
+                return Ok(());
+            }
+            let deadline = self.request.deadline;
+            let wake = tokio::select! {
+                biased;
+                () = closing.cancelled() => Wake::Close,
+                () = sleep_until(self.retire) => Wake::Close,
+                () = async { match deadline { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => Wake::Deadline,
+                _ = self.tail.changed() => Wake::Tail,
+                _ = beat.tick() => Wake::Beat,
+                () = self.hints.next() => Wake::Hints,
+            };
+            match wake {
+                Wake::Tail => {}
+                Wake::Hints => self.send_hints().await?,
+                Wake::Beat => {
+                    if self.request.until_all_done {
+                        self.find_pending(false).await?;
+                    }
+                    self.checkpoint(false).await?;
+                }
+                Wake::Deadline => return Err(Error::DeadlineExceeded),
+                Wake::Close => {
+                    self.checkpoint(true).await?;
+                    return Err(Error::StreamRotated);
+                }
+            }
+        }
+    }
+
+    async fn replay_existing(&mut self, upto: Position) -> Result<(), Error> {
+        while self.at < upto {
+            let store = &self.engine.0.store;
+            let page = store.existing(self.at, upto, &self.request.filter, PAGE).await?;
+            self.send_outcomes(page.outcomes, page.upto).await?;
+        }
+        self.at = upto;
+        Ok(())
+    }
+
+    /// Sends everything up to the end of the feed.
+    async fn catch_up(&mut self) -> Result<(), Error> {
+        loop {
+            // Marked as seen first, read second: what comes in between wakes again.
+            let tail = *self.tail.borrow_and_update();
+            if self.at >= tail {
+                break;
+            }
+            let stretch = self.engine.0.feed.read(self.at, PAGE).await?;
+            if let Some(start) = stretch.start {
+                self.mind_the_gap(start).await?;
+            }
+            self.send_outcomes(stretch.outcomes, stretch.upto).await?;
+        }
+        if !self.caught_up {
+            self.caught_up = true;
+            self.checkpoint(false).await?;
+        }
+        Ok(())
+    }
+
+    /// The feed may be cut while a watcher lags.
+    async fn mind_the_gap(&mut self, start: FeedStart) -> Result<(), Error> {
+        if start.position <= self.at {
+            return Ok(());
+        }
+        if self.request.on_gap == OnGap::Fail {
+            return Err(Error::CursorExpired { oldest: start.time });
+        }
+        let missed = start.position.0 - self.at.0;
+        self.at = start.position;
+        self.send(Some(self.at), Event::Gap { reason: GapReason::Retention, missed, oldest: start.time }, 0)
+            .await
+    }
+
+    async fn send_outcomes(&mut self, outcomes: Vec<Outcome>, upto: Position) -> Result<(), Error> {
+        for Outcome { position, job } in outcomes {
+            self.pending.remove(&job.id);
+            if position <= self.at || !self.request.filter.matches(&job) {
+                continue;
+            }
+            let output = job.output.as_ref().map_or(0, |output| output.size);
+            let weight = if output > self.request.max_inline_output { 0 } else { output };
+            self.at = position;
+            self.send(Some(position), Event::Finished(job), weight).await?;
+        }
+        self.at = self.at.max(upto);
+        Ok(())
+    }
+
+    /// Everything named is final, and all of it was sent.
+    async fn all_done(&mut self) -> Result<bool, Error> {
+        let head = self.find_pending(false).await?;
+        Ok(self.pending.is_empty() && self.at >= head)
+    }
+
+    async fn send_hints(&mut self) -> Result<(), Error> {
+        let (ids, progress) = self.hints.take();
+        if !ids.is_empty() {
+            let (jobs, _) = self.engine.0.store.get(ids, View::Basic).await?;
+            for job in jobs.into_iter().flatten() {
+                if !job.state.is_final() && self.request.filter.matches(&job) {
+                    self.send(None, Event::Changed(Box::new(job)), 0).await?;
+                }
+            }
+        }
+        for hint in progress {
+            if self.lets_through(&hint.job_id).await? {
+                self.send(None, Event::Progress(hint), 0).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the filter asks of a job that runs never changes, so it is looked up once.
+    async fn lets_through(&mut self, id: &JobId) -> Result<bool, Error> {
+        if let Some(&known) = self.known.get(id) {
+            return Ok(known);
+        }
+        let (jobs, _) = self.engine.0.store.get(vec![id.clone()], View::Basic).await?;
+        let through = jobs.iter().flatten().any(|job| self.request.filter.matches_identity(job));
+        if self.known.len() >= MAX_KNOWN {
+            self.known.clear();
+        }
+        self.known.insert(id.clone(), through);
+        Ok(through)
+    }
+
+    async fn checkpoint(&mut self, closing: bool) -> Result<(), Error> {
+        let event = Event::Checkpoint { caught_up: self.caught_up, closing };
+        self.send(Some(self.at), event, 0).await
+    }
+
+    /// Waits for room, but not for ever.
+    async fn send(&self, cursor: Option<Position>, event: Event, weight: usize) -> Result<(), Error> {
+        let limits = &self.engine.config().watch;
+        let patience = limits.stall_timeout;
+        let stalled = Error::WatchStalled(patience);
+        let weight = (weight + 1).min(limits.buffer_bytes) as u32;
+        let sent = tokio::time::timeout(patience, async {
+            let room =
+                self.room.clone().acquire_many_owned(weight).await.map_err(|_| Error::StreamRotated)?;
+            let message = Message { cursor, event, _room: room };
+            self.sender.send(message).await.map_err(|_| Error::StreamRotated)
+        });
+        sent.await.map_err(|_| stalled)?
+    }
+}

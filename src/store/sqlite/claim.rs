@@ -1,0 +1,101 @@
+//! Handing out leases.
+
+use std::collections::{BTreeMap, HashSet};
+
+use rusqlite::params;
+
+use super::{
+    read,
+    rows::{self, LiveRow, Result},
+    tx::Tx,
+};
+use crate::{
+    job::{Cause, Ending, FinalState, JobError, Kind, Lease, QueueName, State, Timestamp},
+    store::{Claim, LeaseId, Leased},
+};
+
+pub fn claim(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim) -> Result<Vec<Leased>> {
+    let mut leased = Vec::new();
+    for (lines, quota) in shares(tx, claim) {
+        for num in first_in_line(tx, &lines, quota)? {
+            let row = tx.live(num)?.ok_or_else(|| rows::damaged("a job in line"))?;
+            leased.extend(lease(tx, now, claim, &row)?);
+        }
+    }
+    Ok(leased)
+}
+
+/// The queues with due jobs, each with its lines and how many jobs to take: turn by turn, so that a long queue does
+/// not keep a short one waiting, and nothing is left idle while any queue has work.
+fn shares(tx: &mut Tx<'_>, claim: &Claim) -> Vec<(Vec<i64>, usize)> {
+    let kinds: HashSet<&Kind> = claim.kinds.iter().collect();
+    let mut queues: BTreeMap<&QueueName, (Vec<i64>, usize)> = BTreeMap::new();
+    for line in tx.lines.iter() {
+        let queued = line.count(State::QUEUED) as usize;
+        let wanted = claim.queues.as_ref().is_none_or(|queues| queues.contains(&line.queue));
+        if queued > 0 && wanted && kinds.contains(&line.kind) {
+            let (lines, available) = queues.entry(&line.queue).or_default();
+            lines.push(line.id);
+            *available += queued;
+        }
+    }
+    for (queue, (_, available)) in &mut queues {
+        *available = claim.caps.get(*queue).map_or(*available, |&cap| cap.min(*available));
+    }
+    // The shortest first: what it does not need goes to the others.
+    let mut queues: Vec<_> = queues.into_values().filter(|(_, available)| *available > 0).collect();
+    queues.sort_by_key(|(_, available)| *available);
+    if claim.limit < queues.len() {
+        // Not enough for all: another one comes first each time.
+        let first = fastrand::usize(..queues.len());
+        queues.rotate_left(first);
+    }
+    let (mut left, mut to_come) = (claim.limit, queues.len());
+    for (_, quota) in &mut queues {
+        *quota = (*quota).min(left.div_ceil(to_come));
+        left -= *quota;
+        to_come -= 1;
+    }
+    queues.retain(|(_, quota)| *quota > 0);
+    queues
+}
+
+/// The jobs of a queue that come first, over all lines asked for.
+fn first_in_line(tx: &Tx<'_>, lines: &[i64], quota: usize) -> Result<Vec<i64>> {
+    let mut ranked: Vec<(i64, i64)> = Vec::new();
+    let mut statement = tx.connection.prepare_cached(
+        "SELECT rank, num FROM live INDEXED BY live_ready WHERE line = ?1 AND state = 2 ORDER BY rank, num LIMIT ?2",
+    )?;
+    for line in lines {
+        let rows = statement.query_map(params![line, quota as i64], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        for row in rows {
+            ranked.push(row?);
+        }
+    }
+    if lines.len() > 1 {
+        ranked.sort_unstable();
+        ranked.truncate(quota);
+    }
+    Ok(ranked.into_iter().map(|(_, num)| num).collect())
+}
+
+fn lease(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: &LiveRow) -> Result<Option<Leased>> {
+    let fixed = match read::fixed(tx.connection, row.num, true) {
+        Err(rusqlite::Error::FromSqlConversionFailure(_, _, why)) => {
+            let message = format!("{why} is damaged; run `jobwire verify`");
+            let error = JobError::new(Cause::Internal, "jobwire.data_loss", &message, false);
+            tx.finish(row, &Ending::without_result(FinalState::Failed, error), now)?;
+            return Ok(None);
+        }
+        fixed => fixed?.ok_or_else(|| rows::damaged("a job without its spec"))?,
+    };
+    let fence = tx.fences.next();
+    let lease = Lease { worker: claim.worker.clone(), started: now, until: now.after(claim.lease) };
+    let live = row.live.claim(fence, lease);
+    tx.update_live(row, &live)?;
+    let policy = &tx.lines.get(row.line)?.policy;
+    let attempt_timeout = fixed.spec.attempt_timeout.unwrap_or(policy.attempt_timeout);
+    let row = LiveRow { live, ..row.clone() };
+    let job = read::live_job(tx.connection, fixed, &row)?;
+    Ok(Some(Leased { lease: LeaseId { job: row.num, fence }, job, attempt_timeout }))
+}

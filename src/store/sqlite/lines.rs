@@ -1,0 +1,228 @@
+//! The lines that jobs wait in, one for each queue and kind, with their counts. Held in memory by the writer, written
+//! back with each transaction that moved a job: counts are kept, never counted.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use rusqlite::{Connection, params};
+
+use super::rows::{self, Result};
+use crate::{
+    config::Config,
+    job::{JobSpec, Kind, Policy, QueueName, State},
+    store::LineCounts,
+};
+
+const STATES: usize = State::ALL.len();
+
+/// One queue and kind.
+#[derive(Clone, Debug)]
+pub struct Line {
+    pub id: i64,
+    pub queue: QueueName,
+    pub kind: Kind,
+    /// What holds for its jobs unless they say otherwise.
+    pub policy: Arc<Policy>,
+    counts: [u64; STATES],
+    /// Payloads of unfinished jobs.
+    bytes: u64,
+}
+
+impl Line {
+    /// Jobs in a state; for a final one, all there ever were.
+    pub fn count(&self, state: State) -> u64 {
+        self.counts[index(state)]
+    }
+
+    fn unfinished(&self) -> u64 {
+        self.counts[..4].iter().sum()
+    }
+}
+
+/// All lines.
+#[derive(Debug, Default)]
+pub struct Lines {
+    all: Vec<Line>,
+    by_name: HashMap<(QueueName, Kind), usize>,
+    by_id: HashMap<i64, usize>,
+    unfinished: u64,
+    bytes: u64,
+    unfinished_by_queue: HashMap<QueueName, u64>,
+    touched: BTreeSet<usize>,
+    journal: Vec<Move>,
+}
+
+/// A job that came into a state (or left one).
+#[derive(Clone, Copy, Debug)]
+struct Move {
+    line: usize,
+    from: Option<State>,
+    to: Option<State>,
+    bytes: u64,
+}
+
+/// A point that a transaction can go back to.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    lines: usize,
+    moves: usize,
+}
+
+impl Lines {
+    pub fn load(connection: &Connection, config: &Config) -> Result<Self> {
+        let mut lines = Self::default();
+        let mut statement = connection.prepare("SELECT * FROM line ORDER BY id")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (queue, kind) = rows::names(row)?;
+            let mut counts = [0; STATES];
+            for (column, count) in counts.iter_mut().enumerate() {
+                *count = row.get(3 + column)?;
+            }
+            lines.add(config, row.get("id")?, queue, kind, counts, row.get("bytes")?);
+        }
+        Ok(lines)
+    }
+
+    fn add(
+        &mut self,
+        config: &Config,
+        id: i64,
+        queue: QueueName,
+        kind: Kind,
+        counts: [u64; STATES],
+        bytes: u64,
+    ) {
+        let at = self.all.len();
+        self.by_name.insert((queue.clone(), kind.clone()), at);
+        self.by_id.insert(id, at);
+        let policy = Arc::new(config.queue_policy(&queue));
+        let line = Line { id, queue, kind, policy, counts, bytes };
+        self.unfinished += line.unfinished();
+        self.bytes += bytes;
+        *self.unfinished_by_queue.entry(line.queue.clone()).or_default() += line.unfinished();
+        self.all.push(line);
+    }
+
+    /// The line of a spec; a new one is written at once.
+    pub fn of(&mut self, connection: &Connection, config: &Config, spec: &JobSpec) -> Result<i64> {
+        let name = (spec.queue.clone(), spec.kind.clone());
+        if let Some(&at) = self.by_name.get(&name) {
+            return Ok(self.all[at].id);
+        }
+        connection
+            .prepare_cached("INSERT INTO line (queue, kind) VALUES (?1, ?2)")?
+            .execute(params![spec.queue.as_str(), spec.kind.as_str()])?;
+        let id = connection.last_insert_rowid();
+        self.add(config, id, name.0, name.1, [0; STATES], 0);
+        Ok(id)
+    }
+
+    pub fn known(&self, spec: &JobSpec) -> bool {
+        self.by_name.contains_key(&(spec.queue.clone(), spec.kind.clone()))
+    }
+
+    pub fn get(&self, id: i64) -> Result<&Line> {
+        self.by_id.get(&id).map(|&at| &self.all[at]).ok_or_else(|| rows::damaged("the line of a job"))
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Line> {
+        self.all.iter()
+    }
+
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Unfinished jobs, and the bytes of their payloads.
+    pub fn backlog(&self) -> (u64, u64) {
+        (self.unfinished, self.bytes)
+    }
+
+    pub fn unfinished_of(&self, queue: &QueueName) -> u64 {
+        self.unfinished_by_queue.get(queue).copied().unwrap_or(0)
+    }
+
+    /// Counts a job's move from one state to another. `bytes` is the size of its payload.
+    pub fn shift(&mut self, id: i64, from: Option<State>, to: Option<State>, bytes: u64) -> Result<()> {
+        let line = *self.by_id.get(&id).ok_or_else(|| rows::damaged("the line of a job"))?;
+        let step = Move { line, from, to, bytes };
+        self.apply(step);
+        self.journal.push(step);
+        Ok(())
+    }
+
+    fn apply(&mut self, Move { line: at, from, to, bytes }: Move) {
+        let line = &mut self.all[at];
+        if let Some(state) = from
+            && !state.is_final()
+        {
+            line.counts[index(state)] -= 1;
+        }
+        if let Some(state) = to {
+            line.counts[index(state)] += 1;
+        }
+        let was = from.is_some_and(|state| !state.is_final());
+        let is = to.is_some_and(|state| !state.is_final());
+        let of_queue = self.unfinished_by_queue.entry(line.queue.clone()).or_default();
+        if is && !was {
+            line.bytes += bytes;
+            self.bytes += bytes;
+            self.unfinished += 1;
+            *of_queue += 1;
+        } else if was && !is {
+            line.bytes -= bytes;
+            self.bytes -= bytes;
+            self.unfinished -= 1;
+            *of_queue -= 1;
+        }
+        self.touched.insert(at);
+    }
+
+    pub fn mark(&self) -> Mark {
+        Mark { lines: self.all.len(), moves: self.journal.len() }
+    }
+
+    /// Forgets what a savepoint of the database that was rolled back had done: only new jobs and new lines.
+    pub fn roll_back(&mut self, mark: Mark) {
+        for Move { line, from, to, bytes } in self.journal.split_off(mark.moves).into_iter().rev() {
+            assert!(from.is_none(), "only a submit is rolled back");
+            self.apply(Move { line, from: to, to: None, bytes });
+        }
+        for line in self.all.drain(mark.lines..) {
+            self.by_id.remove(&line.id);
+            self.by_name.remove(&(line.queue, line.kind));
+        }
+        self.touched.retain(|&at| at < mark.lines);
+    }
+
+    /// Writes the counts that changed since the last time, and says where.
+    pub fn save(&mut self, connection: &Connection) -> Result<Vec<usize>> {
+        self.journal.clear();
+        let mut statement = connection.prepare_cached(
+            "UPDATE line SET scheduled = ?2, queued = ?3, running = ?4, backing_off = ?5, succeeded = ?6, failed = ?7, \
+             cancelled = ?8, expired = ?9, bytes = ?10 WHERE id = ?1",
+        )?;
+        let touched: Vec<usize> = std::mem::take(&mut self.touched).into_iter().collect();
+        for &at in &touched {
+            let Line { id, counts: c, bytes, .. } = &self.all[at];
+            statement.execute(params![id, c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7], bytes])?;
+        }
+        Ok(touched)
+    }
+
+    pub fn counts(&self) -> Vec<LineCounts> {
+        (0..self.all.len()).map(|at| self.counts_at(at)).collect()
+    }
+
+    pub fn counts_at(&self, at: usize) -> LineCounts {
+        let line = &self.all[at];
+        LineCounts { queue: line.queue.clone(), kind: line.kind.clone(), by_state: line.counts }
+    }
+}
+
+fn index(state: State) -> usize {
+    state.number() as usize - 1
+}

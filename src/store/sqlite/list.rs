@@ -1,0 +1,90 @@
+//! Lists: pages by key, newest submit first, each a bounded amount of work.
+
+use std::collections::BTreeSet;
+
+use rusqlite::{Connection, params};
+
+use super::{feed, read, rows::Result};
+use crate::{
+    job::{FinalState, Job, LiveState, State, View},
+    store::{ListPage, ListQuery},
+};
+
+/// Jobs that one call looks at, at most.
+const SCAN: i64 = 5000;
+
+/// Bytes of bodies on one page, about; a message is 4 MiB.
+const PAGE_BYTES: usize = 3 << 20;
+
+pub fn list(connection: &Connection, query: &ListQuery) -> Result<ListPage> {
+    let mut page = ListPage { jobs: Vec::new(), next: None, position: feed::head(connection)? };
+    let candidates = candidates(connection, query)?;
+    let exhausted = (candidates.len() as i64) < SCAN;
+    let (mut bytes, last) = (0, candidates.last().copied());
+    for num in candidates {
+        let Some(job) = read::job(connection, num, View::Basic)? else { continue };
+        if query.filter.matches(&job) {
+            let job = match query.view {
+                View::Basic => job,
+                view => read::job(connection, num, view)?.unwrap_or(job),
+            };
+            bytes += size(&job);
+            page.jobs.push(job);
+        }
+        if page.jobs.len() == query.limit || bytes >= PAGE_BYTES {
+            page.next = (!exhausted || Some(num) != last).then_some(num);
+            return Ok(page);
+        }
+    }
+    page.next = if exhausted { None } else { last };
+    Ok(page)
+}
+
+/// Numbers of jobs after the page before, from the smallest index that holds every match.
+fn candidates(connection: &Connection, query: &ListQuery) -> Result<Vec<i64>> {
+    let filter = &query.filter;
+    if !filter.job_ids.is_empty() {
+        let mut nums = BTreeSet::new();
+        for id in &filter.job_ids {
+            nums.extend(read::num(connection, id)?);
+        }
+        let after = |num: &i64| match (query.after, query.oldest_first) {
+            (None, _) => true,
+            (Some(after), true) => *num > after,
+            (Some(after), false) => *num < after,
+        };
+        let mut nums: Vec<i64> = nums.into_iter().filter(after).collect();
+        if !query.oldest_first {
+            nums.reverse();
+        }
+        return Ok(nums);
+    }
+    let only = |allowed: fn(State) -> bool| {
+        !filter.states.is_empty() && filter.states.iter().all(|&state| allowed(state))
+    };
+    let source = if only(|state| state == State::Live(LiveState::Running)) {
+        "live INDEXED BY live_running WHERE state = 3 AND"
+    } else if only(|state| matches!(state, State::Live(_))) {
+        "live WHERE"
+    } else if only(|state| state.is_final() && state != State::Final(FinalState::Succeeded)) {
+        "done INDEXED BY done_unsuccessful WHERE state <> 5 AND"
+    } else if only(State::is_final) {
+        "done INDEXED BY done_num WHERE"
+    } else {
+        "job WHERE"
+    };
+    let (compare, order, from) =
+        if query.oldest_first { (">", "ASC", i64::MIN) } else { ("<", "DESC", i64::MAX) };
+    let sql = format!("SELECT DISTINCT num FROM {source} num {compare} ?1 ORDER BY num {order} LIMIT ?2");
+    let mut statement = connection.prepare_cached(&sql)?;
+    statement.query_map(params![query.after.unwrap_or(from), SCAN], |row| row.get(0))?.collect()
+}
+
+fn size(job: &Job) -> usize {
+    let labels: usize = job.spec.labels.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let body = |payload: &crate::job::Payload| payload.body.as_ref().map_or(0, |body| body.len());
+    let details = job.attempts.iter().filter_map(|attempt| attempt.error.as_ref()).chain(&job.error);
+    let errors: usize =
+        details.map(|error| error.message.len() + error.details.as_ref().map_or(0, body)).sum();
+    512 + labels + body(&job.spec.payload) + job.output.as_ref().map_or(0, body) + errors
+}

@@ -1,0 +1,331 @@
+//! The embedded store: one SQLite database in a directory of its own.
+//!
+//! One thread writes ([`writer`]), with group commit and a full sync; a few connections read beside it ([`readers`]);
+//! a duty of its own writes the log back ([`checkpoint`]).
+
+mod change;
+mod checkpoint;
+mod claim;
+mod feed;
+mod lines;
+mod list;
+mod maintenance;
+mod open;
+mod read;
+mod readers;
+mod rows;
+mod settle;
+mod submit;
+mod tick;
+mod tx;
+mod writer;
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use rusqlite::Connection;
+
+pub use maintenance::{BackupReport, MaintenanceError, VerifyReport, backup, verify};
+pub use open::OpenError;
+
+use self::{
+    checkpoint::Checkpointer,
+    lines::Lines,
+    readers::Readers,
+    tx::Fences,
+    writer::{Durable, State, Writer},
+};
+use super::{
+    Cancel, Change, Claim, Delete, FeedStart, GroupReply, Leased, LineCounts, ListPage, ListQuery, LogId,
+    OutcomePage, Position, Renewal, Renewed, Retry, Settlement, Signals, Store, Submission, Tick,
+};
+use crate::{
+    config::Config,
+    job::{Error, Filter, Job, JobId, Timestamp, View},
+};
+
+/// How often the free space is looked at, commits aside, milliseconds.
+const FREE_SPACE_INTERVAL: i64 = 500;
+
+/// A store in a directory.
+#[derive(Debug)]
+pub struct SqliteStore {
+    config: Arc<Config>,
+    signals: Arc<Signals>,
+    shared: Arc<Shared>,
+    log_id: LogId,
+    readers: Readers,
+    threads: Mutex<Option<Threads>>,
+    writer: Mutex<Option<Arc<Writer>>>,
+    /// The newest time heard of, milliseconds: what a read without one goes by.
+    now: AtomicI64,
+    /// When the free space was last looked at.
+    looked: AtomicI64,
+    dir: PathBuf,
+    /// Keeps other processes out for as long as it is open.
+    _lock: File,
+}
+
+#[derive(Debug)]
+struct Threads {
+    writer: thread::JoinHandle<()>,
+    checkpointer: Checkpointer,
+}
+
+/// What the writer shows to others.
+#[derive(Debug)]
+pub struct Shared {
+    free_bytes: AtomicU64,
+    counts: Mutex<Vec<LineCounts>>,
+}
+
+impl Shared {
+    /// Free bytes on the file system, as of lately.
+    pub fn free_bytes(&self) -> u64 {
+        self.free_bytes.load(Ordering::Relaxed)
+    }
+
+    fn update_counts(&self, lines: &Lines, places: &[usize]) {
+        let mut counts = self.counts.lock();
+        for &at in places {
+            // A new line is always the next one.
+            if at == counts.len() {
+                counts.push(lines.counts_at(at));
+            } else {
+                counts[at] = lines.counts_at(at);
+            }
+        }
+    }
+}
+
+impl SqliteStore {
+    /// Opens the store in `dir`, which is made if need be, and recovers what a process before this one left behind:
+    /// the attempts that it was running are spent.
+    ///
+    /// # Errors
+    /// The directory is in use, not ours, of a newer version, on a network file system, or cannot be written to.
+    pub fn open(dir: &Path, config: Arc<Config>, now: Timestamp) -> Result<Arc<Self>, OpenError> {
+        let lock = open::lock_directory(dir)?;
+        let sqlite = |source| OpenError::Sqlite { path: dir.to_owned(), source };
+        let connection = open::writer(dir, config.store.cache_bytes / 2)?;
+        // After a sync that failed a log may be whole only in the page cache: written back before anything is built
+        // on it.
+        checkpoint::checkpoint(&connection, "TRUNCATE").map_err(sqlite)?;
+        let log_id = log_id(&connection).map_err(sqlite)?;
+        let lines = Lines::load(&connection, &config).map_err(sqlite)?;
+        let head = feed::head(&connection).map_err(sqlite)?;
+
+        let signals = Arc::new(Signals::new(head));
+        let free = open::free_bytes(dir).map_err(|source| OpenError::Io { path: dir.to_owned(), source })?;
+        let shared =
+            Arc::new(Shared { free_bytes: AtomicU64::new(free), counts: Mutex::new(lines.counts()) });
+        let readers = Readers::open(dir, config.store.readers, config.store.cache_bytes / 2)?;
+        let checkpointer = Checkpointer::start(dir, config.store.wal_limit_bytes)?;
+        let mut state = State {
+            connection,
+            config: config.clone(),
+            lines,
+            fences: Fences::new(),
+            signals: signals.clone(),
+            shared: shared.clone(),
+            durable: Durable::Synced,
+        };
+        let recovered = state.now(|tx| tick::recover(tx, now)).map_err(sqlite)?;
+        if recovered > 0 {
+            tracing::warn!(
+                attempts = recovered,
+                "attempts that the last process was running are counted as failed"
+            );
+        }
+        let (writer, thread) = Writer::start(state);
+        Ok(Arc::new(Self {
+            config,
+            signals,
+            shared,
+            log_id,
+            readers,
+            threads: Mutex::new(Some(Threads { writer: thread, checkpointer })),
+            writer: Mutex::new(Some(Arc::new(writer))),
+            now: AtomicI64::new(now.0),
+            looked: AtomicI64::new(now.0),
+            dir: dir.to_owned(),
+            _lock: lock,
+        }))
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        weight: usize,
+        durable: Durable,
+        run: impl FnOnce(&mut tx::Tx<'_>) -> rows::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let writer = self.writer.lock().clone();
+        let writer = writer.ok_or_else(|| Error::StoreUnavailable("it is closed".to_owned()))?;
+        writer.call(weight, durable, run).await
+    }
+
+    /// Remembers the time, and looks at the free space now and then.
+    fn at(&self, now: Timestamp) {
+        self.now.fetch_max(now.0, Ordering::Relaxed);
+        let looked = self.looked.load(Ordering::Relaxed);
+        if (now.0 - looked).abs() >= FREE_SPACE_INTERVAL
+            && self.looked.compare_exchange(looked, now.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+            && let Ok(free) = open::free_bytes(&self.dir)
+        {
+            self.shared.free_bytes.store(free, Ordering::Relaxed);
+        }
+    }
+
+    fn last_time(&self) -> Timestamp {
+        Timestamp(self.now.load(Ordering::Relaxed))
+    }
+}
+
+/// Draws the name of a new log if this store has none: it is new, or a backup.
+fn log_id(connection: &Connection) -> rusqlite::Result<LogId> {
+    connection.execute(
+        "UPDATE meta SET value = ?1 WHERE key = 'log_id' AND value IS NULL",
+        [i64::from_ne_bytes(fastrand::u64(..).to_ne_bytes())],
+    )?;
+    let id: i64 =
+        connection.query_row("SELECT value FROM meta WHERE key = 'log_id'", [], |row| row.get(0))?;
+    Ok(LogId(u64::from_ne_bytes(id.to_ne_bytes())))
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn submit(&self, now: Timestamp, groups: Vec<Vec<Submission>>) -> Result<Vec<GroupReply>, Error> {
+        self.at(now);
+        let weight = groups.iter().map(Vec::len).sum();
+        self.write(weight, Durable::Synced, move |tx| submit::submit(tx, now, groups)).await
+    }
+
+    async fn claim(&self, now: Timestamp, claim: Claim) -> Result<Vec<Leased>, Error> {
+        self.write(claim.limit, Durable::Written, move |tx| claim::claim(tx, now, &claim)).await
+    }
+
+    async fn renew(&self, _now: Timestamp, renewals: Vec<Renewal>) -> Result<Vec<Renewed>, Error> {
+        self.write(renewals.len(), Durable::Written, move |tx| settle::renew(tx, renewals)).await
+    }
+
+    async fn settle(
+        &self,
+        now: Timestamp,
+        settlements: Vec<Settlement>,
+    ) -> Result<Vec<Result<(), Error>>, Error> {
+        self.write(settlements.len(), Durable::Synced, move |tx| settle::settle(tx, now, settlements)).await
+    }
+
+    async fn cancel(
+        &self,
+        now: Timestamp,
+        cancels: Vec<Cancel>,
+    ) -> Result<Vec<Result<Change, Error>>, Error> {
+        self.write(cancels.len(), Durable::Synced, move |tx| {
+            cancels.iter().map(|cancel| change::cancel(tx, now, cancel)).collect()
+        })
+        .await
+    }
+
+    async fn retry(&self, now: Timestamp, retries: Vec<Retry>) -> Result<Vec<Result<Change, Error>>, Error> {
+        self.write(retries.len(), Durable::Synced, move |tx| {
+            retries.iter().map(|retry| change::retry(tx, now, retry)).collect()
+        })
+        .await
+    }
+
+    async fn delete(&self, _now: Timestamp, deletes: Vec<Delete>) -> Result<Vec<Result<(), Error>>, Error> {
+        self.write(deletes.len(), Durable::Synced, move |tx| {
+            deletes.iter().map(|delete| change::delete(tx, delete)).collect()
+        })
+        .await
+    }
+
+    async fn tick(&self, now: Timestamp) -> Result<Tick, Error> {
+        self.at(now);
+        self.write(1, Durable::Synced, move |tx| tick::tick(tx, now)).await
+    }
+
+    async fn get(&self, ids: Vec<JobId>, view: View) -> Result<(Vec<Option<Job>>, Position), Error> {
+        self.readers
+            .call(move |connection| {
+                let mut jobs = Vec::with_capacity(ids.len());
+                for id in &ids {
+                    jobs.push(match read::num(connection, id)? {
+                        Some(num) => read::job(connection, num, view)?,
+                        None => None,
+                    });
+                }
+                Ok((jobs, feed::head(connection)?))
+            })
+            .await
+    }
+
+    async fn list(&self, query: ListQuery) -> Result<ListPage, Error> {
+        self.readers.call(move |connection| list::list(connection, &query)).await
+    }
+
+    async fn outcomes(&self, after: Position, limit: usize) -> Result<OutcomePage, Error> {
+        let now = self.last_time();
+        self.readers.call(move |connection| feed::outcomes(connection, now, after, limit)).await
+    }
+
+    async fn existing(
+        &self,
+        after: Position,
+        upto: Position,
+        filter: &Filter,
+        limit: usize,
+    ) -> Result<OutcomePage, Error> {
+        let (now, filter) = (self.last_time(), filter.clone());
+        self.readers
+            .call(move |connection| feed::existing(connection, now, after, upto, &filter, limit))
+            .await
+    }
+
+    async fn position_at(&self, time: Timestamp) -> Result<Position, Error> {
+        self.readers.call(move |connection| feed::position_at(connection, time)).await
+    }
+
+    async fn feed_start(&self) -> Result<FeedStart, Error> {
+        let now = self.last_time();
+        self.readers.call(move |connection| feed::feed_start(connection, now)).await
+    }
+
+    async fn counts(&self) -> Result<Vec<LineCounts>, Error> {
+        Ok(self.shared.counts.lock().clone())
+    }
+
+    fn log_id(&self) -> LogId {
+        self.log_id
+    }
+
+    fn signals(&self) -> &Signals {
+        &self.signals
+    }
+
+    /// Readers first: the connection that closes last removes the write-ahead log, and only the writer may.
+    async fn close(&self) {
+        self.readers.close(self.config.store.readers).await;
+        let threads = self.threads.lock().take();
+        drop(self.writer.lock().take());
+        if let Some(Threads { writer, checkpointer }) = threads {
+            let joined = tokio::task::spawn_blocking(move || {
+                drop(checkpointer);
+                writer.join().is_err()
+            });
+            if joined.await.unwrap_or(true) {
+                tracing::error!("the writer's thread ended with a panic");
+            }
+        }
+    }
+}

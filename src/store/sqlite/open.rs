@@ -1,0 +1,206 @@
+//! Opening: the directory and its lock, settings that are read back, migrations.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+
+/// The database, inside the data directory.
+pub const DATABASE: &str = "jobwire.db";
+const LOCK: &str = "lock";
+
+/// "jobw": tells our files from other SQLite databases.
+const APPLICATION_ID: i32 = 0x6a6f_6277;
+
+/// Each takes the schema one version further. Never edit one that was released: add the next.
+const MIGRATIONS: [&str; 1] = [include_str!("schema_1.sql")];
+
+/// Prepared statements kept per connection: above their number.
+const STATEMENTS: usize = 128;
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error(
+        "{0} is in use by another jobwire: stop that one, or give this one a directory of its own with --data"
+    )]
+    Locked(PathBuf),
+    #[error("{0} holds no jobwire store")]
+    Missing(PathBuf),
+    #[error(
+        "{0} is on a network file system ({1}), where its locks and syncs cannot be relied on: use a local disk"
+    )]
+    Network(PathBuf, &'static str),
+    #[error("{0} is an SQLite database, but not one of jobwire's: use another directory")]
+    Foreign(PathBuf),
+    #[error(
+        "{path} has schema {found}, this jobwire knows {MAX_SCHEMA}: use the newer jobwire that wrote it"
+    )]
+    Newer { path: PathBuf, found: i32 },
+    #[error("SQLite did not take the setting {name}: it says {found:?} instead of {wanted:?}")]
+    Setting { name: &'static str, wanted: String, found: String },
+    #[error("{path}: {source}")]
+    Sqlite { path: PathBuf, source: rusqlite::Error },
+}
+
+const MAX_SCHEMA: i32 = MIGRATIONS.len() as i32;
+
+/// Makes the directory if need be, and locks it for the life of the returned file.
+///
+/// # Errors
+/// [`OpenError::Locked`] if another process holds it.
+pub fn lock_directory(dir: &Path) -> Result<File, OpenError> {
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| OpenError::Io { path, source }
+    };
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io(dir))?;
+    refuse_network(dir)?;
+    let path = dir.join(LOCK);
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(io(&path))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(OpenError::Locked(dir.to_owned())),
+        Err(TryLockError::Error(source)) => return Err(OpenError::Io { path, source }),
+    }
+    let database = dir.join(DATABASE);
+    if !database.exists() {
+        // Only before SQLite opens it: closing a descriptor of ours later would drop SQLite's locks.
+        OpenOptions::new().create_new(true).write(true).mode(0o600).open(&database).map_err(io(&database))?;
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(io(dir))?;
+    }
+    Ok(lock)
+}
+
+#[cfg(target_os = "linux")]
+fn refuse_network(dir: &Path) -> Result<(), OpenError> {
+    let stat = rustix::fs::statfs(dir)
+        .map_err(|error| OpenError::Io { path: dir.to_owned(), source: error.into() })?;
+    // Numbers of statfs(2).
+    let network = match stat.f_type as u32 {
+        0x6969 => "NFS",
+        0x517b | 0xff53_4d42 | 0xfe53_4d42 => "SMB",
+        0x5346_414f => "AFS",
+        0x0102_1997 => "9p",
+        0x00c3_6400 => "Ceph",
+        _ => return Ok(()),
+    };
+    Err(OpenError::Network(dir.to_owned(), network))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn refuse_network(_: &Path) -> Result<(), OpenError> {
+    Ok(())
+}
+
+/// The connection that writes. Brings the schema up to date.
+pub fn writer(dir: &Path, cache_bytes: usize) -> Result<Connection, OpenError> {
+    let path = dir.join(DATABASE);
+    let sqlite = |source| OpenError::Sqlite { path: path.clone(), source };
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let mut connection = Connection::open_with_flags(&path, flags).map_err(sqlite)?;
+    // Until a table exists or WAL is on; afterwards it is ignored.
+    set(&path, &connection, "page_size", "4096")?;
+    set(&path, &connection, "journal_mode", "wal")?;
+    set(&path, &connection, "synchronous", "2")?;
+    // A duty of its own writes the log back, so that no commit pays for it.
+    set(&path, &connection, "wal_autocheckpoint", "0")?;
+    set(&path, &connection, "journal_size_limit", "67108864")?;
+    #[cfg(target_os = "macos")]
+    set(&path, &connection, "fullfsync", "1")?;
+    common(&path, &connection, cache_bytes)?;
+    migrate(&path, &mut connection)?;
+    Ok(connection)
+}
+
+/// A connection that only reads.
+pub fn reader(dir: &Path, cache_bytes: usize) -> Result<Connection, OpenError> {
+    let path = dir.join(DATABASE);
+    if !path.exists() {
+        return Err(OpenError::Missing(dir.to_owned()));
+    }
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let connection = Connection::open_with_flags(&path, flags)
+        .map_err(|source| OpenError::Sqlite { path: path.clone(), source })?;
+    set(&path, &connection, "query_only", "1")?;
+    common(&path, &connection, cache_bytes)?;
+    Ok(connection)
+}
+
+fn common(path: &Path, connection: &Connection, cache_bytes: usize) -> Result<(), OpenError> {
+    set(path, connection, "foreign_keys", "0")?;
+    set(path, connection, "cell_size_check", "1")?;
+    set(path, connection, "trusted_schema", "0")?;
+    // A read error would become a SIGBUS.
+    set(path, connection, "mmap_size", "0")?;
+    set(path, connection, "temp_store", "2")?;
+    set(path, connection, "cache_size", &format!("-{}", (cache_bytes >> 10).max(512)))?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    Ok(())
+}
+
+/// Sets a pragma and reads it back: SQLite answers OK to settings that it does not take.
+fn set(path: &Path, connection: &Connection, name: &'static str, wanted: &str) -> Result<(), OpenError> {
+    let sqlite = |source| OpenError::Sqlite { path: path.to_owned(), source };
+    let text = |sql: String| -> rusqlite::Result<Option<String>> {
+        let mut statement = connection.prepare(&sql)?;
+        let mut rows = statement.query([])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        Ok(Some(match row.get_ref(0)? {
+            rusqlite::types::ValueRef::Integer(number) => number.to_string(),
+            other => other.as_str().unwrap_or_default().to_owned(),
+        }))
+    };
+    text(format!("PRAGMA {name} = {wanted}")).map_err(sqlite)?;
+    // No answer at all: the build leaves the feature out (mmap on some systems).
+    let found = text(format!("PRAGMA {name}")).map_err(sqlite)?.unwrap_or_else(|| wanted.to_owned());
+    if found == wanted { Ok(()) } else { Err(OpenError::Setting { name, wanted: wanted.to_owned(), found }) }
+}
+
+fn migrate(path: &Path, connection: &mut Connection) -> Result<(), OpenError> {
+    let sqlite = |source| OpenError::Sqlite { path: path.to_owned(), source };
+    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(sqlite)?;
+    let number = |tx: &Transaction, name| tx.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    let found = number(&tx, "user_version").map_err(sqlite)?;
+    let owner = number(&tx, "application_id").map_err(sqlite)?;
+    let empty =
+        tx.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0)).map_err(sqlite)?;
+    if owner != APPLICATION_ID && !(owner == 0 && empty) {
+        return Err(OpenError::Foreign(path.to_owned()));
+    }
+    let done = usize::try_from(found).ok().filter(|&done| done <= MIGRATIONS.len());
+    let Some(done) = done else {
+        return Err(OpenError::Newer { path: path.to_owned(), found });
+    };
+    for migration in &MIGRATIONS[done..] {
+        tx.execute_batch(migration).map_err(sqlite)?;
+    }
+    tx.pragma_update(None, "user_version", MAX_SCHEMA).map_err(sqlite)?;
+    tx.pragma_update(None, "application_id", APPLICATION_ID).map_err(sqlite)?;
+    tx.commit().map_err(sqlite)
+}
+
+/// Free bytes on the file system of `dir`.
+pub fn free_bytes(dir: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(dir)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Makes the entries of a directory durable.
+pub fn sync_directory(dir: &Path) -> io::Result<()> {
+    fs::File::open(dir)?.sync_all()
+}

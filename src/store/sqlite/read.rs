@@ -1,0 +1,210 @@
+//! Reading jobs. Works on the writer's connection, inside its transaction, and on a reader's.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::rows::{self, LIVE_COLUMNS, LiveRow, Result};
+use crate::job::{Attempt, Job, JobError, JobId, JobSpec, Payload, Progress, State, Timestamp, View};
+
+pub fn num(connection: &Connection, id: &JobId) -> Result<Option<i64>> {
+    connection
+        .prepare_cached("SELECT num FROM job WHERE id = ?1")?
+        .query_row([id], |row| row.get(0))
+        .optional()
+}
+
+pub fn id(connection: &Connection, num: i64) -> Result<Option<JobId>> {
+    connection
+        .prepare_cached("SELECT id FROM job WHERE num = ?1")?
+        .query_row([num], |row| rows::job_id(row.get_ref(0)?))
+        .optional()
+}
+
+/// What never changes of a job.
+pub struct Fixed {
+    pub id: JobId,
+    pub spec: Arc<JobSpec>,
+    pub trace: BTreeMap<String, String>,
+    pub submitted: Timestamp,
+}
+
+const FIXED: &str = "SELECT id, queue, kind, priority, submitted, content_type, length(payload) AS size, options \
+     FROM job JOIN line ON line.id = job.line WHERE num = ?1";
+const FIXED_WITH_PAYLOAD: &str = "SELECT job.id, queue, kind, priority, submitted, content_type, payload, crc, options \
+     FROM job JOIN line ON line.id = job.line WHERE num = ?1";
+
+pub fn fixed(connection: &Connection, num: i64, with_payload: bool) -> Result<Option<Fixed>> {
+    let sql = if with_payload { FIXED_WITH_PAYLOAD } else { FIXED };
+    connection.prepare_cached(sql)?.query_row([num], |row| fixed_row(row, with_payload)).optional()
+}
+
+fn fixed_row(row: &Row<'_>, with_payload: bool) -> Result<Fixed> {
+    let content_type: String = row.get("content_type")?;
+    let payload = if with_payload {
+        Payload::new(content_type, rows::body(row, "payload", "crc")?)
+    } else {
+        Payload { content_type, size: row.get("size")?, body: None }
+    };
+    fixed_of(row, payload)
+}
+
+/// The fixed part in a row of the feed, where `content_type` is the output's.
+pub fn fixed_row_of_outcome(row: &Row<'_>) -> Result<Fixed> {
+    fixed_of(row, Payload { content_type: row.get("payload_type")?, size: row.get("size")?, body: None })
+}
+
+fn fixed_of(row: &Row<'_>, payload: Payload) -> Result<Fixed> {
+    let (queue, kind) = rows::names(row)?;
+    let options = row.get_ref("options")?;
+    let (spec, trace) = rows::spec(queue, kind, row.get("priority")?, payload, options.as_str_or_null()?)?;
+    Ok(Fixed {
+        id: rows::job_id(row.get_ref("id")?)?,
+        spec,
+        trace,
+        submitted: Timestamp(row.get("submitted")?),
+    })
+}
+
+pub fn spec_without_payload(connection: &Connection, num: i64) -> Result<Arc<JobSpec>> {
+    Ok(fixed(connection, num, false)?.ok_or_else(|| rows::damaged("a job without its spec"))?.spec)
+}
+
+/// A job as it is in the snapshot.
+pub fn job(connection: &Connection, num: i64, view: View) -> Result<Option<Job>> {
+    let Some(fixed) = fixed(connection, num, view == View::Full)? else { return Ok(None) };
+    let sql = const_format::concatcp!("SELECT ", LIVE_COLUMNS, " FROM live WHERE num = ?1");
+    let live = connection.prepare_cached(sql)?.query_row([num], rows::live_row).optional()?;
+    let mut job = match live {
+        Some(row) => live_job(connection, fixed, &row)?,
+        None => done_job(connection, num, fixed, view)?,
+    };
+    if view == View::Full {
+        job.attempts = attempts(connection, num)?;
+    }
+    Ok(Some(job))
+}
+
+/// An unfinished job, without its history.
+pub fn live_job(connection: &Connection, fixed: Fixed, row: &LiveRow) -> Result<Job> {
+    let mut job = of_live(fixed, row);
+    if row.live.attempt > 0 || row.live.run > 1 {
+        job.progress = progress(connection, row.num)?;
+        if let Some(failed) = latest_failure(connection, row.num, row.live.run)? {
+            job.error = failed.error;
+            job.start_time = job.start_time.or(failed.start_time);
+            job.worker = job.worker.or(failed.worker);
+        }
+    }
+    Ok(job)
+}
+
+/// An unfinished job that has no past.
+pub fn of_live(fixed: Fixed, row: &LiveRow) -> Job {
+    let LiveRow { live, .. } = row;
+    let lease = live.lease.as_ref();
+    Job {
+        id: fixed.id,
+        spec: fixed.spec,
+        state: State::Live(live.state),
+        attempt: live.attempt,
+        run: live.run,
+        output: None,
+        error: None,
+        progress: None,
+        cancel_requested: live.cancel_reason.is_some(),
+        worker: lease.map(|lease| lease.worker.clone()),
+        submit_time: fixed.submitted,
+        next_attempt_time: lease.is_none().then_some(live.due),
+        start_time: lease.map(|lease| lease.started),
+        finish_time: None,
+        delete_time: None,
+        version: live.version,
+        trace: fixed.trace,
+        attempts: Vec::new(),
+    }
+}
+
+fn done_job(connection: &Connection, num: i64, fixed: Fixed, view: View) -> Result<Job> {
+    let mut statement =
+        connection.prepare_cached("SELECT * FROM done WHERE num = ?1 ORDER BY num DESC, seq DESC LIMIT 1")?;
+    let mut rows = statement.query([num])?;
+    let row = rows.next()?.ok_or_else(|| rows::damaged("a job that is in no state"))?;
+    of_done(connection, fixed, row, view)
+}
+
+/// A final job, from its row in `done`.
+pub fn of_done(connection: &Connection, fixed: Fixed, row: &Row<'_>, view: View) -> Result<Job> {
+    let (num, run) = (row.get("num")?, row.get("run")?);
+    let content_type: Option<String> = row.get("content_type")?;
+    let output = match content_type {
+        None => None,
+        Some(content_type) if view == View::Basic => {
+            let size = row.get_ref("output")?.as_blob()?.len();
+            Some(Payload { content_type, size, body: None })
+        }
+        Some(content_type) => Some(Payload::new(content_type, rows::body(row, "output", "crc")?)),
+    };
+    let error = row.get_ref("error")?.as_str_or_null()?.map(rows::error).transpose()?;
+    let mut job = Job {
+        id: fixed.id,
+        spec: fixed.spec,
+        state: State::Final(rows::final_state(row.get("state")?)?),
+        attempt: row.get("attempt")?,
+        run,
+        output,
+        error,
+        progress: None,
+        cancel_requested: false,
+        worker: rows::worker(row, "worker")?,
+        submit_time: fixed.submitted,
+        next_attempt_time: None,
+        start_time: rows::time(row, "started")?,
+        finish_time: rows::time(row, "finished")?,
+        delete_time: rows::time(row, "keep_until")?,
+        version: row.get("version")?,
+        trace: fixed.trace,
+        attempts: Vec::new(),
+    };
+    if job.attempt > 0 && job.worker.is_none() {
+        // It ended without a lease: while it backed off, or late. The last attempt is told by its failure.
+        if let Some(failed) = latest_failure(connection, num, run)? {
+            job.start_time = failed.start_time;
+            job.worker = failed.worker;
+        }
+    }
+    Ok(job)
+}
+
+pub fn progress(connection: &Connection, num: i64) -> Result<Option<Progress>> {
+    connection
+        .prepare_cached("SELECT * FROM progress WHERE num = ?1")?
+        .query_row([num], rows::progress)
+        .optional()
+}
+
+fn latest_failure(connection: &Connection, num: i64, run: u32) -> Result<Option<Attempt>> {
+    connection
+        .prepare_cached("SELECT * FROM failure WHERE num = ?1 AND run = ?2 ORDER BY attempt DESC LIMIT 1")?
+        .query_row(params![num, run], attempt)
+        .optional()
+}
+
+fn attempts(connection: &Connection, num: i64) -> Result<Vec<Attempt>> {
+    connection
+        .prepare_cached("SELECT * FROM failure WHERE num = ?1 ORDER BY run, attempt LIMIT ?2")?
+        .query_map(params![num, Attempt::KEPT as i64], attempt)?
+        .collect()
+}
+
+fn attempt(row: &Row<'_>) -> Result<Attempt> {
+    let error: JobError = rows::error(row.get_ref("error")?.as_str()?)?;
+    Ok(Attempt {
+        run: row.get("run")?,
+        attempt: row.get("attempt")?,
+        worker: rows::worker(row, "worker")?,
+        start_time: rows::time(row, "started")?,
+        finish_time: Timestamp(row.get("finished")?),
+        error: Some(error),
+    })
+}

@@ -1,0 +1,337 @@
+//! Between rows and the vocabulary: the only place that knows how things are written down.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use rusqlite::{
+    Row, ToSql,
+    types::{FromSqlError, ToSqlOutput, Type, Value, ValueRef},
+};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::job::{
+    Cause, FinalState, JobError, JobId, JobSpec, Key, Kind, Lease, Live, LiveState, Payload, Progress,
+    QueueName, RetryOptions, Start, State, Timestamp, WorkerId,
+};
+
+pub type Result<T> = rusqlite::Result<T>;
+
+/// What SQLite holds is not what we wrote.
+pub fn damaged(what: impl Into<String>) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, Type::Null, FromSqlError::Other(what.into().into()).into())
+}
+
+impl ToSql for JobId {
+    fn to_sql(&self) -> Result<ToSqlOutput<'_>> {
+        Ok(match uuid_of(self.as_str()) {
+            Some(uuid) => ToSqlOutput::Owned(Value::Blob(uuid.into_bytes().to_vec())),
+            None => ToSqlOutput::Borrowed(ValueRef::Text(self.as_str().as_bytes())),
+        })
+    }
+}
+
+/// Only the usual form in lower case: any other must come back as it was given.
+fn uuid_of(text: &str) -> Option<Uuid> {
+    let uuid = Uuid::try_parse(text).ok()?;
+    (uuid.as_hyphenated().encode_lower(&mut Uuid::encode_buffer()) == text).then_some(uuid)
+}
+
+pub fn job_id(value: ValueRef<'_>) -> Result<JobId> {
+    let text = match value {
+        ValueRef::Blob(bytes) => Uuid::from_slice(bytes).map_err(|_| damaged("a job id"))?.to_string(),
+        other => other.as_str()?.to_owned(),
+    };
+    text.parse().map_err(|_| damaged("a job id"))
+}
+
+impl ToSql for Timestamp {
+    fn to_sql(&self) -> Result<ToSqlOutput<'_>> {
+        Ok(self.0.into())
+    }
+}
+
+impl ToSql for WorkerId {
+    fn to_sql(&self) -> Result<ToSqlOutput<'_>> {
+        Ok(self.as_str().into())
+    }
+}
+
+pub fn time(row: &Row<'_>, column: &str) -> Result<Option<Timestamp>> {
+    Ok(row.get::<_, Option<i64>>(column)?.map(Timestamp))
+}
+
+pub fn worker(row: &Row<'_>, column: &str) -> Result<Option<WorkerId>> {
+    let text: Option<String> = row.get(column)?;
+    text.map(|text| text.parse().map_err(|_| damaged("a worker id"))).transpose()
+}
+
+pub fn names(row: &Row<'_>) -> Result<(QueueName, Kind)> {
+    let queue = row.get_ref("queue")?.as_str()?.parse().map_err(|_| damaged("a queue name"))?;
+    let kind = row.get_ref("kind")?.as_str()?.parse().map_err(|_| damaged("a kind"))?;
+    Ok((queue, kind))
+}
+
+/// The row of an unfinished job.
+#[derive(Clone, Debug)]
+pub struct LiveRow {
+    pub num: i64,
+    pub line: i64,
+    /// Size of the payload.
+    pub bytes: i64,
+    /// None: the queue's.
+    pub retention: Option<Duration>,
+    pub live: Live,
+}
+
+pub const LIVE_COLUMNS: &str = "num, line, state, run, attempt, version, priority, due, start_by, end_by, bytes, \
+     retention, fence, worker, started, until, cancel_reason";
+
+pub fn live_row(row: &Row<'_>) -> Result<LiveRow> {
+    let lease = match (worker(row, "worker")?, time(row, "started")?, time(row, "until")?) {
+        (Some(worker), Some(started), Some(until)) => Some(Lease { worker, started, until }),
+        _ => None,
+    };
+    let State::Live(state) = state(row.get("state")?)? else { return Err(damaged("a state")) };
+    if (state == LiveState::Running) != lease.is_some() {
+        return Err(damaged("a lease"));
+    }
+    Ok(LiveRow {
+        num: row.get("num")?,
+        line: row.get("line")?,
+        bytes: row.get("bytes")?,
+        retention: row.get::<_, Option<i64>>("retention")?.map(millis),
+        live: Live {
+            state,
+            run: row.get("run")?,
+            attempt: row.get("attempt")?,
+            version: row.get("version")?,
+            priority: row.get("priority")?,
+            due: Timestamp(row.get("due")?),
+            start_by: time(row, "start_by")?,
+            end_by: time(row, "end_by")?,
+            fence: row.get("fence")?,
+            lease,
+            cancel_reason: row.get("cancel_reason")?,
+        },
+    })
+}
+
+pub fn state(number: i32) -> Result<State> {
+    State::from_number(number).ok_or_else(|| damaged("a state"))
+}
+
+pub fn final_state(number: i32) -> Result<FinalState> {
+    match state(number)? {
+        State::Final(state) => Ok(state),
+        State::Live(_) => Err(damaged("a final state")),
+    }
+}
+
+fn millis(number: i64) -> Duration {
+    Duration::from_millis(number.unsigned_abs())
+}
+
+pub fn as_millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A body, checked against its checksum.
+pub fn body(row: &Row<'_>, column: &str, crc: &str) -> Result<Bytes> {
+    let bytes = row.get_ref(column)?.as_blob()?;
+    if Some(crc32fast::hash(bytes)) != row.get(crc)? {
+        return Err(damaged(format!("the {column} of a job")));
+    }
+    Ok(Bytes::copy_from_slice(bytes))
+}
+
+/// The parts of a spec that are seldom set, as JSON. NULL if none is.
+#[derive(Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+struct Options {
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delay: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start_time: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start_timeout: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempt_timeout: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_timeout: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retention: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unique_key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_attempts: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    initial_backoff: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_backoff: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backoff_multiplier: Option<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    non_retryable_codes: Vec<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    trace: BTreeMap<String, String>,
+}
+
+fn whole_millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The JSON for the `options` column.
+pub fn options(spec: &JobSpec, trace: &BTreeMap<String, String>) -> Option<String> {
+    let options = Options {
+        labels: spec.labels.clone(),
+        delay: match spec.start {
+            Start::Delay(delay) => Some(whole_millis(delay)),
+            _ => None,
+        },
+        start_time: match spec.start {
+            Start::At(at) => Some(at.0),
+            _ => None,
+        },
+        start_timeout: spec.start_timeout.map(whole_millis),
+        attempt_timeout: spec.attempt_timeout.map(whole_millis),
+        total_timeout: spec.total_timeout.map(whole_millis),
+        retention: spec.retention.map(whole_millis),
+        unique_key: spec.unique_key.as_ref().map(|key| key.as_str().to_owned()),
+        max_attempts: spec.retry.max_attempts,
+        initial_backoff: spec.retry.initial_backoff.map(whole_millis),
+        max_backoff: spec.retry.max_backoff.map(whole_millis),
+        backoff_multiplier: spec.retry.backoff_multiplier,
+        non_retryable_codes: spec.retry.non_retryable_codes.clone(),
+        trace: trace.clone(),
+    };
+    if options == Options::default() {
+        return None;
+    }
+    Some(serde_json::to_string(&options).expect("text and numbers are always JSON"))
+}
+
+/// A spec and the trace headers beside it.
+pub fn spec(
+    queue: QueueName,
+    kind: Kind,
+    priority: i32,
+    payload: Payload,
+    options: Option<&str>,
+) -> Result<(Arc<JobSpec>, BTreeMap<String, String>)> {
+    let Some(text) = options else {
+        return Ok((Arc::new(JobSpec { queue, priority, ..JobSpec::new(kind, payload) }), BTreeMap::new()));
+    };
+    let options: Options = serde_json::from_str(text).map_err(|_| damaged("the options of a job"))?;
+    let unique_key = options
+        .unique_key
+        .map(|key| Key::parse("unique_key", &key).map_err(|_| damaged("a unique key")))
+        .transpose()?;
+    let spec = JobSpec {
+        queue,
+        kind,
+        payload,
+        priority,
+        labels: options.labels,
+        start: match (options.delay, options.start_time) {
+            (Some(delay), _) => Start::Delay(Duration::from_millis(delay)),
+            (None, Some(at)) => Start::At(Timestamp(at)),
+            (None, None) => Start::Now,
+        },
+        start_timeout: options.start_timeout.map(Duration::from_millis),
+        attempt_timeout: options.attempt_timeout.map(Duration::from_millis),
+        total_timeout: options.total_timeout.map(Duration::from_millis),
+        retry: RetryOptions {
+            max_attempts: options.max_attempts,
+            initial_backoff: options.initial_backoff.map(Duration::from_millis),
+            max_backoff: options.max_backoff.map(Duration::from_millis),
+            backoff_multiplier: options.backoff_multiplier,
+            non_retryable_codes: options.non_retryable_codes,
+        },
+        retention: options.retention.map(Duration::from_millis),
+        unique_key,
+    };
+    Ok((Arc::new(spec), options.trace))
+}
+
+/// A job error as JSON.
+#[derive(Deserialize, Serialize)]
+struct ErrorRow {
+    cause: i32,
+    code: String,
+    message: String,
+    retryable: bool,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    details: Option<DetailsRow>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    retry_delay: Option<u64>,
+}
+
+#[derive(Deserialize, Serialize)]
+struct DetailsRow {
+    content_type: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    text: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    base64: Option<String>,
+}
+
+pub fn error_text(error: &JobError) -> String {
+    let row = ErrorRow {
+        cause: error.cause as i32,
+        code: error.code.clone(),
+        message: error.message.clone(),
+        retryable: error.retryable,
+        details: error.details.as_ref().map(|details| {
+            let content_type = details.content_type.clone();
+            match String::from_utf8(details.bytes().into()) {
+                Ok(text) => DetailsRow { content_type, text: Some(text), base64: None },
+                Err(bytes) => {
+                    DetailsRow { content_type, text: None, base64: Some(STANDARD.encode(bytes.into_bytes())) }
+                }
+            }
+        }),
+        retry_delay: error.retry_delay.map(whole_millis),
+    };
+    serde_json::to_string(&row).expect("text and numbers are always JSON")
+}
+
+pub fn error(text: &str) -> Result<JobError> {
+    let bad = || damaged("an error");
+    let row: ErrorRow = serde_json::from_str(text).map_err(|_| bad())?;
+    let details = match row.details {
+        None => None,
+        Some(DetailsRow { content_type, text: Some(text), .. }) => Some(Payload::new(content_type, text)),
+        Some(DetailsRow { content_type, base64, .. }) => {
+            let bytes = STANDARD.decode(base64.unwrap_or_default()).map_err(|_| bad())?;
+            Some(Payload::new(content_type, bytes))
+        }
+    };
+    Ok(JobError {
+        cause: Cause::from_number(row.cause).ok_or_else(bad)?,
+        code: row.code,
+        message: row.message,
+        retryable: row.retryable,
+        details,
+        retry_delay: row.retry_delay.map(Duration::from_millis),
+    })
+}
+
+pub fn progress(row: &Row<'_>) -> Result<Progress> {
+    let content_type: Option<String> = row.get("content_type")?;
+    let details = match content_type {
+        Some(content_type) => {
+            Some(Payload::new(content_type, Bytes::copy_from_slice(row.get_ref("details")?.as_blob()?)))
+        }
+        None => None,
+    };
+    Ok(Progress {
+        fraction: row.get("fraction")?,
+        note: row.get("note")?,
+        details,
+        update_time: Timestamp(row.get("at")?),
+    })
+}

@@ -1,0 +1,119 @@
+-- Times are milliseconds since 1970. Numbers of states are those of the contract.
+
+-- log_id: NULL in a backup, so that a restored store begins a log of its own.
+-- feed_start: outcomes up to this seq have left the feed; feed_cut: when the last of them was committed.
+CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
+INSERT INTO meta VALUES ('log_id', NULL), ('feed_start', 0), ('feed_cut', 0);
+
+-- One for each pair of queue and kind, with its counts. Counts of final states only grow.
+CREATE TABLE line (
+  id          INTEGER PRIMARY KEY,
+  queue       TEXT    NOT NULL,
+  kind        TEXT    NOT NULL,
+  scheduled   INTEGER NOT NULL DEFAULT 0,
+  queued      INTEGER NOT NULL DEFAULT 0,
+  running     INTEGER NOT NULL DEFAULT 0,
+  backing_off INTEGER NOT NULL DEFAULT 0,
+  succeeded   INTEGER NOT NULL DEFAULT 0,
+  failed      INTEGER NOT NULL DEFAULT 0,
+  cancelled   INTEGER NOT NULL DEFAULT 0,
+  expired     INTEGER NOT NULL DEFAULT 0,
+  bytes       INTEGER NOT NULL DEFAULT 0,   -- payloads of unfinished jobs
+  UNIQUE (queue, kind)
+) STRICT;
+
+-- What was asked for: written once. AUTOINCREMENT, because a number must not come back after a delete.
+CREATE TABLE job (
+  num          INTEGER PRIMARY KEY AUTOINCREMENT,
+  id           ANY     NOT NULL UNIQUE,     -- a UUID as 16 bytes, any other id as text
+  line         INTEGER NOT NULL,
+  priority     INTEGER NOT NULL,
+  submitted    INTEGER NOT NULL,
+  content_type TEXT    NOT NULL,
+  payload      BLOB    NOT NULL,
+  crc          INTEGER NOT NULL,            -- CRC-32 of payload
+  options      TEXT                         -- JSON of what is seldom set
+) STRICT;
+
+-- The part of an unfinished job that changes. Its state is in no other place.
+CREATE TABLE live (
+  num           INTEGER PRIMARY KEY,
+  line          INTEGER NOT NULL,
+  state         INTEGER NOT NULL,
+  run           INTEGER NOT NULL,
+  attempt       INTEGER NOT NULL,
+  version       INTEGER NOT NULL,
+  priority      INTEGER NOT NULL,
+  due           INTEGER NOT NULL,
+  rank          INTEGER NOT NULL,
+  wake          INTEGER,                    -- when time changes something, the lease aside
+  start_by      INTEGER,
+  end_by        INTEGER,
+  bytes         INTEGER NOT NULL,
+  retention     INTEGER,                    -- NULL: the queue's
+  fence         INTEGER NOT NULL,
+  worker        TEXT,
+  started       INTEGER,
+  until         INTEGER,
+  cancel_reason TEXT,
+  unique_queue  TEXT,
+  unique_key    TEXT
+) STRICT;
+CREATE INDEX live_ready ON live (line, rank, num) WHERE state = 2;
+CREATE INDEX live_running ON live (until) WHERE state = 3;
+CREATE INDEX live_wake ON live (wake) WHERE wake IS NOT NULL;
+CREATE UNIQUE INDEX live_unique ON live (unique_queue, unique_key) WHERE unique_key IS NOT NULL;
+
+-- The result store and the feed: seq is the position, in commit order.
+CREATE TABLE done (
+  seq          INTEGER PRIMARY KEY AUTOINCREMENT,
+  num          INTEGER NOT NULL,
+  run          INTEGER NOT NULL,
+  attempt      INTEGER NOT NULL,
+  version      INTEGER NOT NULL,
+  state        INTEGER NOT NULL,
+  worker       TEXT,
+  started      INTEGER,
+  finished     INTEGER NOT NULL,
+  keep_until   INTEGER NOT NULL,
+  error        TEXT,                        -- JSON
+  content_type TEXT,
+  output       BLOB,
+  crc          INTEGER                      -- CRC-32 of output
+) STRICT;
+CREATE INDEX done_num ON done (num);
+CREATE INDEX done_keep_until ON done (keep_until);
+CREATE INDEX done_unsuccessful ON done (num) WHERE state <> 5;
+
+-- Attempts that failed.
+CREATE TABLE failure (
+  num      INTEGER NOT NULL,
+  run      INTEGER NOT NULL,
+  attempt  INTEGER NOT NULL,
+  worker   TEXT,
+  started  INTEGER,
+  finished INTEGER NOT NULL,
+  error    TEXT    NOT NULL,                -- JSON
+  PRIMARY KEY (num, run, attempt)
+) STRICT, WITHOUT ROWID;
+
+-- The newest progress of an unfinished job.
+CREATE TABLE progress (
+  num          INTEGER PRIMARY KEY,
+  at           INTEGER NOT NULL,
+  fraction     REAL    NOT NULL,
+  note         TEXT    NOT NULL,
+  content_type TEXT,
+  details      BLOB
+) STRICT;
+
+-- Request ids, remembered beyond their jobs.
+CREATE TABLE request (
+  caller     TEXT    NOT NULL,
+  request_id TEXT    NOT NULL,
+  num        INTEGER NOT NULL,
+  job_id     TEXT    NOT NULL,
+  until      INTEGER NOT NULL,
+  PRIMARY KEY (caller, request_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX request_until ON request (until);

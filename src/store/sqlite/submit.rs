@@ -1,0 +1,221 @@
+//! Accepting jobs.
+
+use std::sync::Arc;
+
+use rusqlite::{OptionalExtension, params};
+
+use super::{
+    read::{self, Fixed},
+    rows::{self, LiveRow, Result},
+    tx::Tx,
+};
+use crate::{
+    job::{Error, JobId, JobSpec, Live, Timestamp, View},
+    store::{GroupReply, Position, Submission, Submitted},
+};
+
+pub fn submit(tx: &mut Tx<'_>, now: Timestamp, groups: Vec<Vec<Submission>>) -> Result<Vec<GroupReply>> {
+    let before = tx.effects.head;
+    groups.into_iter().map(|group| submit_group(tx, now, group, before)).collect()
+}
+
+fn submit_group(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    group: Vec<Submission>,
+    before: Position,
+) -> Result<GroupReply> {
+    // One item writes nothing before it is accepted.
+    let several = group.len() > 1;
+    let mark = tx.lines.mark();
+    if several {
+        tx.connection.prepare_cached("SAVEPOINT batch")?.execute([])?;
+    }
+    let mut accepted = Vec::with_capacity(group.len());
+    for (index, submission) in group.into_iter().enumerate() {
+        match submit_one(tx, now, &submission, before)? {
+            Ok(submitted) => accepted.push(submitted),
+            Err(error) => {
+                if several {
+                    tx.connection.prepare_cached("ROLLBACK TO batch")?.execute([])?;
+                    tx.connection.prepare_cached("RELEASE batch")?.execute([])?;
+                    tx.lines.roll_back(mark);
+                }
+                return Ok(Err((index, error)));
+            }
+        }
+    }
+    if several {
+        tx.connection.prepare_cached("RELEASE batch")?.execute([])?;
+    }
+    Ok(Ok(accepted))
+}
+
+fn submit_one(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    submission: &Submission,
+    before: Position,
+) -> Result<std::result::Result<Submitted, Error>> {
+    match find(tx, now, submission)? {
+        Ok(None) => {}
+        Ok(Some(num)) => {
+            let job = read::job(tx.connection, num, View::Result)?.ok_or_else(|| rows::damaged("a job"))?;
+            remember(tx, now, submission, num, &job.id)?;
+            return Ok(Ok(Submitted { job, deduplicated: true, position: before }));
+        }
+        Err(error) => return Ok(Err(error)),
+    }
+    if let Some(error) = no_room(tx, &submission.spec) {
+        return Ok(Err(error));
+    }
+    let row = insert(tx, now, submission)?;
+    let fixed = Fixed {
+        id: submission.job_id.clone(),
+        spec: submission.spec.clone(),
+        trace: submission.trace.clone(),
+        submitted: now,
+    };
+    Ok(Ok(Submitted { job: read::of_live(fixed, &row), deduplicated: false, position: before }))
+}
+
+/// The job that is there already, by request_id, job_id or unique_key, in this order.
+fn find(
+    tx: &Tx<'_>,
+    now: Timestamp,
+    submission: &Submission,
+) -> Result<std::result::Result<Option<i64>, Error>> {
+    if let Some(request_id) = &submission.request_id {
+        let known: Option<(i64, String)> = tx
+            .connection
+            .prepare_cached(
+                "SELECT num, job_id FROM request WHERE caller = ?1 AND request_id = ?2 AND until > ?3",
+            )?
+            .query_row(params![submission.caller, request_id.as_str(), now], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .optional()?;
+        if let Some((num, job_id)) = known {
+            let request_id = request_id.to_string();
+            return Ok(match same(tx, num, submission)? {
+                None => Err(Error::JobDeleted { request_id, job_id }),
+                Some(false) => Err(Error::RequestIdReused { request_id, job_id }),
+                Some(true) => Ok(Some(num)),
+            });
+        }
+    }
+    if submission.own_id
+        && let Some(num) = tx.num(&submission.job_id)?
+    {
+        let equal = same(tx, num, submission)? == Some(true);
+        return Ok(equal
+            .then_some(Some(num))
+            .ok_or_else(|| Error::JobIdInUse { job_id: submission.job_id.to_string() }));
+    }
+    if let Some(unique_key) = &submission.spec.unique_key
+        && let Some(num) = holder(tx, &submission.spec)?
+    {
+        if submission.reject_duplicate {
+            let job_id = read::id(tx.connection, num)?.ok_or_else(|| rows::damaged("a job"))?;
+            let (unique_key, job_id) = (unique_key.to_string(), job_id.to_string());
+            return Ok(Err(Error::UniqueKeyInUse { unique_key, job_id }));
+        }
+        return Ok(Ok(Some(num)));
+    }
+    Ok(Ok(None))
+}
+
+/// The unfinished job that holds the unique key of a spec.
+pub fn holder(tx: &Tx<'_>, spec: &JobSpec) -> Result<Option<i64>> {
+    let Some(unique_key) = &spec.unique_key else { return Ok(None) };
+    tx.connection
+        .prepare_cached(
+            "SELECT num FROM live WHERE unique_queue = ?1 AND unique_key = ?2 AND unique_key IS NOT NULL",
+        )?
+        .query_row(params![spec.queue.as_str(), unique_key.as_str()], |row| row.get(0))
+        .optional()
+}
+
+/// Whether a job was asked for in the same words; None if it is gone.
+fn same(tx: &Tx<'_>, num: i64, submission: &Submission) -> Result<Option<bool>> {
+    let fixed = read::fixed(tx.connection, num, true)?;
+    Ok(fixed
+        .map(|fixed| fixed.spec == submission.spec && (!submission.own_id || fixed.id == submission.job_id)))
+}
+
+fn remember(tx: &Tx<'_>, now: Timestamp, submission: &Submission, num: i64, job_id: &JobId) -> Result<()> {
+    let Some(request_id) = &submission.request_id else { return Ok(()) };
+    // The first answer counts: a repeat does not prolong it. One that is over is replaced.
+    tx.connection
+        .prepare_cached(
+            "INSERT INTO request VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET num = excluded.num, \
+             job_id = excluded.job_id, until = excluded.until WHERE until <= ?6",
+        )?
+        .execute(params![
+            submission.caller,
+            request_id.as_str(),
+            num,
+            job_id.as_str(),
+            now.after(tx.config.limits.request_id_window),
+            now,
+        ])?;
+    Ok(())
+}
+
+fn no_room(tx: &Tx<'_>, spec: &Arc<JobSpec>) -> Option<Error> {
+    let limits = &tx.config.limits;
+    let reserve = tx.config.store.reserve_bytes;
+    let free = tx.shared.free_bytes();
+    if free < reserve {
+        return Some(Error::StoreFull { free, reserve });
+    }
+    let full = |what: &str, limit| Some(Error::QueueFull { what: what.to_owned(), limit });
+    if !tx.lines.known(spec) && tx.lines.len() >= limits.max_lines {
+        return full("the list of queues and kinds", limits.max_lines as u64);
+    }
+    let (jobs, bytes) = tx.lines.backlog();
+    if jobs >= limits.max_unfinished {
+        return full("the server's backlog of jobs", limits.max_unfinished);
+    }
+    if bytes + spec.payload.size as u64 > limits.max_unfinished_bytes {
+        return full("the server's backlog of payload bytes", limits.max_unfinished_bytes);
+    }
+    let limit = tx.config.queues.get(spec.queue.as_str())?.max_unfinished?;
+    if tx.lines.unfinished_of(&spec.queue) < limit {
+        return None;
+    }
+    full(&format!("queue {}", spec.queue), limit)
+}
+
+fn insert(tx: &mut Tx<'_>, now: Timestamp, submission: &Submission) -> Result<LiveRow> {
+    let spec = &submission.spec;
+    let line = tx.lines.of(tx.connection, tx.config, spec)?;
+    let payload = spec.payload.bytes();
+    tx.connection
+        .prepare_cached(
+            "INSERT INTO job (id, line, priority, submitted, content_type, payload, crc, options) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        )?
+        .execute(params![
+            submission.job_id,
+            line,
+            spec.priority,
+            now,
+            spec.payload.content_type,
+            &payload[..],
+            crc32fast::hash(&payload),
+            rows::options(spec, &submission.trace),
+        ])?;
+    let num = tx.connection.last_insert_rowid();
+    let row = LiveRow {
+        num,
+        line,
+        bytes: payload.len() as i64,
+        retention: spec.retention,
+        live: Live::admit(spec, now),
+    };
+    let unique = spec.unique_key.as_ref().map(|key| (spec.queue.as_str(), key.as_str()));
+    tx.insert_live(&row, unique)?;
+    remember(tx, now, submission, num, &submission.job_id)?;
+    Ok(row)
+}

@@ -1,0 +1,130 @@
+//! What time changes. Each duty does a bounded slice and says whether there is more.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::{
+    change,
+    rows::{self, Result},
+    tx::Tx,
+};
+use crate::{
+    job::{Cause, Timestamp},
+    store::{LeaseId, Tick},
+};
+
+/// Rows of one slice: a slice holds up the writer for a few milliseconds.
+const SLICE: i64 = 500;
+
+pub fn tick(tx: &mut Tx<'_>, now: Timestamp) -> Result<Tick> {
+    let mut tick = Tick::default();
+    let due = "SELECT num FROM live WHERE wake IS NOT NULL AND wake <= ?1 ORDER BY wake LIMIT ?2";
+    let expired = "SELECT num FROM live WHERE state = 3 AND until <= ?1 ORDER BY until LIMIT ?2";
+    for sql in [due, expired] {
+        let nums = slice(tx, sql, now)?;
+        tick.more |= nums.len() as i64 == SLICE;
+        for num in nums {
+            tick.revoked.extend(elapse(tx, num, now)?);
+        }
+    }
+    tick.more |= trim_feed(tx, now)?;
+    tick.more |= remove_jobs(tx, now)?;
+    tick.more |= forget_requests(tx, now)?;
+    tick.next = next(tx)?;
+    Ok(tick)
+}
+
+/// Every attempt that a process before this one was running is spent: a job that kills the server must not loop.
+pub fn recover(tx: &mut Tx<'_>, now: Timestamp) -> Result<usize> {
+    let nums: Vec<i64> = tx
+        .connection
+        .prepare_cached("SELECT num FROM live WHERE state = 3 ORDER BY until")?
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<_>>()?;
+    for &num in &nums {
+        let row = tx.live(num)?.ok_or_else(|| rows::damaged("a running job"))?;
+        let policy = tx.policy(&row)?;
+        let message = "the server ended while the attempt ran";
+        let step = row.live.lose(Cause::Crash, message, &policy, now, fastrand::f64());
+        tx.apply(&row, &step, now)?;
+    }
+    Ok(nums.len())
+}
+
+fn slice(tx: &Tx<'_>, sql: &str, now: Timestamp) -> Result<Vec<i64>> {
+    tx.connection.prepare_cached(sql)?.query_map(params![now, SLICE], |row| row.get(0))?.collect()
+}
+
+fn elapse(tx: &mut Tx<'_>, num: i64, now: Timestamp) -> Result<Option<LeaseId>> {
+    // Gone or changed since it was found: by the step before.
+    let Some(row) = tx.live(num)? else { return Ok(None) };
+    let policy = tx.policy(&row)?;
+    let Some(step) = row.live.elapse(&policy, now, fastrand::f64()) else { return Ok(None) };
+    tx.apply(&row, &step, now)?;
+    Ok(row.live.lease.map(|_| LeaseId { job: num, fence: row.live.fence }))
+}
+
+/// Moves the beginning of the feed past outcomes that are too old, or too many.
+fn trim_feed(tx: &Tx<'_>, now: Timestamp) -> Result<bool> {
+    let start = super::feed::start(tx.connection)?;
+    let oldest_kept = now.before(tx.config.watch.retention);
+    let (by_age, old): (Option<i64>, i64) = tx
+        .connection
+        .prepare_cached(
+            "SELECT max(seq) FILTER (WHERE finished <= ?2), count(*) FILTER (WHERE finished <= ?2) \
+             FROM (SELECT seq, finished FROM done WHERE seq > ?1 ORDER BY seq LIMIT ?3)",
+        )?
+        .query_row(params![start, oldest_kept, SLICE], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let by_size = tx.effects.head.0 - i64::try_from(tx.config.watch.max_events).unwrap_or(i64::MAX);
+    let moved = by_age.unwrap_or(start).max(by_size);
+    if moved > start {
+        tx.connection
+            .prepare_cached(
+                "UPDATE meta SET value = CASE key WHEN 'feed_start' THEN ?1 ELSE max(value, coalesce( \
+                 (SELECT finished FROM done WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1), 0)) END \
+                 WHERE key IN ('feed_start', 'feed_cut')",
+            )?
+            .execute([moved])?;
+    }
+    Ok(old == SLICE)
+}
+
+/// Retention: outcomes whose time is over, and with the last of its outcomes the job.
+fn remove_jobs(tx: &Tx<'_>, now: Timestamp) -> Result<bool> {
+    let seqs = slice(tx, "SELECT seq FROM done WHERE keep_until <= ?1 ORDER BY keep_until LIMIT ?2", now)?;
+    for seq in &seqs {
+        let num: i64 = tx
+            .connection
+            .prepare_cached("DELETE FROM done WHERE seq = ?1 RETURNING num")?
+            .query_row([seq], |row| row.get(0))?;
+        let needed: bool = tx
+            .connection
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM live WHERE num = ?1) OR EXISTS (SELECT 1 FROM done WHERE num = ?1)",
+            )?
+            .query_row([num], |row| row.get(0))?;
+        if !needed {
+            change::remove(tx, num)?;
+        }
+    }
+    Ok(seqs.len() as i64 == SLICE)
+}
+
+fn forget_requests(tx: &Tx<'_>, now: Timestamp) -> Result<bool> {
+    let gone = tx
+        .connection
+        .prepare_cached(
+            "DELETE FROM request WHERE (caller, request_id) IN \
+             (SELECT caller, request_id FROM request WHERE until <= ?1 ORDER BY until LIMIT ?2)",
+        )?
+        .execute(params![now, SLICE])?;
+    Ok(gone as i64 == SLICE)
+}
+
+fn next(tx: &Tx<'_>) -> Result<Option<Timestamp>> {
+    let first = |sql| -> Result<Option<i64>> {
+        tx.connection.prepare_cached(sql)?.query_row([], |row| row.get(0)).optional()
+    };
+    let wake = first("SELECT wake FROM live WHERE wake IS NOT NULL ORDER BY wake LIMIT 1")?;
+    let until = first("SELECT until FROM live WHERE state = 3 ORDER BY until LIMIT 1")?;
+    Ok([wake, until].into_iter().flatten().min().map(Timestamp))
+}

@@ -1,0 +1,230 @@
+//! One transaction of the writer: what every command is made of.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::{
+    Shared,
+    lines::Lines,
+    rows::{self, LIVE_COLUMNS, LiveRow, Result, as_millis},
+};
+use crate::{
+    config::Config,
+    job::{
+        Attempt, Ending, Fence, JobError, JobId, Live, LiveState, Next, Policy, Progress, State, Step,
+        Timestamp,
+    },
+    store::Position,
+};
+
+pub struct Tx<'a> {
+    pub connection: &'a Connection,
+    pub config: &'a Config,
+    pub lines: &'a mut Lines,
+    pub fences: &'a mut Fences,
+    pub shared: &'a Shared,
+    pub effects: Effects,
+    /// Somebody listens to changes.
+    pub tell_changes: bool,
+}
+
+/// What is told after the commit.
+#[derive(Default)]
+pub struct Effects {
+    pub head: Position,
+    pub due: bool,
+    /// Places of the lines whose counts changed.
+    pub counted: Vec<usize>,
+    pub changed: Vec<JobId>,
+}
+
+/// Makes fences. The upper half is drawn at each start: a fence that was handed out before the power was lost, and
+/// whose claim was forgotten with it, never comes again.
+#[derive(Debug)]
+pub struct Fences {
+    last: Fence,
+}
+
+impl Fences {
+    pub fn new() -> Self {
+        Self { last: i64::from(fastrand::u32(1..1 << 31)) << 32 }
+    }
+
+    pub fn next(&mut self) -> Fence {
+        self.last += 1;
+        self.last
+    }
+}
+
+impl Tx<'_> {
+    pub fn live(&self, num: i64) -> Result<Option<LiveRow>> {
+        let sql = const_format::concatcp!("SELECT ", LIVE_COLUMNS, " FROM live WHERE num = ?1");
+        self.connection.prepare_cached(sql)?.query_row([num], rows::live_row).optional()
+    }
+
+    /// The number of a job.
+    pub fn num(&self, id: &JobId) -> Result<Option<i64>> {
+        super::read::num(self.connection, id)
+    }
+
+    /// What holds for a job: its own word over its queue's.
+    pub fn policy(&self, row: &LiveRow) -> Result<Policy> {
+        let line = self.lines.get(row.line)?;
+        let spec = super::read::spec_without_payload(self.connection, row.num)?;
+        Ok(line.policy.of(&spec))
+    }
+
+    pub fn insert_live(&mut self, row: &LiveRow, unique: Option<(&str, &str)>) -> Result<()> {
+        let LiveRow { num, line, bytes, retention, live } = row;
+        self.connection
+            .prepare_cached(
+                "INSERT INTO live (num, line, state, run, attempt, version, priority, due, rank, wake, start_by, end_by, \
+                 bytes, retention, fence, unique_queue, unique_key) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, 0, ?15, ?16)",
+            )?
+            .execute(params![
+                num,
+                line,
+                live.state as i32,
+                live.run,
+                live.attempt,
+                live.version,
+                live.priority,
+                live.due,
+                live.rank(),
+                live.wake(),
+                live.start_by,
+                live.end_by,
+                bytes,
+                retention.map(as_millis),
+                unique.map(|(queue, _)| queue),
+                unique.map(|(_, key)| key),
+            ])?;
+        self.moved(*num, *line, None, State::Live(live.state), *bytes)
+    }
+
+    pub fn update_live(&mut self, row: &LiveRow, live: &Live) -> Result<()> {
+        let lease = live.lease.as_ref();
+        self.connection
+            .prepare_cached(
+                "UPDATE live SET state = ?2, run = ?3, attempt = ?4, version = ?5, due = ?6, rank = ?7, wake = ?8, \
+                 start_by = ?9, end_by = ?10, fence = ?11, worker = ?12, started = ?13, until = ?14, cancel_reason = ?15 \
+                 WHERE num = ?1",
+            )?
+            .execute(params![
+                row.num,
+                live.state as i32,
+                live.run,
+                live.attempt,
+                live.version,
+                live.due,
+                live.rank(),
+                live.wake(),
+                live.start_by,
+                live.end_by,
+                live.fence,
+                lease.map(|lease| &lease.worker),
+                lease.map(|lease| lease.started),
+                lease.map(|lease| lease.until),
+                live.cancel_reason,
+            ])?;
+        self.moved(row.num, row.line, Some(State::Live(row.live.state)), State::Live(live.state), row.bytes)
+    }
+
+    /// Carries out what a rule has decided.
+    pub fn apply(&mut self, row: &LiveRow, step: &Step, now: Timestamp) -> Result<()> {
+        if let Some(error) = &step.failure {
+            self.record_failure(row, error, now)?;
+        }
+        match &step.next {
+            Next::Live(live) => self.update_live(row, live),
+            Next::Final(ending) => self.finish(row, ending, now),
+        }
+    }
+
+    fn record_failure(&self, row: &LiveRow, error: &JobError, now: Timestamp) -> Result<()> {
+        let lease = row.live.lease.as_ref();
+        self.connection
+            .prepare_cached("INSERT OR REPLACE INTO failure VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
+            .execute(params![
+                row.num,
+                row.live.run,
+                row.live.attempt,
+                lease.map(|lease| &lease.worker),
+                lease.map(|lease| lease.started),
+                now,
+                rows::error_text(error),
+            ])?;
+        if row.live.attempt as usize > Attempt::KEPT || row.live.run > 1 {
+            self.connection
+                .prepare_cached(
+                    "DELETE FROM failure WHERE num = ?1 AND (run, attempt) <= (SELECT run, attempt FROM failure \
+                     WHERE num = ?1 ORDER BY run DESC, attempt DESC LIMIT 1 OFFSET ?2)",
+                )?
+                .execute(params![row.num, Attempt::KEPT as i64])?;
+        }
+        Ok(())
+    }
+
+    /// Ends a run: its outcome is appended to the feed.
+    pub fn finish(&mut self, row: &LiveRow, ending: &Ending, now: Timestamp) -> Result<()> {
+        let live = &row.live;
+        let lease = live.lease.as_ref();
+        let retention = row.retention.unwrap_or(self.lines.get(row.line)?.policy.retention);
+        let output = ending.output.as_ref();
+        let body = output.map(|output| output.bytes());
+        self.connection.prepare_cached("DELETE FROM live WHERE num = ?1")?.execute([row.num])?;
+        self.connection
+            .prepare_cached(
+                "INSERT INTO done (num, run, attempt, version, state, worker, started, finished, keep_until, error, \
+                 content_type, output, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+            )?
+            .execute(params![
+                row.num,
+                live.run,
+                live.attempt,
+                live.version + 1,
+                ending.state as i32,
+                lease.map(|lease| &lease.worker),
+                lease.map(|lease| lease.started),
+                now,
+                now.after(retention),
+                ending.error.as_ref().map(rows::error_text),
+                output.map(|output| output.content_type.as_str()),
+                body.as_deref(),
+                body.as_deref().map(crc32fast::hash),
+            ])?;
+        self.effects.head = Position(self.connection.last_insert_rowid());
+        if live.attempt > 0 {
+            self.connection.prepare_cached("DELETE FROM progress WHERE num = ?1")?.execute([row.num])?;
+        }
+        self.moved(row.num, row.line, Some(State::Live(live.state)), State::Final(ending.state), row.bytes)
+    }
+
+    pub fn store_progress(&self, num: i64, progress: &Progress) -> Result<()> {
+        let details = progress.details.as_ref();
+        self.connection
+            .prepare_cached("INSERT OR REPLACE INTO progress VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+            .execute(params![
+                num,
+                progress.update_time,
+                progress.fraction,
+                progress.note,
+                details.map(|details| details.content_type.as_str()),
+                details.map(|details| details.bytes()).as_deref(),
+            ])?;
+        Ok(())
+    }
+
+    /// A job came into a state: counts it, and remembers whom to tell.
+    fn moved(&mut self, num: i64, line: i64, from: Option<State>, to: State, bytes: i64) -> Result<()> {
+        if from != Some(to) {
+            self.lines.shift(line, from, Some(to), bytes.unsigned_abs())?;
+        }
+        // A running job can only wait for its lease, which the engine looks after.
+        self.effects.due |= matches!(to, State::Live(state) if state != LiveState::Running);
+        if self.tell_changes && !to.is_final() {
+            self.effects.changed.extend(super::read::id(self.connection, num)?);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,202 @@
+//! The one thread that writes: it takes every command that waits, carries all of them out in one transaction, syncs
+//! once, and only then answers.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread,
+};
+
+use rusqlite::{Connection, TransactionBehavior};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    lines::Lines,
+    rows::Result,
+    tx::{Effects, Fences, Tx},
+};
+use crate::{
+    config::Config,
+    job::Error,
+    store::{Position, Signals},
+};
+
+/// Commands that wait in front of the writer. Callers beyond it wait too: the engine bounds them.
+const QUEUE: usize = 1024;
+
+type Answer = Box<dyn FnOnce() + Send>;
+type Run = Box<dyn FnOnce(&mut Tx<'_>) -> Result<Answer> + Send>;
+
+struct Command {
+    run: Run,
+    /// Items in it, for the bound of a group.
+    weight: usize,
+    durable: Durable,
+}
+
+/// When a command may be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durable {
+    /// When it would survive lost power.
+    Synced,
+    /// When it would survive the end of the process.
+    Written,
+}
+
+/// The way to the thread.
+#[derive(Debug)]
+pub struct Writer {
+    commands: mpsc::Sender<Command>,
+    signals: Arc<Signals>,
+}
+
+impl Writer {
+    /// Starts the thread. It ends, and closes the database, when the writer is dropped.
+    pub fn start(mut state: State) -> (Self, thread::JoinHandle<()>) {
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let signals = state.signals.clone();
+        let thread = thread::Builder::new()
+            .name("jobwire-writer".into())
+            .spawn(move || state.run(queue))
+            .expect("a thread can be started while the process starts");
+        (Self { commands, signals }, thread)
+    }
+
+    /// Carries out `run` in the next transaction.
+    ///
+    /// # Errors
+    /// [`Error::StoreUnavailable`] if the store has failed: whether it took effect is unknown.
+    pub async fn call<T: Send + 'static>(
+        &self,
+        weight: usize,
+        durable: Durable,
+        run: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
+    ) -> std::result::Result<T, Error> {
+        let (sender, receiver) = oneshot::channel();
+        let run: Run = Box::new(move |tx| {
+            let reply = run(tx)?;
+            // Nobody listens any more: the caller went away, what was done stays done.
+            Ok(Box::new(move || drop(sender.send(reply))))
+        });
+        self.commands.send(Command { run, weight, durable }).await.map_err(|_| self.gone())?;
+        receiver.await.map_err(|_| self.gone())
+    }
+
+    fn gone(&self) -> Error {
+        let why = self.signals.failed.borrow().clone();
+        Error::StoreUnavailable(why.map_or_else(|| "it is closed".to_owned(), |why| why.to_string()))
+    }
+}
+
+/// What the thread owns.
+pub struct State {
+    pub connection: Connection,
+    pub config: Arc<Config>,
+    pub lines: Lines,
+    pub fences: Fences,
+    pub signals: Arc<Signals>,
+    pub shared: Arc<super::Shared>,
+    /// What SQLite syncs at a commit at present.
+    pub durable: Durable,
+}
+
+impl State {
+    fn run(&mut self, mut queue: mpsc::Receiver<Command>) {
+        while let Some(first) = queue.blocking_recv() {
+            let mut room = self.config.store.max_group.saturating_sub(first.weight);
+            let mut group = vec![first];
+            while room > 0
+                && let Ok(command) = queue.try_recv()
+            {
+                room = room.saturating_sub(command.weight);
+                group.push(command);
+            }
+            // A panic leaves the transaction in the middle: as good as a failed commit.
+            let committed = catch_unwind(AssertUnwindSafe(|| self.commit(group)));
+            let why = match committed {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => format!("SQLite: {error}"),
+                Err(_) => "a bug in the writer".to_owned(),
+            };
+            self.fail(&why);
+            return;
+        }
+    }
+
+    /// Carries out `run` on the caller's thread, before the writer's is started.
+    pub fn now<T>(&mut self, run: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<T> {
+        let (reply, effects) = self.transact(run)?;
+        self.publish(effects);
+        Ok(reply)
+    }
+
+    /// One group, one transaction, one sync; then the answers.
+    fn commit(&mut self, group: Vec<Command>) -> Result<()> {
+        let durable = if group.iter().any(|command| command.durable == Durable::Synced) {
+            Durable::Synced
+        } else {
+            Durable::Written
+        };
+        if durable != self.durable {
+            let level = if durable == Durable::Synced { "FULL" } else { "NORMAL" };
+            self.connection.prepare_cached(&format!("PRAGMA synchronous = {level}"))?.execute([])?;
+            self.durable = durable;
+        }
+        let run =
+            |tx: &mut Tx<'_>| group.into_iter().map(|command| (command.run)(tx)).collect::<Result<Vec<_>>>();
+        let (answers, effects) = self.transact(run)?;
+        self.publish(effects);
+        for answer in answers {
+            answer();
+        }
+        Ok(())
+    }
+
+    fn transact<T>(&mut self, run: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<(T, Effects)> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut tx = Tx {
+            connection: &transaction,
+            config: &self.config,
+            lines: &mut self.lines,
+            fences: &mut self.fences,
+            shared: &self.shared,
+            effects: Effects { head: *self.signals.head.borrow(), ..Effects::default() },
+            tell_changes: self.signals.changed.receiver_count() > 0,
+        };
+        let reply = run(&mut tx)?;
+        let mut effects = tx.effects;
+        effects.counted = self.lines.save(&transaction)?;
+        transaction.commit()?;
+        Ok((reply, effects))
+    }
+
+    fn publish(&self, effects: Effects) {
+        self.shared.update_counts(&self.lines, &effects.counted);
+        let signals = &self.signals;
+        signals.head.send_if_modified(|head: &mut Position| {
+            let moved = *head != effects.head;
+            *head = effects.head;
+            moved
+        });
+        if effects.due {
+            signals.due.send_modify(|count| *count = count.wrapping_add(1));
+        }
+        for job in effects.changed {
+            // Only hints: without a listener, or with a slow one, they are lost.
+            let _ = signals.changed.send(job);
+        }
+    }
+
+    /// Nothing is known of the disk any more: no answer leaves from here on. The database is not closed, because
+    /// that would write to it.
+    fn fail(&mut self, why: &str) {
+        tracing::error!(
+            why,
+            "the store has failed: nothing more is acknowledged; restart to recover from disk"
+        );
+        self.signals.failed.send_replace(Some(why.into()));
+        if let Ok(spare) = Connection::open_in_memory() {
+            std::mem::forget(std::mem::replace(&mut self.connection, spare));
+        }
+    }
+}
