@@ -133,7 +133,9 @@ pub fn status(error: Error) -> Status {
         Detail::Field(path) => {
             details.add_bad_request_violation(cut(&path, MAX_VALUE), message.clone());
         }
-        Detail::Job(id) => { details.set_resource_info(JOB, cut(&id, MAX_VALUE; }, "", message.clone())),
+        Detail::Job(id) => {
+            details.set_resource_info(JOB, cut(&id, MAX_VALUE), "", message.clone());
+        }
         Detail::Precondition(id) => {
             details.add_precondition_failure_violation(reason, cut(&id, MAX_VALUE), message.clone());
         }
@@ -141,7 +143,9 @@ pub fn status(error: Error) -> Status {
             details.add_quota_failure_violation(cut(&what, MAX_VALUE), message.clone());
             details.set_retry_info(Some(retry_delay(&error)));
         }
-        Detail::Retry(delay) => { details.set_retry_info(Some(delay)); },
+        Detail::Retry(delay) => {
+            details.set_retry_info(Some(delay));
+        }
     }
     Status::with_error_details(code, message, details)
 }

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     engine::Clock,
-    job::{JobError, JobId, JobSpec, Kind, Payload, Progress, QueueName},
+    job::{JobError, JobId, JobSpec, Kind, Payload, Progress, QueueName, cut},
 };
 
 /// What a handler knows of its attempt, and how it reports progress. Cheap to clone.
@@ -147,7 +147,7 @@ impl Context {
 
     fn report(&self, fraction: f64, note: &str, details: Option<Payload>) {
         let fraction = if fraction.is_nan() { 0.0 } else { fraction.clamp(0.0, 1.0) };
-        let note = note[..note.floor_char_boundary(Progress::NOTE_MAX)].to_owned();
+        let note = cut(note, Progress::NOTE_MAX);
         self.0.progress.send_modify(|newest| {
             let checkpoint = newest.take().or_else(|| self.last_progress().cloned()).and_then(|p| p.details);
             let details = details.or(checkpoint);
