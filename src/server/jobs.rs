@@ -1,6 +1,10 @@
 //! JobService: each call is checked, handed to the engine, and its answer put on the wire.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use futures_util::stream::BoxStream;
 use prost::Message as _;
@@ -11,6 +15,7 @@ use uuid::Uuid;
 use super::{
     convert::{self, Format, filter, format, job, optional_duration, proto_duration, submission, view},
     deadline::Deadline,
+    listener::Retire,
     status::status,
     streams, tokens,
 };
@@ -31,21 +36,33 @@ const MAX_PAGE: usize = 1000;
 /// Whole outputs: what the store took is small enough to send.
 const ANY_SIZE: usize = usize::MAX;
 
-/// The service, on top of an engine.
-#[derive(Clone)]
-pub struct Jobs {
+/// The service. It answers UNAVAILABLE until there is an engine: the store recovers while the port is open, so that
+/// health checks can tell.
+#[derive(Clone, Default)]
+pub struct JobsApi(Arc<OnceLock<Jobs>>);
+
+impl JobsApi {
+    /// From now on calls are served.
+    pub fn open(&self, engine: Engine, info: proto::GetServerInfoResponse) {
+        // The first one stays; there is no second.
+        let _ = self.0.set(Jobs { engine, info });
+    }
+
+    fn jobs(&self) -> Result<&Jobs, Status> {
+        self.0.get().ok_or_else(|| status(Error::StoreUnavailable("it recovers after a start".into())))
+    }
+}
+
+/// What the calls do.
+struct Jobs {
     engine: Engine,
     /// What GetServerInfo answers.
-    info: Arc<proto::GetServerInfoResponse>,
+    info: proto::GetServerInfoResponse,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Jobs {
-    pub fn new(engine: Engine, info: proto::GetServerInfoResponse) -> Self {
-        Self { engine, info: Arc::new(info) }
-    }
-
     /// Until when a call may wait.
     fn patience(
         &self,
@@ -146,7 +163,11 @@ impl Jobs {
             formats.push(format(request.payload_format, Format::Readable)?);
             group.push(submission(&prefix, request, limits, fresh_id(), trace.clone())?);
         }
-        let group = self.engine.submit(group, Pressure::Refuse).await.map_err(|(_, error)| error)?;
+        let group = self
+            .engine
+            .submit(group, Pressure::Refuse)
+            .await
+            .map_err(|(index, error)| error.in_batch(index))?;
         let responses: Vec<_> =
             group.iter().zip(formats).map(|(submitted, format)| self.answer(submitted, format)).collect();
         let cursor = responses.first().map(|response| response.cursor.clone()).unwrap_or_default();
@@ -277,19 +298,19 @@ pub fn trace_headers(metadata: &MetadataMap) -> BTreeMap<String, String> {
 }
 
 #[tonic::async_trait]
-impl JobService for Jobs {
+impl JobService for JobsApi {
     type StreamSubmitStream = BoxStream<'static, Result<proto::StreamSubmitResponse, Status>>;
     type WatchResultsStream = BoxStream<'static, Result<proto::WatchResultsResponse, Status>>;
 
     async fn submit(&self, request: Request<proto::SubmitRequest>) -> Answer<proto::SubmitResponse> {
-        Jobs::submit(self, request).await.map(Response::new).map_err(status)
+        self.jobs()?.submit(request).await.map(Response::new).map_err(status)
     }
 
     async fn batch_submit(
         &self,
         request: Request<proto::BatchSubmitRequest>,
     ) -> Answer<proto::BatchSubmitResponse> {
-        Jobs::batch_submit(self, request).await.map(Response::new).map_err(status)
+        self.jobs()?.batch_submit(request).await.map(Response::new).map_err(status)
     }
 
     async fn stream_submit(
@@ -298,55 +319,60 @@ impl JobService for Jobs {
     ) -> Answer<Self::StreamSubmitStream> {
         let trace = trace_headers(request.metadata());
         let deadline = Deadline::of(&request);
-        Ok(Response::new(streams::submits(self.engine.clone(), request.into_inner(), trace, deadline)))
+        Ok(Response::new(streams::submits(
+            self.jobs()?.engine.clone(),
+            request.into_inner(),
+            trace,
+            deadline,
+        )))
     }
 
     async fn get_result(
         &self,
         request: Request<proto::GetResultRequest>,
     ) -> Answer<proto::GetResultResponse> {
-        Jobs::get_result(self, request).await.map(Response::new).map_err(status)
+        self.jobs()?.get_result(request).await.map(Response::new).map_err(status)
     }
 
     async fn watch_results(
         &self,
         request: Request<proto::WatchResultsRequest>,
     ) -> Answer<Self::WatchResultsStream> {
-        let deadline = Deadline::of(&request);
-        let watch = streams::watch(self.engine.clone(), request.into_inner(), deadline).await;
+        let (deadline, retire) = (Deadline::of(&request), Retire::of(&request));
+        let watch = streams::watch(self.jobs()?.engine.clone(), request.into_inner(), deadline, retire).await;
         watch.map(Response::new).map_err(status)
     }
 
     async fn get_job(&self, request: Request<proto::GetJobRequest>) -> Answer<proto::GetJobResponse> {
-        Jobs::get_job(self, request.into_inner()).await.map(Response::new).map_err(status)
+        self.jobs()?.get_job(request.into_inner()).await.map(Response::new).map_err(status)
     }
 
     async fn list_jobs(&self, request: Request<proto::ListJobsRequest>) -> Answer<proto::ListJobsResponse> {
-        Jobs::list_jobs(self, request.into_inner()).await.map(Response::new).map_err(status)
+        self.jobs()?.list_jobs(request.into_inner()).await.map(Response::new).map_err(status)
     }
 
     async fn cancel_job(
         &self,
         request: Request<proto::CancelJobRequest>,
     ) -> Answer<proto::CancelJobResponse> {
-        Jobs::cancel_job(self, request.into_inner()).await.map(Response::new).map_err(status)
+        self.jobs()?.cancel_job(request.into_inner()).await.map(Response::new).map_err(status)
     }
 
     async fn retry_job(&self, request: Request<proto::RetryJobRequest>) -> Answer<proto::RetryJobResponse> {
-        Jobs::retry_job(self, request.into_inner()).await.map(Response::new).map_err(status)
+        self.jobs()?.retry_job(request.into_inner()).await.map(Response::new).map_err(status)
     }
 
     async fn delete_job(
         &self,
         request: Request<proto::DeleteJobRequest>,
     ) -> Answer<proto::DeleteJobResponse> {
-        Jobs::delete_job(self, request.into_inner()).await.map(Response::new).map_err(status)
+        self.jobs()?.delete_job(request.into_inner()).await.map(Response::new).map_err(status)
     }
 
     async fn get_server_info(
         &self,
         _request: Request<proto::GetServerInfoRequest>,
     ) -> Answer<proto::GetServerInfoResponse> {
-        Ok(Response::new(self.info.as_ref().clone()))
+        Ok(Response::new(self.jobs()?.info.clone()))
     }
 }

@@ -10,10 +10,11 @@ use std::{
 };
 
 use axum::Router;
+use http::Request;
+use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
-    service::TowerToHyperService,
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -22,11 +23,23 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
 
 use crate::config::Http2;
 
 /// After an accept that failed, as when descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Goes along with every request: fires when its connection has reached its age, and streams are to close.
+#[derive(Clone, Debug, Default)]
+pub struct Retire(CancellationToken);
+
+impl Retire {
+    /// That of a request's connection.
+    pub fn of<T>(request: &tonic::Request<T>) -> CancellationToken {
+        request.extensions().get::<Self>().cloned().unwrap_or_default().0
+    }
+}
 
 /// Serves connections until it is told to stop.
 pub struct Listener {
@@ -130,13 +143,19 @@ async fn connection(
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
     first_byte(&stream, limits.first_byte_timeout).await.map_err(|error| error.to_string())?;
     let builder = builder(limits);
-    let serving = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let retire = Retire::default();
+    let marked = retire.clone();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(marked.clone());
+        router.clone().oneshot(request)
+    });
+    let serving = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(serving);
     let age = limits.max_connection_age.mul_f64(0.9 + 0.2 * fastrand::f64());
     tokio::select! {
         ended = serving.as_mut() => return ended.map_err(|error| error.to_string()),
         () = stop.cancelled() => {}
-        () = sleep(age) => {}
+        () = sleep(age) => retire.0.cancel(),
     }
     serving.as_mut().graceful_shutdown();
     match timeout(limits.connection_grace, serving).await {

@@ -2,6 +2,7 @@
 //!
 //! Only this module and [`crate::client`] know gRPC.
 
+mod builder;
 mod convert;
 mod deadline;
 mod jobs;
@@ -15,16 +16,17 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, middleware};
 use http::{HeaderName, HeaderValue, header};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use uuid::Uuid;
 
-use self::{convert::proto_duration, jobs::Jobs, listener::Listener};
+pub use self::builder::Builder;
+use self::{convert::proto_duration, jobs::JobsApi, listener::Listener};
 use crate::{
-    config::Config,
+    config::{Config, InvalidSettings},
     engine::{Clock, Engine},
     handlers::Handlers,
     job::{Error, WorkerId},
@@ -42,6 +44,9 @@ const MAX_MESSAGE: usize = 4 << 20;
 /// Open calls and streams get this long once their work has ended.
 const CLOSING: Duration = Duration::from_secs(5);
 
+/// Calls get this long to be told that the store has failed.
+const FAILING: Duration = Duration::from_millis(500);
+
 /// The name in health checks.
 const JOB_SERVICE: &str = "jobwire.v1.JobService";
 
@@ -52,6 +57,8 @@ pub enum ServeError {
     Listen { address: SocketAddr, source: std::io::Error },
     #[error(transparent)]
     Store(#[from] OpenError),
+    #[error(transparent)]
+    Settings(#[from] InvalidSettings),
     #[error("{0}")]
     Config(Error),
     #[error("the store has failed: {0}; nothing acknowledged is lost, a restart recovers from disk")]
@@ -62,49 +69,60 @@ pub enum ServeError {
 pub struct Server {
     engine: Engine,
     pool: Pool,
-    listener: Arc<Listener>,
-    health: HealthReporter,
-    socket: TcpListener,
+    port: Port,
     address: SocketAddr,
 }
 
+/// The open port.
+struct Port {
+    listener: Arc<Listener>,
+    health: HealthReporter,
+}
+
 impl Server {
-    /// Opens the store, recovers, binds the port, and starts to run jobs.
+    /// A server with handlers of the program's own.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Binds the port, opens the store and recovers, and starts to run jobs.
     ///
     /// # Errors
-    /// The port is taken, the store cannot be opened, or a handler's settings are wrong.
+    /// The port is taken, or the store cannot be opened.
     pub async fn start(config: Config, handlers: Handlers) -> Result<Self, ServeError> {
         let config = Arc::new(config);
         let listen = |source| ServeError::Listen { address: config.listen, source };
         let socket = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = socket.local_addr().map_err(listen)?;
-        let clock = Clock::default();
-        let store = SqliteStore::open(&config.data, config.clone(), clock.now())?;
-        let engine = Engine::start(config.clone(), store as Arc<dyn Store>, clock);
+        let api = JobsApi::default();
+        let port = Port::open(&config, api.clone(), socket).await;
 
+        let clock = Clock::default();
+        let opened = {
+            let (config, now) = (config.clone(), clock.now());
+            spawn_blocking(move || SqliteStore::open(&config.data, config.clone(), now)).await
+        };
+        let store = opened.map_err(|panic| ServeError::StoreFailed(panic.to_string().into()))??;
+        let engine = Engine::start(config.clone(), store as Arc<dyn Store>, clock);
         let instance = Uuid::now_v7().simple().to_string();
+        api.open(engine.clone(), info(&engine, &handlers, &instance));
         let worker: WorkerId = format!("server-{instance}").parse().map_err(ServeError::Config)?;
-        let (health, health_service) = tonic_health::server::health_reporter();
-        let info = info(&engine, &handlers, &instance);
-        let jobs = JobServiceServer::new(Jobs::new(engine.clone(), info))
-            .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(MAX_MESSAGE);
-        let routes = Routes::new(jobs).add_service(health_service);
-        let router = router(&config, with_reflection(routes));
         let pool = Pool::start(&engine, handlers, worker);
-        set_serving(&health, true).await;
-        let listener = Arc::new(Listener::new(config.http2.clone(), router));
-        Ok(Self { engine, pool, listener, health, socket, address })
+        port.set_serving(true).await;
+        let mode =
+            if address.ip().is_loopback() { "this machine only" } else { "everybody who can reach it" };
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            %address,
+            data = %config.data.display(),
+            "serving {mode}, without TLS and credentials; every acknowledgement is synced"
+        );
+        Ok(Self { engine, pool, port, address })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
-    }
-
-    /// The engine, for programs that submit and watch without a connection.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
     }
 
     /// Serves until `stop` resolves, then stops gracefully: health NOT_SERVING, no new work, running attempts end or
@@ -113,38 +131,48 @@ impl Server {
     /// # Errors
     /// [`ServeError::StoreFailed`]: the process must leave at once, without closing the database.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self { engine, pool, listener, health, socket, .. } = self;
-        let failed = engine.store_failed();
-        let accepting = {
-            let listener = listener.clone();
-            tokio::spawn(async move { listener.accept(socket).await })
-        };
+        let Self { engine, pool, port, .. } = self;
         tokio::select! {
             () = stop => {}
-            why = failed => {
-                set_serving(&health, false).await;
+            why = engine.store_failed() => {
+                port.set_serving(false).await;
                 // Calls that wait for the store are told before the process leaves.
-                listener.stop(Duration::from_millis(500)).await;
+                port.listener.stop(FAILING).await;
                 return Err(ServeError::StoreFailed(why));
             }
         }
         tracing::info!("stopping: no new work is taken");
-        set_serving(&health, false).await;
+        port.set_serving(false).await;
         engine.drain();
         pool.drain(engine.config().drain_timeout).await;
         engine.end_streams();
-        listener.stop(CLOSING).await;
-        accepting.abort();
+        port.listener.stop(CLOSING).await;
         engine.close().await;
         tracing::info!("stopped");
         Ok(())
     }
 }
 
-async fn set_serving(health: &HealthReporter, serving: bool) {
-    let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-    for service in ["", JOB_SERVICE] {
-        health.set_service_status(service, status).await;
+impl Port {
+    /// Answers from now on, with health NOT_SERVING.
+    async fn open(config: &Config, api: JobsApi, socket: TcpListener) -> Self {
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let jobs = JobServiceServer::new(api)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        let routes = with_reflection(Routes::new(jobs).add_service(health_service));
+        let listener = Arc::new(Listener::new(config.http2.clone(), router(config, routes)));
+        let port = Self { listener: listener.clone(), health };
+        port.set_serving(false).await;
+        tokio::spawn(async move { listener.accept(socket).await });
+        port
+    }
+
+    async fn set_serving(&self, serving: bool) {
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in ["", JOB_SERVICE] {
+            self.health.set_service_status(service, status).await;
+        }
     }
 }
 

@@ -7,7 +7,10 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use uuid::Uuid;
 
-use crate::{job::Error, proto::Rejection};
+use crate::{
+    job::{Error, cut},
+    proto::Rejection,
+};
 
 /// Says whose the reasons are.
 pub const DOMAIN: &str = "jobwire.v1";
@@ -110,6 +113,11 @@ fn told(error: &Error) -> Told {
         Error::StoreUnavailable(_) => unavailable("STORE_UNAVAILABLE", 1),
         Error::Draining => unavailable("DRAINING", 1),
         Error::StreamRotated => unavailable("STREAM_ROTATED", 0),
+        Error::InBatch { index, error } => {
+            let mut told = told(error);
+            told.metadata.push(("index", index.to_string()));
+            told
+        }
         Error::DeadlineExceeded => plain(DeadlineExceeded, "DEADLINE_EXCEEDED"),
         Error::NotSupported(_) => plain(Unimplemented, "NOT_SUPPORTED"),
         Error::DataLoss(_) => plain(Code::DataLoss, "DATA_LOSS"),
@@ -190,10 +198,6 @@ pub fn rejection(error: &Error) -> Rejection {
         field,
         retry_delay: retry.and_then(|delay| delay.try_into().ok()),
     }
-}
-
-fn cut(text: &str, max: usize) -> String {
-    text[..text.floor_char_boundary(max)].to_owned()
 }
 
 fn rfc3339(millis: i64) -> String {

@@ -7,6 +7,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep_until},
 };
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::{
@@ -117,10 +118,11 @@ pub async fn watch(
     engine: Engine,
     request: proto::WatchResultsRequest,
     deadline: Option<Instant>,
+    retire: CancellationToken,
 ) -> Result<BoxStream<'static, Result<proto::WatchResultsResponse, Status>>, Error> {
     let format = format(request.payload_format, Format::Readable)?;
     let now = engine.clock().now();
-    let request = convert::watch_request(request, engine.config(), engine.log_id(), now, deadline)?;
+    let request = convert::watch_request(request, engine.config(), engine.log_id(), now, (deadline, retire))?;
     let max_output = request.max_inline_output;
     let watch = engine.watch(request).await?;
     let messages = futures_util::stream::unfold(Some(watch), |watch: Option<Watch>| async move {

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     filter::filter,
@@ -24,13 +25,13 @@ const HEARTBEATS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=
 const HEARTBEAT: Duration = Duration::from_secs(15);
 const INLINE_OUTPUT: usize = 64 << 10;
 
-/// What to watch, checked.
+/// What to watch, checked. The pair is when the call ends, and what tells that its connection is to go.
 pub fn watch_request(
     request: proto::WatchResultsRequest,
     config: &Config,
     log: LogId,
     now: Timestamp,
-    deadline: Option<Instant>,
+    (deadline, retire): (Option<Instant>, CancellationToken),
 ) -> Result<WatchRequest, Error> {
     let filter = filter(request.filter, config.watch.max_filter_ids)?;
     if request.until_all_done && filter.job_ids.is_empty() {
@@ -71,6 +72,7 @@ pub fn watch_request(
         on_gap,
         max_inline_output,
         deadline,
+        retire,
     })
 }
 
