@@ -120,6 +120,9 @@ pub struct Limits {
     /// Longest retention a job may ask for.
     #[serde(with = "duration")]
     pub max_retention: Duration,
+    /// Longest time ahead: a delay, a start_timeout, a total_timeout, a back-off.
+    #[serde(with = "duration")]
+    pub max_delay: Duration,
     /// Longest attempt_timeout a job may ask for.
     #[serde(with = "duration")]
     pub max_attempt_timeout: Duration,
@@ -141,6 +144,7 @@ impl Default for Limits {
             submit_buffer_items: 10_000,
             submit_buffer_bytes: 64 << 20,
             max_retention: Duration::from_secs(90 * 24 * 3600),
+            max_delay: Duration::from_secs(366 * 24 * 3600),
             max_attempt_timeout: Duration::from_secs(24 * 3600),
         }
     }

@@ -1,6 +1,8 @@
 //! The kinds of job that this server runs by itself, and the register that programs add their own to.
 
+mod data;
 mod echo;
+pub mod exec;
 mod registry;
 mod sleep;
 mod span;

@@ -5,6 +5,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     echo::Echo,
+    exec::Exec,
     sleep,
     typed::{Blocking, Typed},
 };
@@ -54,6 +55,13 @@ impl Handlers {
         let mut handlers = Self::new(&config.workers);
         handlers.add_handler("echo", Echo)?;
         handlers.add("sleep", sleep::run)?;
+        if !config.exec.commands.is_empty() {
+            let exec = Arc::new(Exec::new(&config.exec)?);
+            handlers.add("exec", move |context, input| {
+                let exec = exec.clone();
+                async move { exec.run(context, input).await }
+            })?;
+        }
         Ok(handlers)
     }
 

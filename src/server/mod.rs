@@ -1,18 +1,251 @@
-//! Placeholder until the server lands: only the function that `jobwire serve` calls.
+//! The server: services on one port, from start to a graceful stop.
+//!
+//! Only this module and [`crate::client`] know gRPC.
 
-use std::net::SocketAddr;
+mod convert;
+mod deadline;
+mod jobs;
+mod json;
+mod listener;
+mod status;
+mod streams;
+mod tokens;
 
-use crate::config::Config;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-/// Why a server stopped that was not told to.
+use axum::{Router, middleware};
+use http::{HeaderName, HeaderValue, header};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use uuid::Uuid;
+
+use self::{convert::proto_duration, jobs::Jobs, listener::Listener};
+use crate::{
+    config::Config,
+    engine::{Clock, Engine},
+    handlers::Handlers,
+    job::{Error, WorkerId},
+    proto::{self, job_service_server::JobServiceServer},
+    store::{
+        Store,
+        sqlite::{OpenError, SqliteStore},
+    },
+    worker::Pool,
+};
+
+/// Bytes of one message, both ways.
+const MAX_MESSAGE: usize = 4 << 20;
+
+/// Open calls and streams get this long once their work has ended.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// The name in health checks.
+const JOB_SERVICE: &str = "jobwire.v1.JobService";
+
+/// Why a server did not start, or had to leave.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// There is no server yet.
-    #[error("this build has no server")]
-    Absent,
+    #[error("cannot listen on {address}: {source}")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    #[error("{0}")]
+    Config(Error),
+    #[error("the store has failed: {0}; nothing acknowledged is lost, a restart recovers from disk")]
+    StoreFailed(Arc<str>),
 }
 
-/// Serves until it is told to stop. Calls `ready` once, with the address that it listens on.
-pub async fn run(_config: Config, _ready: impl FnOnce(SocketAddr)) -> Result<(), ServeError> {
-    Err(ServeError::Absent)
+/// A server that is ready: bound, recovered, and running jobs.
+pub struct Server {
+    engine: Engine,
+    pool: Pool,
+    listener: Arc<Listener>,
+    health: HealthReporter,
+    socket: TcpListener,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Opens the store, recovers, binds the port, and starts to run jobs.
+    ///
+    /// # Errors
+    /// The port is taken, the store cannot be opened, or a handler's settings are wrong.
+    pub async fn start(config: Config, handlers: Handlers) -> Result<Self, ServeError> {
+        let config = Arc::new(config);
+        let listen = |source| ServeError::Listen { address: config.listen, source };
+        let socket = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let address = socket.local_addr().map_err(listen)?;
+        let clock = Clock::default();
+        let store = SqliteStore::open(&config.data, config.clone(), clock.now())?;
+        let engine = Engine::start(config.clone(), store as Arc<dyn Store>, clock);
+
+        let instance = Uuid::now_v7().simple().to_string();
+        let worker: WorkerId = format!("server-{instance}").parse().map_err(ServeError::Config)?;
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let info = info(&engine, &handlers, &instance);
+        let jobs = JobServiceServer::new(Jobs::new(engine.clone(), info))
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        let routes = Routes::new(jobs).add_service(health_service);
+        let router = router(&config, with_reflection(routes));
+        let pool = Pool::start(&engine, handlers, worker);
+        set_serving(&health, true).await;
+        let listener = Arc::new(Listener::new(config.http2.clone(), router));
+        Ok(Self { engine, pool, listener, health, socket, address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The engine, for programs that submit and watch without a connection.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Serves until `stop` resolves, then stops gracefully: health NOT_SERVING, no new work, running attempts end or
+    /// are given back, watchers get their closing checkpoint.
+    ///
+    /// # Errors
+    /// [`ServeError::StoreFailed`]: the process must leave at once, without closing the database.
+    pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let Self { engine, pool, listener, health, socket, .. } = self;
+        let failed = engine.store_failed();
+        let accepting = {
+            let listener = listener.clone();
+            tokio::spawn(async move { listener.accept(socket).await })
+        };
+        tokio::select! {
+            () = stop => {}
+            why = failed => {
+                set_serving(&health, false).await;
+                // Calls that wait for the store are told before the process leaves.
+                listener.stop(Duration::from_millis(500)).await;
+                return Err(ServeError::StoreFailed(why));
+            }
+        }
+        tracing::info!("stopping: no new work is taken");
+        set_serving(&health, false).await;
+        engine.drain();
+        pool.drain(engine.config().drain_timeout).await;
+        engine.end_streams();
+        listener.stop(CLOSING).await;
+        accepting.abort();
+        engine.close().await;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+async fn set_serving(health: &HealthReporter, serving: bool) {
+    let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+    for service in ["", JOB_SERVICE] {
+        health.set_service_status(service, status).await;
+    }
+}
+
+/// Reflection in both versions, with the types of error details: without them tools print base64.
+fn with_reflection(routes: Routes) -> Routes {
+    let configured = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let sound = "the descriptor sets are made together with the code";
+    routes
+        .add_service(configured().build_v1().expect(sound))
+        .add_service(configured().build_v1alpha().expect(sound))
+}
+
+/// The layers around the services, outermost last.
+fn router(config: &Config, routes: Routes) -> Router {
+    let cap = config.limits.max_unary;
+    let router = routes
+        .prepare()
+        .into_axum_router()
+        .layer(middleware::from_fn(move |request, next| deadline::enforce(cap, request, next)))
+        .layer(tonic_web::GrpcWebLayer::new());
+    let origins: Vec<HeaderValue> =
+        config.web.allowed_origins.iter().filter_map(|origin| origin.parse().ok()).collect();
+    if origins.is_empty() {
+        return router;
+    }
+    let own = ["grpc-timeout", "x-grpc-web", "x-user-agent", "traceparent", "tracestate"]
+        .map(HeaderName::from_static);
+    let told = ["grpc-status", "grpc-message", "grpc-status-details-bin"].map(HeaderName::from_static);
+    router.layer(
+        CorsLayer::new()
+            .allow_origin(AllowOrigin::list(origins))
+            .allow_methods([http::Method::POST])
+            .allow_headers([header::CONTENT_TYPE].into_iter().chain(own).collect::<Vec<_>>())
+            .expose_headers(told)
+            .max_age(Duration::from_secs(3600)),
+    )
+}
+
+fn info(engine: &Engine, handlers: &Handlers, instance: &str) -> proto::GetServerInfoResponse {
+    let config = engine.config();
+    let limits = &config.limits;
+    let size = |bytes: usize| i32::try_from(bytes).unwrap_or(i32::MAX);
+    let kinds = handlers.kinds().map(|kind| format!("kind:{kind}"));
+    proto::GetServerInfoResponse {
+        version: env!("CARGO_PKG_VERSION").into(),
+        instance_id: instance.into(),
+        log_id: format!("{:016x}", engine.log_id().0),
+        features: ["store:sqlite".to_owned(), "grpc-web".to_owned()].into_iter().chain(kinds).collect(),
+        limits: Some(proto::Limits {
+            max_payload_bytes: size(limits.max_payload_bytes),
+            max_output_bytes: size(limits.max_output_bytes),
+            max_message_bytes: size(MAX_MESSAGE),
+            max_batch_items: size(limits.max_batch_items),
+            max_wait: Some(proto_duration(limits.max_wait)),
+            watch_retention: Some(proto_duration(config.watch.retention)),
+            request_id_window: Some(proto_duration(limits.request_id_window)),
+        }),
+    }
+}
+
+/// Serves the built-in kinds until the first SIGTERM or SIGINT. Calls `ready` once, with the address that it listens on.
+///
+/// # Errors
+/// As [`Server::start`] and [`Server::serve`] say.
+pub async fn run(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), ServeError> {
+    let handlers = Handlers::builtin(&config).map_err(ServeError::Config)?;
+    let stop = stop_signal();
+    let server = Server::start(config, handlers).await?;
+    ready(server.address());
+    server.serve(stop).await
+}
+
+/// Resolves at the first SIGTERM or SIGINT; the second ends the process at once.
+pub async fn stop_signal() {
+    let first = CancellationToken::new();
+    let told = first.clone();
+    tokio::spawn(async move {
+        signal().await;
+        told.cancel();
+        signal().await;
+        tracing::warn!("a second signal: leaving at once");
+        std::process::exit(130);
+    });
+    first.cancelled().await;
+}
+
+async fn signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("signals cannot be received: stop this process with SIGKILL");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
 }
