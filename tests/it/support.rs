@@ -8,7 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jobwire::proto::{JobSpec, Payload, SubmitRequest, job_service_client::JobServiceClient, payload::Body};
+use jobwire::proto::{
+    JobSpec, Payload, SubmitRequest, job_service_client::JobServiceClient, payload::Body,
+};
 use prost_types::Value;
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
@@ -60,13 +62,7 @@ impl Server {
             .envs(variables.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(
-                std::fs::OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .open(dir.path().join("log"))
-                    .expect("a log"),
-            )
+            .stderr(std::fs::OpenOptions::new().create(true).append(true).open(dir.path().join("log")).expect("a log"))
             .spawn()
             .expect("jobwire starts");
         let mut line = String::new();
@@ -138,10 +134,7 @@ impl Server {
 
     /// Starts again on the same data, on another port. The process must have ended.
     pub fn restart(mut self) -> Self {
-        assert!(
-            self.child.try_wait().expect("the process can be waited for").is_some(),
-            "the server still runs"
-        );
+        assert!(self.child.try_wait().expect("the process can be waited for").is_some(), "the server still runs");
         let (dir, config) = (self.dir.clone(), std::mem::take(&mut self.config));
         let variables = std::mem::take(&mut self.variables);
         Self::spawn(dir, config, variables)
@@ -157,11 +150,7 @@ impl Drop for Server {
 
 /// A JSON document, from its text.
 pub fn json(text: &str) -> Payload {
-    Payload {
-        body: Some(Body::Text(text.into())),
-        content_type: "application/json".into(),
-        ..Default::default()
-    }
+    Payload { body: Some(Body::Text(text.into())), content_type: "application/json".into(), ..Default::default() }
 }
 
 /// A spec of a kind with a JSON payload.
