@@ -41,7 +41,7 @@ impl Get {
         if let Some(wait) = self.wait {
             let reply = client.result(&self.job_id, wait).await?;
             match (shell.format(), &reply.job) {
-                (Format::Table, Some(job)) => shell.line(&table::job(job).to_string())?,
+                (Format::Table, Some(job)) => shell.line(&table::job(job))?,
                 _ => shell.print(&reply)?,
             }
             return Ok(0);
@@ -54,7 +54,7 @@ impl Get {
         let request = GetJobRequest { job_id: self.job_id, view: view.into(), ..GetJobRequest::default() };
         let job = client.get(request).await?;
         match shell.format() {
-            Format::Table => shell.line(&table::job(&job).to_string())?,
+            Format::Table => shell.line(&table::job(&job))?,
             Format::Json => shell.print(&job)?,
         }
         Ok(0)

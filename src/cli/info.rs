@@ -36,7 +36,7 @@ impl Info {
         ] {
             rows.add_row([name.to_owned(), table::plain(&value)]);
         }
-        shell.line(&rows.to_string())?;
+        shell.line(&table::text(rows))?;
         Ok(0)
     }
 }

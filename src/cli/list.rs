@@ -61,7 +61,7 @@ fn show(shell: &Shell, page: &ListJobsResponse, all: bool) -> Result<(), Error> 
         return shell.print_item(page);
     }
     if !page.jobs.is_empty() {
-        shell.line(&table::jobs(&page.jobs).to_string())?;
+        shell.line(&table::jobs(&page.jobs))?;
     }
     if !all && !page.next_page_token.is_empty() {
         eprintln!("there are more: --page-token {}", page.next_page_token);

@@ -1,5 +1,7 @@
 //! Where log lines go: to stderr, always.
 
+use std::io::{self, IsTerminal as _};
+
 use clap::ValueEnum;
 use tracing_subscriber::{EnvFilter, fmt};
 
@@ -20,7 +22,8 @@ pub(super) enum LogFormat {
 
 /// The logs of a server.
 pub(super) fn of_a_server(format: LogFormat) -> Result<(), Error> {
-    let logs = fmt().with_env_filter(filter("info")?).with_writer(std::io::stderr);
+    let logs =
+        fmt().with_env_filter(filter("info")?).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     match format {
         LogFormat::Text => logs.init(),
         LogFormat::Json => logs.json().init(),
@@ -30,7 +33,8 @@ pub(super) fn of_a_server(format: LogFormat) -> Result<(), Error> {
 
 /// Only what a person at the prompt needs to know.
 pub(super) fn of_a_command() -> Result<(), Error> {
-    let logs = fmt().with_env_filter(filter("warn")?).with_writer(std::io::stderr);
+    let logs =
+        fmt().with_env_filter(filter("warn")?).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
     logs.without_time().with_target(false).init();
     Ok(())
 }

@@ -46,11 +46,15 @@ impl Run {
         let job_id = submitted.job_id;
         let wait = self.timeout.unwrap_or(Duration::MAX);
         tokio::select! {
-            waited = wait_for(&client, &job_id, wait) => match waited? {
-                Some(job) => show(shell, &job),
-                None => {
+            waited = wait_for(&client, &job_id, wait) => match waited {
+                Ok(Some(job)) => show(shell, &job),
+                Ok(None) => {
                     eprintln!("job {job_id} goes on: `jobwire get {job_id} --wait 1h` waits for it");
                     Ok(TIMED_OUT)
+                }
+                Err(error) => {
+                    eprintln!("job {job_id} was accepted: `jobwire get {job_id}` shows it");
+                    Err(error)
                 }
             },
             _ = signal::ctrl_c() => {

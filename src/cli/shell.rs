@@ -95,8 +95,7 @@ impl Shell {
 
     /// Prints text and ends the line, at once also if stdout is a pipe.
     pub(super) fn line(&self, text: &str) -> Result<(), Error> {
-        self.bytes(text.as_bytes())?;
-        self.bytes(b"\n")
+        self.bytes(format!("{text}\n").as_bytes())
     }
 
     /// Prints bytes as they are.

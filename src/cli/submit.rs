@@ -32,7 +32,7 @@ impl Submit {
             SubmitRequest { wait: self.wait, validate_only: self.validate_only, ..self.spec.into_request()? };
         let reply = shell.connect().await?.submit(request).await?;
         match (shell.format(), &reply.job) {
-            (Format::Table, Some(job)) => shell.line(&table::job(job).to_string())?,
+            (Format::Table, Some(job)) => shell.line(&table::job(job))?,
             _ => shell.print(&reply)?,
         }
         Ok(0)

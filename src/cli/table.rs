@@ -1,6 +1,6 @@
 //! Jobs for people: words for states, local times, tables. What jobs hold is anyone's text, so it is made plain.
 
-use comfy_table::{ContentArrangement, Table, presets::NOTHING};
+use comfy_table::{ColumnConstraint, ContentArrangement, Row, Table, presets::NOTHING};
 use jiff::tz::TimeZone;
 use prost_types::{Duration, Timestamp, Value, value::Kind};
 use serde_json::json;
@@ -17,12 +17,20 @@ pub(super) fn table(head: &[&str]) -> Table {
     table
 }
 
+/// The text of a table, without blanks around it.
+pub(super) fn text(mut table: Table) -> String {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
+}
+
 /// Many jobs, one in each row.
-pub(super) fn jobs(jobs: &[Job]) -> Table {
+pub(super) fn jobs(jobs: &[Job]) -> String {
     let mut table = table(&["JOB", "STATE", "KIND", "QUEUE", "ATTEMPT", "SUBMITTED", "ERROR"]);
     for job in jobs {
         let (kind, queue) = kind_and_queue(job);
-        table.add_row([
+        let mut row = Row::from([
             plain(&job.job_id),
             state(job.state),
             kind,
@@ -31,12 +39,20 @@ pub(super) fn jobs(jobs: &[Job]) -> Table {
             time(job.submit_time),
             job.error.as_ref().map(error).unwrap_or_default(),
         ]);
+        row.max_height(1);
+        table.add_row(row);
     }
-    table
+    // Ids and times are of no use unless they are whole; the error gives way.
+    for whole in [0, 5] {
+        if let Some(column) = table.column_mut(whole) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+    }
+    text(table)
 }
 
 /// One job, one field in each row.
-pub(super) fn job(job: &Job) -> Table {
+pub(super) fn job(job: &Job) -> String {
     let (kind, queue) = kind_and_queue(job);
     let labels = job.spec.iter().flat_map(|spec| &spec.labels);
     let labels: Vec<_> = labels.map(|(key, value)| plain(&format!("{key}={value}"))).collect();
@@ -70,7 +86,7 @@ pub(super) fn job(job: &Job) -> Table {
             format!("{} {what}", time(attempt.start_time)),
         ]);
     }
-    table
+    text(table)
 }
 
 /// One job in one line.
@@ -186,7 +202,7 @@ mod tests {
 
     #[test]
     fn rows_hold_plain_text_only() {
-        let text = jobs(&[sample()]).to_string();
+        let text = jobs(&[sample()]);
         assert!(text.contains("backing off") && text.contains("http.503:  [31mbusy"), "{text}");
         assert!(!text.contains('\x1b'));
         assert!(line(&sample()).ends_with("backing off  a  echo  mail  http.503:  [31mbusy"));
@@ -194,7 +210,7 @@ mod tests {
 
     #[test]
     fn empty_fields_are_left_out_of_a_job() {
-        let text = job(&sample()).to_string();
+        let text = job(&sample());
         assert!(text.contains("mail") && !text.contains("output") && !text.contains("finished"), "{text}");
     }
 

@@ -108,8 +108,7 @@ impl From<Status> for Failure {
         let own = details.error_info().filter(|info| info.domain == DOMAIN);
         let fields = details.bad_request().map(|bad| bad.field_violations.as_slice()).unwrap_or_default();
         Self {
-            // The library reports a deadline that it enforced itself as CANCELLED.
-            code: if timed_out(&status) { Code::DeadlineExceeded } else { status.code() },
+            code: code(&status),
             message: describe(&status),
             reason: own.map(|info| info.reason.clone()),
             metadata: own.map(|info| info.metadata.clone().into_iter().collect()).unwrap_or_default(),
@@ -131,6 +130,18 @@ impl fmt::Display for Failure {
             }
         }
         Ok(())
+    }
+}
+
+/// The code as the gRPC specification has it. The library reports a deadline that it enforced itself as CANCELLED, and a
+/// connection that broke under a call as UNKNOWN, INTERNAL or CANCELLED; a status from the other side has no cause here.
+fn code(status: &Status) -> Code {
+    match status.code() {
+        _ if timed_out(status) => Code::DeadlineExceeded,
+        Code::Unknown | Code::Internal | Code::Cancelled if causes(status).next().is_some() => {
+            Code::Unavailable
+        }
+        code => code,
     }
 }
 
@@ -191,6 +202,14 @@ mod tests {
     fn a_local_deadline_is_a_deadline() {
         let error = Error::from(Status::from_error(Box::new(TimeoutExpired(()))));
         assert_eq!(error.code(), Some(Code::DeadlineExceeded));
+    }
+
+    #[test]
+    fn a_connection_that_broke_is_unavailable() {
+        let broken = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        let error = Error::from(Status::from_error(Box::new(broken)));
+        assert_eq!(error.code(), Some(Code::Unavailable));
+        assert_eq!(Error::from(Status::unknown("from a proxy")).code(), Some(Code::Unknown));
     }
 
     #[test]

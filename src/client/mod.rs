@@ -58,10 +58,12 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_secs(40);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// Tries of one call in all, about 6 s of pauses.
-const MAX_TRIES: u32 = 6;
+/// Tries of one call in all, with about 6 s of pauses between them.
+const MAX_TRIES: u32 = 8;
 /// A server that wants to be left alone for longer is not asked again.
 const LONGEST_RETRY_DELAY: Duration = Duration::from_secs(30);
+/// How long waits and watches go on trying without a single reply before they pass the error on.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A connection to one server. Clones share it.
 #[derive(Clone, Debug)]
@@ -135,14 +137,28 @@ impl Client {
 
     /// The outcome of a job: waits until it has ended, or for as long as `wait` says. [`Duration::MAX`]: for ever.
     ///
-    /// A job that has not ended by then is a reply with `done = false`, no error.
+    /// A job that has not ended by then is a reply with `done = false`, no error. Outlives restarts of the server, up to
+    /// 10 minutes without a single reply.
     pub async fn result(&self, job_id: &str, wait: Duration) -> Result<GetResultResponse, Error> {
         let end = Instant::now().checked_add(wait);
+        let over = || end.is_some_and(|end| Instant::now() >= end);
+        let mut replied = Instant::now();
         loop {
             let left = end.map_or(POLL, |end| end.saturating_duration_since(Instant::now()).min(POLL));
             let asked = Instant::now();
-            let reply = self.poll(job_id, left).await?;
-            if reply.done || end.is_some_and(|end| Instant::now() >= end) {
+            let reply = match self.poll(job_id, left).await {
+                Ok(reply) => reply,
+                Err(error)
+                    if Repeat::Harmless.allowed_after(&error) && !over() && replied.elapsed() < PATIENCE =>
+                {
+                    tracing::warn!(%error, "lost the server, asking again");
+                    sleep(error.retry_delay().unwrap_or_default().min(left)).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            replied = Instant::now();
+            if reply.done || over() {
                 return Ok(reply);
             }
             // A server that does not hold replies says when to ask again.

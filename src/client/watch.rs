@@ -7,14 +7,11 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::{Streaming, transport::Channel};
 
 use super::{
-    Error,
+    Error, PATIENCE,
     backoff::Backoff,
     resume::{Resume, worth_resuming},
 };
 use crate::proto::{WatchResultsRequest, WatchResultsResponse, job_service_client::JobServiceClient};
-
-/// How long a watch goes on trying without a single message before it passes the error on.
-const PATIENCE: Duration = Duration::from_secs(600);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
