@@ -3,6 +3,7 @@
 mod data;
 mod echo;
 pub mod exec;
+pub mod http;
 mod registry;
 mod sleep;
 mod span;

@@ -27,7 +27,7 @@ use self::{
     work_dir::WorkDir,
 };
 use super::{
-    data::{bytes_of, put},
+    data::{Shown, bytes_of, show},
     typed::{invalid, permit},
 };
 use crate::{
@@ -152,7 +152,10 @@ fn report(ended: &Ended, elapsed: Duration, keep: usize) -> Value {
     report.insert("exit_code".into(), ended.status.code().into());
     for (name, capture) in [("stdout", &ended.stdout), ("stderr", &ended.stderr)] {
         let Capture { bytes, truncated, .. } = capture.head(keep);
-        put(&mut report, name, &bytes, truncated);
+        match show(&bytes, truncated) {
+            Shown::Text(text) => report.insert(name.into(), text.into()),
+            Shown::Base64(base64) => report.insert(format!("{name}_base64"), base64.into()),
+        };
         report.insert(format!("{name}_truncated"), truncated.into());
     }
     report.insert("elapsed_ms".into(), (elapsed.as_millis() as u64).into());
