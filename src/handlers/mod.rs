@@ -2,8 +2,8 @@
 
 mod data;
 mod echo;
-pub mod exec;
-pub mod http;
+mod exec;
+mod http;
 mod registry;
 mod sleep;
 mod span;

@@ -39,12 +39,16 @@ use crate::{
 /// Bytes of JSON that a failure keeps of what the process wrote.
 const DETAILS_MAX: usize = 16 << 10;
 
+/// What a job asks for.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
+    /// A name under `exec.commands` of the configuration.
     command: String,
+    /// A value for each parameter of the command.
     #[serde(default)]
     params: BTreeMap<String, Value>,
+    /// What the process reads; nothing by default. At most one of the two can be given.
     stdin: Option<String>,
     stdin_base64: Option<String>,
 }

@@ -18,18 +18,25 @@ use crate::{
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
+    /// Absolute, http or https.
     url: String,
+    /// GET, unless it says.
     method: Option<String>,
     #[serde(default)]
     headers: BTreeMap<String, Values>,
+    /// A body, as it is written in the payload. At most one of the three bodies can be given.
     #[serde(default, deserialize_with = "present")]
     json: Option<Box<RawValue>>,
     text: Option<String>,
     data_base64: Option<String>,
+    /// `"1.5s"`, or seconds as a number. By default `http.timeout` of the configuration.
     #[serde(default, deserialize_with = "span::optional")]
     timeout: Option<Duration>,
+    /// What counts as success, by default `"2xx"`.
     expect_status: Option<Expected>,
+    /// By default, and at most, `http.max_response_bytes` of the configuration.
     max_response_bytes: Option<usize>,
+    /// Off by default. `true`, and the largest number, is `http.max_redirects` of the configuration.
     follow_redirects: Option<Redirects>,
 }
 
