@@ -1,6 +1,5 @@
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use serde_json::{Map, Value};
 
 use super::typed::invalid;
 use crate::job::JobError;
@@ -22,9 +21,15 @@ pub fn decode(field: &str, base64: &str) -> Result<Bytes, JobError> {
     Ok(bytes.into())
 }
 
-/// Adds bytes to an output: as `NAME` if they are UTF-8, else as `NAME_base64`. If they were cut off, half a
-/// character at their end is dropped.
-pub fn put(output: &mut Map<String, Value>, name: &str, bytes: &[u8], cut: bool) {
+/// Bytes for a JSON document.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Shown<'a> {
+    Text(&'a str),
+    Base64(String),
+}
+
+/// Shows bytes as text if they are UTF-8. If they were cut off, half a character at their end is dropped.
+pub fn show(bytes: &[u8], cut: bool) -> Shown<'_> {
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => Some(text),
         Err(error) if cut && error.error_len().is_none() => {
@@ -32,16 +37,11 @@ pub fn put(output: &mut Map<String, Value>, name: &str, bytes: &[u8], cut: bool)
         }
         Err(_) => None,
     };
-    match text {
-        Some(text) => output.insert(name.into(), text.into()),
-        None => output.insert(format!("{name}_base64"), BASE64_STANDARD.encode(bytes).into()),
-    };
+    text.map_or_else(|| Shown::Base64(BASE64_STANDARD.encode(bytes)), Shown::Text)
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -58,14 +58,10 @@ mod tests {
 
     #[test]
     fn bytes_come_out_as_text_if_they_are() {
-        let put = |bytes: &[u8], cut| {
-            let mut output = Map::new();
-            put(&mut output, "x", bytes, cut);
-            Value::Object(output)
-        };
-        assert_eq!(put("aü".as_bytes(), false), json!({ "x": "aü" }));
-        assert_eq!(put(&"aü".as_bytes()[..2], true), json!({ "x": "a" }));
-        assert_eq!(put(&"aü".as_bytes()[..2], false), json!({ "x_base64": "YcM=" }));
-        assert_eq!(put(&[255, 97], true), json!({ "x_base64": "/2E=" }));
+        let base64 = |text: &str| Shown::Base64(text.to_owned());
+        assert_eq!(show("aü".as_bytes(), false), Shown::Text("aü"));
+        assert_eq!(show(&"aü".as_bytes()[..2], true), Shown::Text("a"));
+        assert_eq!(show(&"aü".as_bytes()[..2], false), base64("YcM="));
+        assert_eq!(show(&[255, 97], true), base64("/2E="));
     }
 }

@@ -2,7 +2,8 @@
 
 mod data;
 mod echo;
-pub mod exec;
+mod exec;
+mod http;
 mod registry;
 mod sleep;
 mod span;

@@ -27,7 +27,7 @@ use self::{
     work_dir::WorkDir,
 };
 use super::{
-    data::{bytes_of, put},
+    data::{Shown, bytes_of, show},
     typed::{invalid, permit},
 };
 use crate::{
@@ -39,12 +39,16 @@ use crate::{
 /// Bytes of JSON that a failure keeps of what the process wrote.
 const DETAILS_MAX: usize = 16 << 10;
 
+/// What a job asks for.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
+    /// A name under `exec.commands` of the configuration.
     command: String,
+    /// A value for each parameter of the command.
     #[serde(default)]
     params: BTreeMap<String, Value>,
+    /// What the process reads; nothing by default. At most one of the two can be given.
     stdin: Option<String>,
     stdin_base64: Option<String>,
 }
@@ -152,7 +156,10 @@ fn report(ended: &Ended, elapsed: Duration, keep: usize) -> Value {
     report.insert("exit_code".into(), ended.status.code().into());
     for (name, capture) in [("stdout", &ended.stdout), ("stderr", &ended.stderr)] {
         let Capture { bytes, truncated, .. } = capture.head(keep);
-        put(&mut report, name, &bytes, truncated);
+        match show(&bytes, truncated) {
+            Shown::Text(text) => report.insert(name.into(), text.into()),
+            Shown::Base64(base64) => report.insert(format!("{name}_base64"), base64.into()),
+        };
         report.insert(format!("{name}_truncated"), truncated.into());
     }
     report.insert("elapsed_ms".into(), (elapsed.as_millis() as u64).into());
