@@ -29,7 +29,7 @@ pub struct Fixed {
     pub submitted: Timestamp,
 }
 
-const FIXED: &str = "SELECT id, queue, kind, priority, submitted, content_type, length(payload) AS size, options \
+const FIXED: &str = "SELECT job.id, queue, kind, priority, submitted, content_type, length(payload) AS size, options \
      FROM job JOIN line ON line.id = job.line WHERE num = ?1";
 const FIXED_WITH_PAYLOAD: &str = "SELECT job.id, queue, kind, priority, submitted, content_type, payload, crc, options \
      FROM job JOIN line ON line.id = job.line WHERE num = ?1";
