@@ -3,9 +3,13 @@
 //! A case is an `async fn(Open)` of a topic; the list below makes the tests of it. One that is not in the list is
 //! dead code, which the compiler tells.
 
+pub(crate) mod change;
+pub(crate) mod claim;
 pub(crate) mod groups;
 mod new;
+pub(crate) mod renew;
 pub(crate) mod room;
+pub(crate) mod settle;
 pub(crate) mod submit;
 mod world;
 
@@ -71,6 +75,70 @@ macro_rules! store_suite {
                 every_end_makes_room
                 the_number_of_lines_is_limited
                 a_full_disk_refuses_new_jobs_only
+            }
+            claim {
+                a_lease_carries_the_job
+                jobs_come_in_the_order_they_became_due
+                equals_come_in_submit_order
+                a_point_of_priority_is_worth_a_minute
+                kinds_of_a_queue_share_one_order
+                only_what_was_asked_for_is_claimed
+                only_queued_jobs_are_claimed
+                nothing_is_claimed_twice
+                a_short_queue_is_not_kept_waiting
+                every_queue_has_its_turn
+                a_cap_holds_for_its_queue
+                the_attempt_timeout_is_the_jobs_or_its_queues
+                the_next_attempt_hears_of_the_last
+                a_new_run_begins_with_nothing
+            }
+            settle {
+                a_success_ends_the_job
+                an_output_may_be_empty
+                a_failure_backs_off
+                jitter_shortens_the_back_off
+                retries_follow_the_job_then_its_queue
+                some_failures_are_for_good
+                a_failure_may_say_when_to_try_again
+                the_newest_attempts_are_remembered
+                a_released_attempt_does_not_count
+                a_release_may_wait
+                progress_outlives_a_release_but_not_the_run
+                a_late_success_counts_until_the_next_attempt
+                a_late_failure_does_not_count
+                a_report_before_the_lease_is_found_over_counts
+                a_lease_is_settled_once
+                a_batch_of_reports_is_carried_out_in_order
+                a_foreign_lease_is_refused
+                a_cancel_takes_effect_unless_success_comes_first
+            }
+            renew {
+                a_renewal_prolongs_the_lease
+                a_renewal_is_not_a_transition
+                a_lease_that_nobody_found_over_can_be_renewed
+                a_renewal_tells_of_a_cancel
+                a_lost_lease_is_not_renewed
+                the_newest_progress_is_seen
+                progress_survives_a_lost_lease
+            }
+            change {
+                a_cancel_ends_what_waits
+                a_cancel_asks_what_runs
+                a_cancelled_attempt_that_is_lost_is_cancelled
+                a_cancel_leaves_a_final_job
+                a_reason_may_be_missing
+                an_etag_is_compared
+                an_unknown_job_is_not_found
+                a_retry_begins_a_new_run
+                a_retry_may_wait
+                a_retry_ends_a_back_off
+                a_retry_is_refused_elsewhere
+                a_retry_takes_its_unique_key_again
+                a_retry_leaves_no_lease_of_the_run_before
+                a_delete_removes_a_final_job
+                a_delete_takes_the_outcomes_of_every_run
+                a_delete_is_refused_before_the_end
+                a_batch_of_changes_is_carried_out_in_order
             }
         }
     };
