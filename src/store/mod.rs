@@ -1,6 +1,8 @@
 //! Where jobs and their outcomes live.
 
 pub mod sqlite;
+#[cfg(test)]
+pub(crate) mod suite;
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -16,6 +16,8 @@ mod readers;
 mod rows;
 mod settle;
 mod submit;
+#[cfg(test)]
+mod tests;
 mod tick;
 mod tx;
 mod writer;

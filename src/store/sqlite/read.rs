@@ -88,7 +88,8 @@ pub fn job(connection: &Connection, num: i64, view: View) -> Result<Option<Job>>
 /// An unfinished job, without its history.
 pub fn live_job(connection: &Connection, fixed: Fixed, row: &LiveRow) -> Result<Job> {
     let mut job = of_live(fixed, row);
-    if row.live.attempt > 0 || row.live.run > 1 {
+    // A released attempt is not counted, but may have left progress.
+    if row.live.version > 1 {
         job.progress = progress(connection, row.num)?;
         if let Some(failed) = latest_failure(connection, row.num, row.live.run)? {
             job.error = failed.error;

@@ -61,7 +61,10 @@ fn submit_one(
         Ok(None) => {}
         Ok(Some(num)) => {
             let job = read::job(tx.connection, num, View::Result)?.ok_or_else(|| rows::damaged("a job"))?;
-            remember(tx, now, submission, num, &job.id)?;
+            // A unique key may be held by a job of other words, with which a repeat would be refused.
+            if same(tx, num, submission)? == Some(true) {
+                remember(tx, now, submission, num, &job.id)?;
+            }
             return Ok(Ok(Submitted { job, deduplicated: true, position: before }));
         }
         Err(error) => return Ok(Err(error)),

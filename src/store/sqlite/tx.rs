@@ -194,7 +194,7 @@ impl Tx<'_> {
                 body.as_deref().map(crc32fast::hash),
             ])?;
         self.effects.head = Position(self.connection.last_insert_rowid());
-        if live.attempt > 0 {
+        if live.version > 1 {
             self.connection.prepare_cached("DELETE FROM progress WHERE num = ?1")?.execute([row.num])?;
         }
         self.moved(row.num, row.line, Some(State::Live(live.state)), State::Final(ending.state), row.bytes)

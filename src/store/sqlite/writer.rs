@@ -78,11 +78,17 @@ impl Writer {
             // Nobody listens any more: the caller went away, what was done stays done.
             Ok(Box::new(move || drop(sender.send(reply))))
         });
-        self.commands.send(Command { run, weight, durable }).await.map_err(|_| self.gone())?;
-        receiver.await.map_err(|_| self.gone())
+        // What cannot be sent is dropped, and its sender with it.
+        drop(self.commands.send(Command { run, weight, durable }).await);
+        match receiver.await {
+            Ok(reply) => Ok(reply),
+            Err(_) => Err(self.gone().await),
+        }
     }
 
-    fn gone(&self) -> Error {
+    /// Why there is no answer: known once the thread has ended.
+    async fn gone(&self) -> Error {
+        self.commands.closed().await;
         let why = self.signals.failed.borrow().clone();
         Error::StoreUnavailable(why.map_or_else(|| "it is closed".to_owned(), |why| why.to_string()))
     }

@@ -1,0 +1,188 @@
+use std::collections::{BTreeSet, HashMap};
+
+use super::*;
+
+async fn claimed(world: &World, limit: usize) -> Vec<String> {
+    leased_ids(&world.claim(World::wish(limit)).await)
+}
+
+pub async fn a_lease_carries_the_job(open: Open) {
+    let mut world = World::new(open).await;
+    world.add(job("a").label("tenant", "acme").payload("do it")).await;
+    world.sleep(secs(1));
+    let leased = world.take().await;
+    let there = world.get("a").await;
+    assert_eq!(leased.job, there);
+    assert_eq!(leased.job.spec.payload, Payload::new(Payload::TEXT, "do it"));
+    assert_eq!((there.state, there.attempt, there.run, there.version), (State::RUNNING, 1, 1, 2));
+    assert_eq!((there.start_time, there.next_attempt_time), (Some(world.now), None));
+    assert_eq!(there.worker, Some("w1".parse().unwrap()));
+    assert_ne!(leased.lease.fence, 0);
+}
+
+pub async fn jobs_come_in_the_order_they_became_due(open: Open) {
+    let mut world = World::new(open).await;
+    world.add(job("third").delay(secs(30))).await;
+    world.add(job("second").delay(secs(20))).await;
+    world.sleep(secs(10));
+    world.add(job("first")).await;
+    world.pass(secs(50)).await;
+    world.add(job("last")).await;
+    assert_eq!(claimed(&world, 10).await, ["first", "second", "third", "last"]);
+}
+
+pub async fn equals_come_in_submit_order(open: Open) {
+    let world = World::new(open).await;
+    let names: Vec<String> = (0..30).map(|n| format!("job-{n}")).collect();
+    world.group(names.iter().map(|name| job(name))).await.unwrap();
+    let mut order = claimed(&world, 7).await;
+    order.extend(claimed(&world, 100).await);
+    assert_eq!(order, names);
+}
+
+pub async fn a_point_of_priority_is_worth_a_minute(open: Open) {
+    let mut world = World::new(open).await;
+    world.add(job("plain")).await;
+    world.sleep(Duration::from_millis(59_999));
+    world.add(job("just-before").priority(1)).await;
+    world.sleep(Duration::from_millis(1));
+    world.add(job("equal").priority(1)).await;
+    world.sleep(Duration::from_millis(1));
+    world.add(job("just-after").priority(1)).await;
+    world.add(job("low").priority(-100)).await;
+    world.add(job("high").priority(100)).await;
+    let order = ["high", "just-before", "plain", "equal", "just-after", "low"];
+    assert_eq!(claimed(&world, 10).await, order);
+}
+
+pub async fn kinds_of_a_queue_share_one_order(open: Open) {
+    let mut world = World::new(open).await;
+    for n in 0..6 {
+        world.add(job(&format!("job-{n}")).kind(["a", "b", "c"][n % 3])).await;
+        world.sleep(secs(1));
+    }
+    let kinds = ["b", "c"].map(|kind| kind.parse().unwrap()).to_vec();
+    let leases = world.claim(Claim { kinds: kinds.clone(), ..World::wish(3) }).await;
+    assert_eq!(leased_ids(&leases), ["job-1", "job-2", "job-4"]);
+    let leases = world.claim(Claim { kinds, ..World::wish(3) }).await;
+    assert_eq!(leased_ids(&leases), ["job-5"]);
+    assert_eq!(world.state("job-0").await, State::QUEUED);
+}
+
+pub async fn only_what_was_asked_for_is_claimed(open: Open) {
+    let world = World::new(open).await;
+    world.add(job("a").queue("one")).await;
+    world.add(job("b").queue("two")).await;
+    world.add(job("c").queue("two").kind("else")).await;
+    world.add(job("d").queue("two/below")).await;
+    let queues = |names: &[&str]| Some(names.iter().map(|name| name.parse().unwrap()).collect());
+    assert!(world.claim(Claim { kinds: vec![], ..World::wish(9) }).await.is_empty());
+    assert!(world.claim(Claim { queues: queues(&[]), ..World::wish(9) }).await.is_empty());
+    assert!(world.claim(World::wish(0)).await.is_empty());
+    let leases = world.claim(Claim { queues: queues(&["two", "none"]), ..World::wish(9) }).await;
+    assert_eq!(leased_ids(&leases), ["b"]);
+    assert_eq!(world.claim(World::wish(9)).await.len(), 2);
+    assert_eq!(world.state("c").await, State::QUEUED);
+}
+
+pub async fn only_queued_jobs_are_claimed(open: Open) {
+    let mut world = World::new(open).await;
+    for state in State::ALL {
+        world.reach(job(&state.to_string()).queue(&state.to_string().to_lowercase()), state).await;
+        if state == State::QUEUED {
+            // It must not be in the way of those that run.
+            world.take().await;
+        }
+    }
+    assert!(claimed(&world, 10).await.is_empty());
+    world.recount().await;
+}
+
+pub async fn nothing_is_claimed_twice(open: Open) {
+    let world = World::new(open).await;
+    world.group((0..40).map(|n| job(&format!("job-{n}")).queue(["one", "two"][n % 2]))).await.unwrap();
+    let claims = (0..20).map(|_| world.claim(World::wish(3)));
+    let leases: Vec<_> = futures_util::future::join_all(claims).await.concat();
+    assert_eq!(leases.len(), 40);
+    assert_eq!(leases.iter().map(|leased| leased.lease.fence).collect::<BTreeSet<_>>().len(), 40);
+    assert_eq!(leased_ids(&leases).into_iter().collect::<BTreeSet<_>>().len(), 40);
+    world.recount().await;
+}
+
+pub async fn a_short_queue_is_not_kept_waiting(open: Open) {
+    let world = World::new(open).await;
+    world.group((0..50).map(|n| job(&format!("long-{n}")).queue("long"))).await.unwrap();
+    world.group((0..2).map(|n| job(&format!("short-{n}")).queue("short"))).await.unwrap();
+    let of = |leases: &[Leased], queue: &str| {
+        leases.iter().filter(|leased| leased.job.spec.queue.as_str() == queue).count()
+    };
+    let leases = world.claim(World::wish(10)).await;
+    // Nothing is left idle: what the short one does not need goes to the long one.
+    assert_eq!((of(&leases, "short"), of(&leases, "long")), (2, 8));
+    world.group((0..9).map(|n| job(&format!("new-{n}")).queue("short"))).await.unwrap();
+    let leases = world.claim(World::wish(10)).await;
+    assert_eq!((of(&leases, "short"), of(&leases, "long")), (5, 5));
+}
+
+pub async fn every_queue_has_its_turn(open: Open) {
+    let world = World::new(open).await;
+    world.group((0..400).map(|n| job(&format!("job-{n}")).queue(&format!("q{}", n % 4)))).await.unwrap();
+    let mut turns = BTreeSet::new();
+    for _ in 0..100 {
+        turns.insert(world.take().await.job.spec.queue.clone());
+    }
+    assert_eq!(turns.len(), 4);
+}
+
+pub async fn a_cap_holds_for_its_queue(open: Open) {
+    let world = World::new(open).await;
+    for queue in ["one", "two", "none"] {
+        world.group((0..5).map(|n| job(&format!("{queue}-{n}")).queue(queue))).await.unwrap();
+    }
+    let caps = HashMap::from([("one".parse().unwrap(), 2), ("none".parse().unwrap(), 0)]);
+    let leases = world.claim(Claim { caps, ..World::wish(100) }).await;
+    assert_eq!(leased_ids(&leases).iter().filter(|id| id.starts_with("one")).count(), 2);
+    assert_eq!(leased_ids(&leases).iter().filter(|id| id.starts_with("two")).count(), 5);
+    assert_eq!(leases.len(), 7);
+}
+
+pub async fn the_attempt_timeout_is_the_jobs_or_its_queues(open: Open) {
+    let world = World::with(open, |config| {
+        config.defaults.attempt_timeout = secs(11);
+        config.queues.entry("slow".into()).or_default().attempt_timeout = Some(secs(22));
+    });
+    let world = world.await;
+    let timeout = |new: New| async { world.start(new).await.attempt_timeout };
+    assert_eq!(timeout(job("a")).await, secs(11));
+    assert_eq!(timeout(job("b").queue("slow")).await, secs(22));
+    let own = |new: New| new.spec(|spec| spec.attempt_timeout = Some(secs(33)));
+    assert_eq!(timeout(own(job("c").queue("slow"))).await, secs(33));
+}
+
+pub async fn the_next_attempt_hears_of_the_last(open: Open) {
+    let mut world = World::new(open).await;
+    let first = world.start(job("a")).await;
+    let details = Some(Payload::new(Payload::BYTES, vec![1, 2, 0xff]));
+    let progress = Progress { fraction: 0.5, note: "half".into(), details, update_time: world.now };
+    let report = World::report(&first, Report::Failed(busy()));
+    world.settle(Settlement { progress: Some(progress.clone()), ..report }).await.unwrap();
+    world.pass(secs(60)).await;
+    let second = world.take().await;
+    assert_eq!((second.job.attempt, second.job.progress), (2, Some(progress)));
+    assert_eq!(second.job.error, Some(busy()));
+    assert_ne!(second.lease.fence, first.lease.fence);
+}
+
+pub async fn a_new_run_begins_with_nothing(open: Open) {
+    let mut world = World::new(open).await;
+    let first = world.start(job("a").max_attempts(1)).await;
+    let progress = Progress { fraction: 0.5, note: "half".into(), details: None, update_time: world.now };
+    world.renew(first.lease, secs(30), Some(progress)).await;
+    world.fail(&first, busy()).await;
+    world.sleep(secs(5));
+    world.retry("a").await.unwrap();
+    let second = world.take().await;
+    assert_eq!((second.job.run, second.job.attempt), (2, 1));
+    assert_eq!((second.job.progress, second.job.error), (None, None));
+    assert_eq!(second.job.start_time, Some(world.now));
+}

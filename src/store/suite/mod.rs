@@ -1,0 +1,161 @@
+//! The specification of [`Store`](super::Store) as tests. Every store runs all of them with [`store_suite!`].
+//!
+//! A case is an `async fn(Open)` of a topic; the list below makes the tests of it. One that is not in the list is
+//! dead code, which the compiler tells.
+
+pub(crate) mod change;
+pub(crate) mod claim;
+pub(crate) mod groups;
+mod new;
+pub(crate) mod renew;
+pub(crate) mod room;
+pub(crate) mod settle;
+pub(crate) mod submit;
+mod world;
+
+pub use self::new::{New, drawn, job};
+pub use self::world::{KIND, Open, World, busy, id, ids, leased_ids, outcome_ids, secs};
+
+macro_rules! assert_matches {
+    ($value:expr, $($pattern:tt)+) => {
+        match $value {
+            $($pattern)+ => {}
+            other => panic!("{other:?} is not {}", stringify!($($pattern)+)),
+        }
+    };
+}
+use assert_matches;
+
+/// Makes a test of every case. `$open` is the full path of an
+/// `async fn(PathBuf, Arc<Config>, Timestamp) -> Arc<dyn Store>`.
+macro_rules! store_suite {
+    ($open:path) => {
+        $crate::store::suite::store_suite! { $open;
+            submit {
+                a_job_is_as_it_was_asked_for
+                a_drawn_id_is_as_good_as_ones_own
+                a_job_starts_in_the_state_of_its_start_time
+                a_repeated_request_answers_with_its_job
+                a_request_id_belongs_to_its_caller
+                a_request_id_with_another_spec_is_refused
+                a_request_id_is_remembered_beyond_its_job
+                a_request_id_is_forgotten_after_its_window
+                a_job_id_answers_with_its_job
+                a_job_id_with_another_spec_is_refused
+                a_job_id_is_free_after_delete
+                a_repeat_by_job_id_remembers_its_request_id
+                request_ids_come_before_job_ids
+                job_ids_come_before_unique_keys
+                request_ids_come_before_unique_keys
+                a_unique_key_answers_with_its_holder
+                a_unique_key_refuses_if_asked_to
+                a_unique_key_belongs_to_its_queue
+                a_unique_key_is_free_at_the_end
+                a_request_that_met_a_unique_key_can_be_repeated
+                a_repeat_shows_the_job_as_it_is_now
+                a_submit_tells_where_to_watch_from
+            }
+            groups {
+                a_group_is_accepted_whole
+                a_refused_group_leaves_nothing_behind
+                the_others_are_not_touched
+                the_first_refusal_is_told
+                a_group_sees_its_own_job_ids
+                a_group_sees_its_own_request_ids
+                a_group_sees_its_own_unique_keys
+                a_batch_sees_the_groups_before
+                nothing_asked_is_nothing_done
+            }
+            room {
+                a_full_store_refuses_new_jobs
+                a_full_store_still_answers_repeats
+                a_queue_has_a_limit_of_its_own
+                bytes_are_limited
+                a_group_may_be_too_much
+                every_end_makes_room
+                the_number_of_lines_is_limited
+                a_full_disk_refuses_new_jobs_only
+            }
+            claim {
+                a_lease_carries_the_job
+                jobs_come_in_the_order_they_became_due
+                equals_come_in_submit_order
+                a_point_of_priority_is_worth_a_minute
+                kinds_of_a_queue_share_one_order
+                only_what_was_asked_for_is_claimed
+                only_queued_jobs_are_claimed
+                nothing_is_claimed_twice
+                a_short_queue_is_not_kept_waiting
+                every_queue_has_its_turn
+                a_cap_holds_for_its_queue
+                the_attempt_timeout_is_the_jobs_or_its_queues
+                the_next_attempt_hears_of_the_last
+                a_new_run_begins_with_nothing
+            }
+            settle {
+                a_success_ends_the_job
+                an_output_may_be_empty
+                a_failure_backs_off
+                jitter_shortens_the_back_off
+                retries_follow_the_job_then_its_queue
+                some_failures_are_for_good
+                a_failure_may_say_when_to_try_again
+                the_newest_attempts_are_remembered
+                a_released_attempt_does_not_count
+                a_release_may_wait
+                progress_outlives_a_release_but_not_the_run
+                a_late_success_counts_until_the_next_attempt
+                a_late_failure_does_not_count
+                a_report_before_the_lease_is_found_over_counts
+                a_lease_is_settled_once
+                a_batch_of_reports_is_carried_out_in_order
+                a_foreign_lease_is_refused
+                a_cancel_takes_effect_unless_success_comes_first
+            }
+            renew {
+                a_renewal_prolongs_the_lease
+                a_renewal_is_not_a_transition
+                a_lease_that_nobody_found_over_can_be_renewed
+                a_renewal_tells_of_a_cancel
+                a_lost_lease_is_not_renewed
+                the_newest_progress_is_seen
+                progress_survives_a_lost_lease
+            }
+            change {
+                a_cancel_ends_what_waits
+                a_cancel_asks_what_runs
+                a_cancelled_attempt_that_is_lost_is_cancelled
+                a_cancel_leaves_a_final_job
+                a_reason_may_be_missing
+                an_etag_is_compared
+                an_unknown_job_is_not_found
+                a_retry_begins_a_new_run
+                a_retry_may_wait
+                a_retry_ends_a_back_off
+                a_retry_is_refused_elsewhere
+                a_retry_takes_its_unique_key_again
+                a_retry_leaves_no_lease_of_the_run_before
+                a_delete_removes_a_final_job
+                a_delete_takes_the_outcomes_of_every_run
+                a_delete_is_refused_before_the_end
+                a_batch_of_changes_is_carried_out_in_order
+            }
+        }
+    };
+    ($open:path; $($topic:ident { $($case:ident)+ })+) => {
+        $(mod $topic {
+            $(#[tokio::test]
+            async fn $case() {
+                let open: $crate::store::suite::Open =
+                    |dir, config, now| Box::pin($open(dir, config, now));
+                $crate::store::suite::$topic::$case(open).await;
+            })+
+        })+
+    };
+}
+pub(crate) use store_suite;
+
+use std::time::Duration;
+
+use super::*;
+use crate::job::*;
