@@ -2,6 +2,8 @@
 //!
 //! Durations are written as `"30s"`, `"5m"`, `"1h 30m"`; sizes are plain bytes.
 
+mod validate;
+
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
@@ -15,6 +17,8 @@ use crate::job::{Policy, QueueName};
 use serde::{Deserialize, Serialize};
 
 use jiff::fmt::serde::unsigned_duration::friendly::compact::required as duration;
+
+pub use self::validate::{InvalidSetting, InvalidSettings, placeholders};
 
 /// The settings of one server, complete and with defaults filled in.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -116,6 +120,9 @@ pub struct Limits {
     /// Longest retention a job may ask for.
     #[serde(with = "duration")]
     pub max_retention: Duration,
+    /// Longest time ahead: a delay, a start_timeout, a total_timeout, a back-off.
+    #[serde(with = "duration")]
+    pub max_delay: Duration,
     /// Longest attempt_timeout a job may ask for.
     #[serde(with = "duration")]
     pub max_attempt_timeout: Duration,
@@ -137,6 +144,7 @@ impl Default for Limits {
             submit_buffer_items: 10_000,
             submit_buffer_bytes: 64 << 20,
             max_retention: Duration::from_secs(90 * 24 * 3600),
+            max_delay: Duration::from_secs(366 * 24 * 3600),
             max_attempt_timeout: Duration::from_secs(24 * 3600),
         }
     }

@@ -1,9 +1,29 @@
+//! A durable job service over gRPC in one binary: submit, run, fetch and watch.
+//!
+//! The map of the crate, from the edge inwards:
+//!
+//! - [`cli`]: the `jobwire` program. [`client`]: what it talks to a server with, for other programs too.
+//! - [`server`]: the services on one port. Only it and the client know gRPC.
+//! - [`engine`]: batches calls, runs the timers, lets watchers follow the feed.
+//! - [`worker`]: runs attempts. [`handlers`]: the built-in kinds, and the register of a program's own.
+//! - [`store`]: keeps jobs and the feed of outcomes. [`store::sqlite`] is the embedded one.
+//! - [`job`]: the vocabulary and the rules, pure. [`config`]: every setting, with default and unit.
+//!
+//! A program that brings its own handlers starts with [`Server::builder`].
+
+pub mod cli;
+pub mod client;
 pub mod config;
 pub mod engine;
 pub mod handlers;
 pub mod job;
+pub mod server;
 pub mod store;
 pub mod worker;
+
+pub use job::JobError;
+pub use server::{Builder, ServeError, Server, stop_signal};
+pub use worker::{Context, Handler};
 
 /// The generated code of the contract, `proto/jobwire/v1`.
 #[allow(missing_docs)]

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `jobwire` program: see `jobwire help`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    jobwire::cli::main()
+}

@@ -77,7 +77,7 @@ install_buf() {
 }
 
 install_grpcurl() {
-    [ -x "$bin/grpcurl" ] && go version -m "$bin/grpcurl" | grep -q "grpcurl.*$grpcurl" && return
+    [[ "$(go version -m "$bin/grpcurl" 2>/dev/null)" == *"fullstorydev/grpcurl"*"$grpcurl"* ]] && return
     say "building grpcurl $grpcurl into $bin"
     GOBIN=$bin go install "github.com/fullstorydev/grpcurl/cmd/grpcurl@$grpcurl"
 }

@@ -286,10 +286,15 @@ impl Engine {
         self.0.draining.cancelled().await;
     }
 
-    /// Ends waits, watches and duties. What was handed in before is still carried out.
-    pub async fn close(&self) {
-        self.0.draining.cancel();
+    /// Ends waits and watches, each with what there is to tell.
+    pub fn end_streams(&self) {
         self.0.closing.cancel();
+    }
+
+    /// Ends everything and closes the store. What was handed in before is still carried out.
+    pub async fn close(&self) {
+        self.drain();
+        self.end_streams();
         self.0.tasks.close();
         self.0.tasks.wait().await;
         self.0.store.close().await;

@@ -19,11 +19,14 @@ use crate::{
 /// Everybody who waits, by job.
 #[derive(Debug)]
 pub struct Waits {
-    by_job: Mutex<HashMap<JobId, Vec<(u64, oneshot::Sender<Arc<Job>>)>>>,
+    by_job: Mutex<HashMap<JobId, Vec<Waiter>>>,
     next: AtomicU64,
     room: Arc<Semaphore>,
     limit: usize,
 }
+
+/// A wait's number, and how it is told.
+type Waiter = (u64, oneshot::Sender<Arc<Job>>);
 
 /// One wait: ends with the job's next outcome. Leaves no trace when dropped.
 pub struct Wait<'a> {

@@ -14,6 +14,8 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
+use tokio_util::sync::CancellationToken;
+
 use super::{Engine, ProgressHint, hints::Hints};
 use crate::{
     job::{Error, Filter, Job, JobId, Timestamp, View},
@@ -43,6 +45,8 @@ pub struct WatchRequest {
     pub max_inline_output: usize,
     /// The end of the call.
     pub deadline: Option<Instant>,
+    /// Fires when the watch is to close, to be resumed elsewhere.
+    pub retire: CancellationToken,
 }
 
 /// Where to begin.
@@ -282,6 +286,7 @@ impl Watcher {
             let wake = tokio::select! {
                 biased;
                 () = closing.cancelled() => Wake::Close,
+                () = self.request.retire.cancelled() => Wake::Close,
                 () = sleep_until(self.retire) => Wake::Close,
                 () = async { match deadline { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => Wake::Deadline,
                 _ = self.tail.changed() => Wake::Tail,

@@ -5,6 +5,8 @@ use tokio::sync::Semaphore;
 
 use super::{
     echo::Echo,
+    exec::Exec,
+    http::Http,
     sleep,
     typed::{Blocking, Typed},
 };
@@ -54,6 +56,20 @@ impl Handlers {
         let mut handlers = Self::new(&config.workers);
         handlers.add_handler("echo", Echo)?;
         handlers.add("sleep", sleep::run)?;
+        if config.http.enabled {
+            let http = Arc::new(Http::new(&config.http)?);
+            handlers.add("http", move |context, input| {
+                let http = http.clone();
+                async move { http.run(context, input).await }
+            })?;
+        }
+        if !config.exec.commands.is_empty() {
+            let exec = Arc::new(Exec::new(&config.exec)?);
+            handlers.add("exec", move |context, input| {
+                let exec = exec.clone();
+                async move { exec.run(context, input).await }
+            })?;
+        }
         Ok(handlers)
     }
 

@@ -16,7 +16,7 @@ const MIN_STEP: Duration = Duration::from_millis(100);
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
-    /// `"1.5s"`, or seconds as a number.
+    /// `"1.5s"`, or seconds as a number; 24 hours at most.
     #[serde(deserialize_with = "span::deserialize")]
     duration: Duration,
 }

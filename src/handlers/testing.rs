@@ -24,6 +24,7 @@ pub fn context() -> (Context, CancellationToken) {
         )]),
         deadline: Instant::now() + Duration::from_secs(60),
         last_progress: None,
+        clock: Default::default(),
     };
     let cancelled = CancellationToken::new();
     (Context::new(parts, cancelled.clone()).0, cancelled)

@@ -91,7 +91,7 @@ pub async fn permit(context: &Context, permits: &Arc<Semaphore>) -> Result<Owned
 }
 
 /// The input in a payload; no document reads as `null`.
-fn read<I: DeserializeOwned>(payload: &Payload) -> Result<I, JobError> {
+pub fn read<I: DeserializeOwned>(payload: &Payload) -> Result<I, JobError> {
     let bytes = payload.bytes();
     let json = if payload.is_none() { b"null" } else { &*bytes };
     let mut reader = serde_json::Deserializer::from_slice(json);

@@ -74,12 +74,26 @@ pub enum Error {
         "{0} does not match its checksum and is not handed out: run `jobwire verify` and restore a backup"
     )]
     DataLoss(String),
+    /// What is wrong with one item of a batch.
+    #[error("requests[{index}]: {error}")]
+    InBatch { index: usize, error: Box<Error> },
     /// A bug. The text goes to the log only.
     #[error("{0}")]
     Internal(String),
 }
 
 impl Error {
+    /// The same for an item of a batch, if it is about that item.
+    pub fn in_batch(self, index: usize) -> Self {
+        match self {
+            Self::RequestIdReused { .. }
+            | Self::JobIdInUse { .. }
+            | Self::UniqueKeyInUse { .. }
+            | Self::JobDeleted { .. } => Self::InBatch { index, error: Box::new(self) },
+            other => other,
+        }
+    }
+
     /// A field that is not as it must be.
     pub fn invalid(field: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Invalid { field: field.into(), why: why.into() }

@@ -18,6 +18,7 @@ mod view;
 pub use error::Error;
 pub use filter::{Filter, LabelMatch, NamePattern};
 pub use name::{JobId, Key, Kind, QueueName, WorkerId};
+pub(crate) use outcome::cut;
 pub use outcome::{Cause, Ending, JobError, Report};
 pub use payload::Payload;
 pub use retry::{Policy, RetryOptions};

@@ -20,6 +20,8 @@ pub struct JobError {
 impl JobError {
     /// Bytes of a message; a longer one is cut.
     pub const MESSAGE_MAX: usize = 8 << 10;
+    /// Bytes of details; larger ones are left out.
+    pub const DETAILS_MAX: usize = 16 << 10;
     /// Bytes of a code; a longer one is cut.
     pub const CODE_MAX: usize = 128;
 
@@ -58,8 +60,11 @@ impl JobError {
     }
 }
 
-fn cut(text: &str, max: usize) -> String {
-    text[..text.floor_char_boundary(max)].replace('\0', "\u{fffd}")
+/// At most `max` bytes of a text, without NUL.
+pub(crate) fn cut(text: &str, max: usize) -> String {
+    let text = text.replace('\0', "\u{fffd}");
+    let end = (0..=max.min(text.len())).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+    text[..end].to_owned()
 }
 
 /// Who or what made an attempt fail. Set by the server.

@@ -53,14 +53,18 @@ impl Policy {
         if last || !error.retryable || self.non_retryable_codes.contains(&error.code) {
             return None;
         }
-        Some(error.retry_delay.unwrap_or_else(|| self.bound(attempt).mul_f64(jitter.clamp(0.0, 1.0))))
+        Some(error.retry_delay.unwrap_or_else(|| {
+            let seconds = self.bound(attempt) * jitter.clamp(0.0, 1.0);
+            Duration::try_from_secs_f64(seconds).unwrap_or(self.max_backoff).min(self.max_backoff)
+        }))
     }
 
-    /// The longest back-off after attempt number `attempt`, which counts from 1.
-    fn bound(&self, attempt: u32) -> Duration {
+    /// The longest back-off after attempt number `attempt`, which counts from 1, in seconds.
+    fn bound(&self, attempt: u32) -> f64 {
         let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
-        let seconds = self.initial_backoff.as_secs_f64() * self.backoff_multiplier.powi(exponent);
-        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).min(self.max_backoff)
+        // Not infinite: infinitely often nothing is not a number.
+        let growth = self.backoff_multiplier.powi(exponent).min(f64::MAX);
+        (self.initial_backoff.as_secs_f64() * growth).min(self.max_backoff.as_secs_f64())
     }
 }
 
@@ -104,6 +108,20 @@ mod tests {
     fn the_handlers_own_delay_wins() {
         let error = JobError { retry_delay: Some(Duration::from_secs(90)), ..error() };
         assert_eq!(policy().delay(1, &error, 0.0), Some(Duration::from_secs(90)));
+    }
+
+    #[test]
+    fn no_back_off_stays_none_after_any_number_of_attempts() {
+        let policy = Policy { max_attempts: u32::MAX, initial_backoff: Duration::ZERO, ..policy() };
+        for attempt in [1, 2, 1024, 1025, 1_000_000] {
+            assert_eq!(policy.delay(attempt, &error(), 1.0), Some(Duration::ZERO), "{attempt}");
+        }
+    }
+
+    #[test]
+    fn a_back_off_without_a_maximum_is_no_panic() {
+        let policy = Policy { max_attempts: u32::MAX, max_backoff: Duration::MAX, ..policy() };
+        assert!(policy.delay(u32::MAX - 1, &error(), 1.0).is_some());
     }
 
     proptest! {

@@ -1,6 +1,11 @@
 //! What may follow what. Each rule takes a job's present and a command, and says what comes next; the stores
 //! only carry it out. [`State`](super::State) draws the transitions.
 
+#[cfg(test)]
+mod random_tests;
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use super::{
@@ -110,7 +115,7 @@ impl Live {
     /// The place in the line: lower comes first. A point of priority is a head start of a minute, so it is fixed
     /// once the job is due and nothing waits for ever.
     pub fn rank(&self) -> i64 {
-        self.due.0 - i64::from(self.priority) * PRIORITY_STEP.as_millis() as i64
+        self.due.0.saturating_sub(i64::from(self.priority) * PRIORITY_STEP.as_millis() as i64)
     }
 
     /// When time alone changes something next, the end of the lease aside.

@@ -4,7 +4,10 @@ use serde::Serialize;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::job::{JobError, JobId, JobSpec, Kind, Payload, Progress, QueueName, Timestamp};
+use crate::{
+    engine::Clock,
+    job::{JobError, JobId, JobSpec, Kind, Payload, Progress, QueueName, cut},
+};
 
 /// What a handler knows of its attempt, and how it reports progress. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -31,10 +34,11 @@ pub struct ContextParts {
     pub deadline: Instant,
     /// What the attempt before this one reported last.
     pub last_progress: Option<Progress>,
+    pub clock: Arc<Clock>,
 }
 
 impl Context {
-    /// The context of one attempt, and where its newest progress can be read: conflated, with no time set.
+    /// The context of one attempt, and where its newest progress can be read: conflated.
     pub fn new(
         parts: ContextParts,
         cancelled: CancellationToken,
@@ -143,11 +147,11 @@ impl Context {
 
     fn report(&self, fraction: f64, note: &str, details: Option<Payload>) {
         let fraction = if fraction.is_nan() { 0.0 } else { fraction.clamp(0.0, 1.0) };
-        let note = note[..note.floor_char_boundary(Progress::NOTE_MAX)].to_owned();
+        let note = cut(note, Progress::NOTE_MAX);
         self.0.progress.send_modify(|newest| {
             let checkpoint = newest.take().or_else(|| self.last_progress().cloned()).and_then(|p| p.details);
             let details = details.or(checkpoint);
-            *newest = Some(Progress { fraction, note, details, update_time: Timestamp(0) });
+            *newest = Some(Progress { fraction, note, details, update_time: self.0.parts.clock.now() });
         });
     }
 }
@@ -168,6 +172,7 @@ mod tests {
             trace: BTreeMap::new(),
             deadline: Instant::now() + Duration::from_secs(60),
             last_progress,
+            clock: Arc::default(),
         };
         Context::new(parts, CancellationToken::new())
     }

@@ -113,6 +113,8 @@ CREATE TABLE request (
   request_id TEXT    NOT NULL,
   num        INTEGER NOT NULL,
   job_id     TEXT    NOT NULL,
+  asked      BLOB    NOT NULL,              -- fingerprint of the spec
+  own_id     TEXT,                          -- the id that the request named, if it did
   until      INTEGER NOT NULL,
   PRIMARY KEY (caller, request_id)
 ) STRICT, WITHOUT ROWID;

@@ -1,8 +1,9 @@
 //! Accepting jobs.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use rusqlite::{OptionalExtension, params};
+use uuid::Uuid;
 
 use super::{
     read::{self, Fixed},
@@ -61,10 +62,7 @@ fn submit_one(
         Ok(None) => {}
         Ok(Some(num)) => {
             let job = read::job(tx.connection, num, View::Result)?.ok_or_else(|| rows::damaged("a job"))?;
-            // A unique key may be held by a job of other words, with which a repeat would be refused.
-            if same(tx, num, submission)? == Some(true) {
-                remember(tx, now, submission, num, &job.id)?;
-            }
+            remember(tx, now, submission, num, &job.id)?;
             return Ok(Ok(Submitted { job, deduplicated: true, position: before }));
         }
         Err(error) => return Ok(Err(error)),
@@ -89,28 +87,33 @@ fn find(
     submission: &Submission,
 ) -> Result<std::result::Result<Option<i64>, Error>> {
     if let Some(request_id) = &submission.request_id {
-        let known: Option<(i64, String)> = tx
+        let known = tx
             .connection
             .prepare_cached(
-                "SELECT num, job_id FROM request WHERE caller = ?1 AND request_id = ?2 AND until > ?3",
+                "SELECT num, job_id, asked, own_id FROM request WHERE caller = ?1 AND request_id = ?2 AND until > ?3",
             )?
             .query_row(params![submission.caller, request_id.as_str(), now], |row| {
-                Ok((row.get(0)?, row.get(1)?))
+                let own_id: Option<String> = row.get(3)?;
+                Ok((row.get(0)?, row.get::<_, String>(1)?, row.get::<_, Vec<u8>>(2)?, own_id))
             })
             .optional()?;
-        if let Some((num, job_id)) = known {
+        if let Some((num, job_id, asked, own_id)) = known {
             let request_id = request_id.to_string();
-            return Ok(match same(tx, num, submission)? {
-                None => Err(Error::JobDeleted { request_id, job_id }),
-                Some(false) => Err(Error::RequestIdReused { request_id, job_id }),
-                Some(true) => Ok(Some(num)),
+            let named = submission.job_id.as_str();
+            let same_id = !submission.own_id || named == job_id || Some(named) == own_id.as_deref();
+            return Ok(if read::id(tx.connection, num)?.is_none() {
+                Err(Error::JobDeleted { request_id, job_id })
+            } else if !same_id || asked != fingerprint(submission) {
+                Err(Error::RequestIdReused { request_id, job_id })
+            } else {
+                Ok(Some(num))
             });
         }
     }
     if submission.own_id
         && let Some(num) = tx.num(&submission.job_id)?
     {
-        let equal = same(tx, num, submission)? == Some(true);
+        let equal = read::fixed(tx.connection, num, true)?.is_some_and(|fixed| fixed.spec == submission.spec);
         return Ok(equal
             .then_some(Some(num))
             .ok_or_else(|| Error::JobIdInUse { job_id: submission.job_id.to_string() }));
@@ -139,11 +142,17 @@ pub fn holder(tx: &Tx<'_>, spec: &JobSpec) -> Result<Option<i64>> {
         .optional()
 }
 
-/// Whether a job was asked for in the same words; None if it is gone.
-fn same(tx: &Tx<'_>, num: i64, submission: &Submission) -> Result<Option<bool>> {
-    let fixed = read::fixed(tx.connection, num, true)?;
-    Ok(fixed
-        .map(|fixed| fixed.spec == submission.spec && (!submission.own_id || fixed.id == submission.job_id)))
+/// Of the spec that was asked for, in 16 bytes. The job that it led to may have been
+/// asked for in other words, if it was found by its unique key.
+fn fingerprint(submission: &Submission) -> [u8; 16] {
+    let Submission { spec, .. } = submission;
+    let options = rows::options(spec, &BTreeMap::new()).unwrap_or_default();
+    let (priority, payload) = (spec.priority.to_string(), spec.payload.bytes());
+    let parts = [spec.queue.as_str(), spec.kind.as_str(), &priority, &options, &spec.payload.content_type];
+    let mut text: Vec<u8> = parts.join("\0").into_bytes();
+    text.push(0);
+    text.extend_from_slice(&payload);
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, &text).into_bytes()
 }
 
 fn remember(tx: &Tx<'_>, now: Timestamp, submission: &Submission, num: i64, job_id: &JobId) -> Result<()> {
@@ -151,14 +160,17 @@ fn remember(tx: &Tx<'_>, now: Timestamp, submission: &Submission, num: i64, job_
     // The first answer counts: a repeat does not prolong it. One that is over is replaced.
     tx.connection
         .prepare_cached(
-            "INSERT INTO request VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET num = excluded.num, \
-             job_id = excluded.job_id, until = excluded.until WHERE until <= ?6",
+            "INSERT INTO request VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO UPDATE SET num = excluded.num, \
+             job_id = excluded.job_id, asked = excluded.asked, own_id = excluded.own_id, until = excluded.until \
+             WHERE until <= ?8",
         )?
         .execute(params![
             submission.caller,
             request_id.as_str(),
             num,
             job_id.as_str(),
+            fingerprint(submission),
+            submission.own_id.then(|| submission.job_id.as_str()),
             now.after(tx.config.limits.request_id_window),
             now,
         ])?;

@@ -1,0 +1,15 @@
+//! Between the wire and the vocabulary. What comes in is checked here, and nowhere else.
+
+mod filter;
+mod job;
+mod payload;
+mod spec;
+mod time;
+mod watch;
+
+pub use filter::filter;
+pub use job::{job, view};
+pub use payload::{Format, format};
+pub use spec::submission;
+pub use time::{optional_duration, proto_duration};
+pub use watch::{event, watch_request};

@@ -1,0 +1,77 @@
+//! The layer around every call: its deadline, and a net for panics.
+//!
+//! The library's own timeout answers CANCELLED and ends at the response headers, so `grpc-timeout` is read here: it
+//! bounds unary calls, and goes along with the request for those that wait or stream.
+
+use std::{panic::AssertUnwindSafe, time::Duration};
+
+use axum::{body::Body, extract::Request, middleware::Next, response::Response};
+use futures_util::FutureExt as _;
+use tokio::time::{Instant, timeout_at};
+
+use super::status::status;
+use crate::job::Error;
+
+/// When the caller stops waiting.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(pub Instant);
+
+impl Deadline {
+    /// The deadline of a request, if it has one.
+    pub fn of<T>(request: &tonic::Request<T>) -> Option<Instant> {
+        request.extensions().get::<Self>().map(|deadline| deadline.0)
+    }
+}
+
+/// Runs a call within its deadline, and never longer than `cap` until its headers are there.
+pub async fn enforce(cap: Duration, mut request: Request, next: Next) -> Response {
+    let now = Instant::now();
+    let asked = request.headers().get("grpc-timeout").and_then(|value| parse(value.as_bytes()));
+    let deadline = asked.and_then(|timeout| now.checked_add(timeout));
+    if let Some(deadline) = deadline {
+        request.extensions_mut().insert(Deadline(deadline));
+    }
+    let end = deadline.map_or(now + cap, |deadline| deadline.min(now + cap));
+    match timeout_at(end, AssertUnwindSafe(next.run(request)).catch_unwind()).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(_)) => failure(Error::Internal("a call panicked".into())),
+        Err(_) => failure(Error::DeadlineExceeded),
+    }
+}
+
+fn failure(error: Error) -> Response {
+    status(error).into_http::<Body>()
+}
+
+/// `grpc-timeout`: up to 8 digits and a unit (gRPC over HTTP/2, "Requests").
+fn parse(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(match unit {
+        b'H' => Duration::from_secs(number * 3600),
+        b'M' => Duration::from_secs(number * 60),
+        b'S' => Duration::from_secs(number),
+        b'm' => Duration::from_millis(number),
+        b'u' => Duration::from_micros(number),
+        b'n' => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_have_a_unit() {
+        assert_eq!(parse(b"5S"), Some(Duration::from_secs(5)));
+        assert_eq!(parse(b"99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(parse(b"20m"), Some(Duration::from_millis(20)));
+        for bad in [&b""[..], b"S", b"5", b"-5S", b"999999999S", b"5X", b"\xff\xffS"] {
+            assert_eq!(parse(bad), None, "{bad:?}");
+        }
+    }
+}

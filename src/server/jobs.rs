@@ -1,0 +1,378 @@
+//! JobService: each call is checked, handed to the engine, and its answer put on the wire.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use futures_util::stream::BoxStream;
+use prost::Message as _;
+use tokio::time::Instant;
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use uuid::Uuid;
+
+use super::{
+    convert::{self, Format, filter, format, job, optional_duration, proto_duration, submission, view},
+    deadline::Deadline,
+    listener::Retire,
+    status::status,
+    streams, tokens,
+};
+use crate::{
+    engine::{Engine, Pressure},
+    job::{Error, Job, JobId, Live, State, View},
+    proto::{self, job_service_server::JobService},
+    store::{Cancel, Delete, ListQuery, Retry, Submission, Submitted},
+};
+
+/// What a wait leaves of the call's deadline for the answer's way back.
+const WAY_BACK: Duration = Duration::from_millis(200);
+
+/// Unless the caller says.
+const PAGE: usize = 50;
+const MAX_PAGE: usize = 1000;
+
+/// Whole outputs: what the store took is small enough to send.
+const ANY_SIZE: usize = usize::MAX;
+
+/// The service. It answers UNAVAILABLE until there is an engine: the store recovers while the port is open, so that
+/// health checks can tell.
+#[derive(Clone, Default)]
+pub struct JobsApi(Arc<OnceLock<Jobs>>);
+
+impl JobsApi {
+    /// From now on calls are served.
+    pub fn open(&self, engine: Engine, info: proto::GetServerInfoResponse) {
+        // The first one stays; there is no second.
+        let _ = self.0.set(Jobs { engine, info });
+    }
+
+    fn jobs(&self) -> Result<&Jobs, Status> {
+        self.0.get().ok_or_else(|| status(Error::StoreUnavailable("it recovers after a start".into())))
+    }
+}
+
+/// What the calls do.
+struct Jobs {
+    engine: Engine,
+    /// What GetServerInfo answers.
+    info: proto::GetServerInfoResponse,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+impl Jobs {
+    /// Until when a call may wait.
+    fn patience(
+        &self,
+        wait: Option<&prost_types::Duration>,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Instant>, Error> {
+        let max_wait = self.engine.config().limits.max_wait;
+        let Some(wait) = optional_duration("wait", wait, Duration::ZERO..=Duration::MAX)? else {
+            return Ok(None);
+        };
+        let until = Instant::now() + wait.min(max_wait);
+        let limit = deadline.and_then(|deadline| deadline.checked_sub(WAY_BACK));
+        Ok(Some(limit.map_or(until, |limit| until.min(limit))))
+    }
+
+    fn answer(&self, submitted: &Submitted, format: Format) -> proto::SubmitResponse {
+        proto::SubmitResponse {
+            job: Some(job(&submitted.job, View::Result, format, ANY_SIZE)),
+            deduplicated: submitted.deduplicated,
+            done: submitted.job.state.is_final(),
+            cursor: tokens::cursor(self.engine.log_id(), submitted.position),
+        }
+    }
+
+    async fn submit(&self, request: Request<proto::SubmitRequest>) -> Result<proto::SubmitResponse, Error> {
+        let deadline = Deadline::of(&request);
+        let trace = trace_headers(request.metadata());
+        let request = request.into_inner();
+        let format = format(request.payload_format, Format::Readable)?;
+        let until = self.patience(request.wait.as_ref(), deadline)?;
+        let validate_only = request.validate_only;
+        let item = submission("", request, &self.engine.config().limits, fresh_id(), trace)?;
+        if validate_only {
+            return Ok(self.would_accept(&item, format));
+        }
+        let group = self.engine.submit(vec![item], Pressure::Refuse).await.map_err(|(_, error)| error)?;
+        let mut submitted =
+            group.into_iter().next().ok_or_else(|| Error::Internal("no answer to a submit".into()))?;
+        if let Some(until) = until
+            && !submitted.job.state.is_final()
+        {
+            submitted.job = self.engine.wait(&submitted.job.id, until).await?;
+        }
+        Ok(self.answer(&submitted, format))
+    }
+
+    /// The answer to a job that is only checked.
+    fn would_accept(&self, item: &Submission, format: Format) -> proto::SubmitResponse {
+        let now = self.engine.clock().now();
+        let live = Live::admit(&item.spec, now);
+        let job = Job {
+            id: item.job_id.clone(),
+            spec: item.spec.clone(),
+            state: State::Live(live.state),
+            attempt: 0,
+            run: live.run,
+            output: None,
+            error: None,
+            progress: None,
+            cancel_requested: false,
+            worker: None,
+            submit_time: now,
+            next_attempt_time: Some(live.due),
+            start_time: None,
+            finish_time: None,
+            delete_time: None,
+            version: live.version,
+            trace: item.trace.clone(),
+            attempts: Vec::new(),
+        };
+        let mut job = convert::job(&job, View::Result, format, 0);
+        if !item.own_id {
+            // The id would be another one when it is submitted.
+            job.job_id.clear();
+        }
+        proto::SubmitResponse { job: Some(job), ..Default::default() }
+    }
+
+    async fn batch_submit(
+        &self,
+        request: Request<proto::BatchSubmitRequest>,
+    ) -> Result<proto::BatchSubmitResponse, Error> {
+        let trace = trace_headers(request.metadata());
+        let limits = &self.engine.config().limits;
+        let requests = request.into_inner().requests;
+        let (limit, size) = (limits.max_batch_items, requests.len());
+        if size > limit {
+            return Err(Error::TooLarge { field: "requests".into(), limit: limit as u64, size: size as u64 });
+        }
+        if requests.is_empty() {
+            return Err(Error::invalid("requests", "must hold at least one"));
+        }
+        let mut group = Vec::with_capacity(size);
+        let mut formats = Vec::with_capacity(size);
+        for (index, request) in requests.into_iter().enumerate() {
+            let prefix = format!("requests[{index}].");
+            only_in_submit(&prefix, &request)?;
+            formats.push(format(request.payload_format, Format::Readable)?);
+            group.push(submission(&prefix, request, limits, fresh_id(), trace.clone())?);
+        }
+        let group = self
+            .engine
+            .submit(group, Pressure::Refuse)
+            .await
+            .map_err(|(index, error)| error.in_batch(index))?;
+        let responses: Vec<_> =
+            group.iter().zip(formats).map(|(submitted, format)| self.answer(submitted, format)).collect();
+        let cursor = responses.first().map(|response| response.cursor.clone()).unwrap_or_default();
+        Ok(proto::BatchSubmitResponse { responses, cursor })
+    }
+
+    async fn get_result(
+        &self,
+        request: Request<proto::GetResultRequest>,
+    ) -> Result<proto::GetResultResponse, Error> {
+        let deadline = Deadline::of(&request);
+        let request = request.into_inner();
+        let id = job_id(&request.job_id)?;
+        let format = format(request.payload_format, Format::Readable)?;
+        let found = match self.patience(request.wait.as_ref(), deadline)? {
+            None => self.engine.get(&id, View::Result).await?,
+            Some(until) => self.engine.wait(&id, until).await?,
+        };
+        let done = found.state.is_final();
+        Ok(proto::GetResultResponse {
+            done,
+            job: Some(job(&found, View::Result, format, ANY_SIZE)),
+            retry_after: (!done).then(|| proto_duration(Duration::from_secs(1))),
+        })
+    }
+
+    async fn get_job(&self, request: proto::GetJobRequest) -> Result<proto::GetJobResponse, Error> {
+        let id = job_id(&request.job_id)?;
+        let view = view(request.view, View::Result)?;
+        let format = format(request.payload_format, Format::Readable)?;
+        let found = self.engine.get(&id, view).await?;
+        Ok(proto::GetJobResponse { job: Some(job(&found, view, format, ANY_SIZE)) })
+    }
+
+    async fn list_jobs(&self, request: proto::ListJobsRequest) -> Result<proto::ListJobsResponse, Error> {
+        // A token belongs to one list: another filter or order would make it point anywhere.
+        let mut hash = crc32fast::Hasher::new();
+        hash.update(&request.filter.as_ref().map(|filter| filter.encode_to_vec()).unwrap_or_default());
+        hash.update(&[u8::from(request.oldest_first)]);
+        let hash = hash.finalize();
+        let limit = match usize::try_from(request.page_size) {
+            Ok(0) => PAGE,
+            Ok(size) => size.min(MAX_PAGE),
+            Err(_) => return Err(Error::invalid("page_size", "must not be negative")),
+        };
+        let format = format(request.payload_format, Format::Readable)?;
+        let view = view(request.view, View::Basic)?;
+        let query = ListQuery {
+            filter: filter(request.filter, self.engine.config().watch.max_filter_ids)?,
+            view,
+            limit,
+            oldest_first: request.oldest_first,
+            after: tokens::page_start(&request.page_token, hash)?,
+        };
+        let page = self.engine.list(query).await?;
+        Ok(proto::ListJobsResponse {
+            jobs: page.jobs.iter().map(|found| job(found, view, format, ANY_SIZE)).collect(),
+            next_page_token: page.next.map(|after| tokens::page_token(hash, after)).unwrap_or_default(),
+            cursor: tokens::cursor(self.engine.log_id(), page.position),
+        })
+    }
+
+    async fn cancel_job(&self, request: proto::CancelJobRequest) -> Result<proto::CancelJobResponse, Error> {
+        const MAX_REASON: usize = 1024;
+        let job_id = job_id(&request.job_id)?;
+        if request.reason.len() > MAX_REASON || request.reason.contains('\0') {
+            return Err(Error::invalid("reason", format!("must be at most {MAX_REASON} bytes, without NUL")));
+        }
+        let cancel = Cancel { job_id, reason: request.reason, etag: etag(request.etag) };
+        let changed = self.engine.cancel(cancel).await?;
+        Ok(proto::CancelJobResponse { job: Some(job(&changed, View::Result, Format::Readable, ANY_SIZE)) })
+    }
+
+    async fn retry_job(&self, request: proto::RetryJobRequest) -> Result<proto::RetryJobResponse, Error> {
+        let ahead = Duration::ZERO..=self.engine.config().limits.max_delay;
+        let retry = Retry {
+            job_id: job_id(&request.job_id)?,
+            delay: optional_duration("delay", request.delay.as_ref(), ahead)?.unwrap_or_default(),
+            etag: etag(request.etag),
+        };
+        let changed = self.engine.retry(retry).await?;
+        Ok(proto::RetryJobResponse { job: Some(job(&changed, View::Result, Format::Readable, ANY_SIZE)) })
+    }
+
+    async fn delete_job(&self, request: proto::DeleteJobRequest) -> Result<proto::DeleteJobResponse, Error> {
+        let job_id = job_id(&request.job_id)?;
+        let delete = Delete { job_id, etag: etag(request.etag), allow_missing: request.allow_missing };
+        self.engine.delete(delete).await?;
+        Ok(proto::DeleteJobResponse {})
+    }
+}
+
+/// An item of a batch or a stream cannot wait, nor be checked alone.
+pub fn only_in_submit(prefix: &str, request: &proto::SubmitRequest) -> Result<(), Error> {
+    let refused = |field| Err(Error::invalid(format!("{prefix}{field}"), "works in Submit only"));
+    if request.wait.is_some() {
+        return refused("wait");
+    }
+    if request.validate_only {
+        return refused("validate_only");
+    }
+    Ok(())
+}
+
+/// A UUIDv7: sorts by time.
+pub fn fresh_id() -> JobId {
+    Uuid::now_v7().to_string().parse().expect("a UUID is a valid id")
+}
+
+fn job_id(text: &str) -> Result<JobId, Error> {
+    text.parse()
+}
+
+fn etag(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+/// The W3C trace headers, as far as they are sound.
+pub fn trace_headers(metadata: &MetadataMap) -> BTreeMap<String, String> {
+    const MAX_HEADER: usize = 512;
+    ["traceparent", "tracestate"]
+        .into_iter()
+        .filter_map(|name| {
+            let value = metadata.get(name)?.to_str().ok()?;
+            (value.len() <= MAX_HEADER).then(|| (name.to_owned(), value.to_owned()))
+        })
+        .collect()
+}
+
+#[tonic::async_trait]
+impl JobService for JobsApi {
+    type StreamSubmitStream = BoxStream<'static, Result<proto::StreamSubmitResponse, Status>>;
+    type WatchResultsStream = BoxStream<'static, Result<proto::WatchResultsResponse, Status>>;
+
+    async fn submit(&self, request: Request<proto::SubmitRequest>) -> Answer<proto::SubmitResponse> {
+        self.jobs()?.submit(request).await.map(Response::new).map_err(status)
+    }
+
+    async fn batch_submit(
+        &self,
+        request: Request<proto::BatchSubmitRequest>,
+    ) -> Answer<proto::BatchSubmitResponse> {
+        self.jobs()?.batch_submit(request).await.map(Response::new).map_err(status)
+    }
+
+    async fn stream_submit(
+        &self,
+        request: Request<Streaming<proto::StreamSubmitRequest>>,
+    ) -> Answer<Self::StreamSubmitStream> {
+        let trace = trace_headers(request.metadata());
+        let deadline = Deadline::of(&request);
+        Ok(Response::new(streams::submits(
+            self.jobs()?.engine.clone(),
+            request.into_inner(),
+            trace,
+            deadline,
+        )))
+    }
+
+    async fn get_result(
+        &self,
+        request: Request<proto::GetResultRequest>,
+    ) -> Answer<proto::GetResultResponse> {
+        self.jobs()?.get_result(request).await.map(Response::new).map_err(status)
+    }
+
+    async fn watch_results(
+        &self,
+        request: Request<proto::WatchResultsRequest>,
+    ) -> Answer<Self::WatchResultsStream> {
+        let (deadline, retire) = (Deadline::of(&request), Retire::of(&request));
+        let watch = streams::watch(self.jobs()?.engine.clone(), request.into_inner(), deadline, retire).await;
+        watch.map(Response::new).map_err(status)
+    }
+
+    async fn get_job(&self, request: Request<proto::GetJobRequest>) -> Answer<proto::GetJobResponse> {
+        self.jobs()?.get_job(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn list_jobs(&self, request: Request<proto::ListJobsRequest>) -> Answer<proto::ListJobsResponse> {
+        self.jobs()?.list_jobs(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<proto::CancelJobRequest>,
+    ) -> Answer<proto::CancelJobResponse> {
+        self.jobs()?.cancel_job(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn retry_job(&self, request: Request<proto::RetryJobRequest>) -> Answer<proto::RetryJobResponse> {
+        self.jobs()?.retry_job(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn delete_job(
+        &self,
+        request: Request<proto::DeleteJobRequest>,
+    ) -> Answer<proto::DeleteJobResponse> {
+        self.jobs()?.delete_job(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn get_server_info(
+        &self,
+        _request: Request<proto::GetServerInfoRequest>,
+    ) -> Answer<proto::GetServerInfoResponse> {
+        Ok(Response::new(self.jobs()?.info.clone()))
+    }
+}

@@ -1,0 +1,279 @@
+//! The server: services on one port, from start to a graceful stop.
+//!
+//! Only this module and [`crate::client`] know gRPC.
+
+mod builder;
+mod convert;
+mod deadline;
+mod jobs;
+mod json;
+mod listener;
+mod status;
+mod streams;
+mod tokens;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{Router, middleware};
+use http::{HeaderName, HeaderValue, header};
+use tokio::{net::TcpListener, task::spawn_blocking};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use uuid::Uuid;
+
+pub use self::builder::Builder;
+use self::{convert::proto_duration, jobs::JobsApi, listener::Listener};
+use crate::{
+    config::{Config, InvalidSettings},
+    engine::{Clock, Engine},
+    handlers::Handlers,
+    job::{Error, WorkerId},
+    proto::{self, job_service_server::JobServiceServer},
+    store::{
+        Store,
+        sqlite::{OpenError, SqliteStore},
+    },
+    worker::Pool,
+};
+
+/// Bytes of one message, both ways.
+const MAX_MESSAGE: usize = 4 << 20;
+
+/// Open calls and streams get this long once their work has ended.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// Calls get this long to be told that the store has failed.
+const FAILING: Duration = Duration::from_millis(500);
+
+/// The name in health checks.
+const JOB_SERVICE: &str = "jobwire.v1.JobService";
+
+/// Why a server did not start, or had to leave.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("cannot listen on {address}: {source}")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    #[error(transparent)]
+    Settings(#[from] InvalidSettings),
+    #[error("{0}")]
+    Config(Error),
+    #[error("the store has failed: {0}; nothing acknowledged is lost, a restart recovers from disk")]
+    StoreFailed(Arc<str>),
+}
+
+/// A server that is ready: bound, recovered, and running jobs.
+pub struct Server {
+    engine: Engine,
+    pool: Pool,
+    port: Port,
+    address: SocketAddr,
+}
+
+/// The open port.
+struct Port {
+    listener: Arc<Listener>,
+    health: HealthReporter,
+}
+
+impl Server {
+    /// A server with handlers of the program's own.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Binds the port, opens the store and recovers, and starts to run jobs.
+    ///
+    /// # Errors
+    /// The port is taken, or the store cannot be opened.
+    pub async fn start(config: Config, handlers: Handlers) -> Result<Self, ServeError> {
+        let config = Arc::new(config);
+        let listen = |source| ServeError::Listen { address: config.listen, source };
+        let socket = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let address = socket.local_addr().map_err(listen)?;
+        let api = JobsApi::default();
+        let port = Port::open(&config, api.clone(), socket).await;
+
+        let clock = Clock::default();
+        let opened = {
+            let (config, now) = (config.clone(), clock.now());
+            spawn_blocking(move || SqliteStore::open(&config.data, config.clone(), now)).await
+        };
+        let store = opened.map_err(|panic| ServeError::StoreFailed(panic.to_string().into()))??;
+        let engine = Engine::start(config.clone(), store as Arc<dyn Store>, clock);
+        let instance = Uuid::now_v7().simple().to_string();
+        api.open(engine.clone(), info(&engine, &handlers, &instance));
+        let worker: WorkerId = format!("server-{instance}").parse().map_err(ServeError::Config)?;
+        let pool = Pool::start(&engine, handlers, worker);
+        port.set_serving(true).await;
+        let mode =
+            if address.ip().is_loopback() { "this machine only" } else { "everybody who can reach it" };
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            %address,
+            data = %config.data.display(),
+            "serving {mode}, without TLS and credentials; every acknowledgement is synced"
+        );
+        Ok(Self { engine, pool, port, address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop` resolves, then stops gracefully: health NOT_SERVING, no new work, running attempts end or
+    /// are given back, watchers get their closing checkpoint.
+    ///
+    /// # Errors
+    /// [`ServeError::StoreFailed`]: the process must leave at once, without closing the database.
+    pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let Self { engine, pool, port, .. } = self;
+        tokio::select! {
+            () = stop => {}
+            why = engine.store_failed() => {
+                port.set_serving(false).await;
+                // Calls that wait for the store are told before the process leaves.
+                port.listener.stop(FAILING).await;
+                return Err(ServeError::StoreFailed(why));
+            }
+        }
+        tracing::info!("stopping: no new work is taken");
+        port.set_serving(false).await;
+        engine.drain();
+        pool.drain(engine.config().drain_timeout).await;
+        engine.end_streams();
+        port.listener.stop(CLOSING).await;
+        engine.close().await;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+impl Port {
+    /// Answers from now on, with health NOT_SERVING.
+    async fn open(config: &Config, api: JobsApi, socket: TcpListener) -> Self {
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let jobs = JobServiceServer::new(api)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        let routes = with_reflection(Routes::new(jobs).add_service(health_service));
+        let listener = Arc::new(Listener::new(config.http2.clone(), router(config, routes)));
+        let port = Self { listener: listener.clone(), health };
+        port.set_serving(false).await;
+        tokio::spawn(async move { listener.accept(socket).await });
+        port
+    }
+
+    async fn set_serving(&self, serving: bool) {
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in ["", JOB_SERVICE] {
+            self.health.set_service_status(service, status).await;
+        }
+    }
+}
+
+/// Reflection in both versions, with the types of error details: without them tools print base64.
+fn with_reflection(routes: Routes) -> Routes {
+    let configured = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let sound = "the descriptor sets are made together with the code";
+    routes
+        .add_service(configured().build_v1().expect(sound))
+        .add_service(configured().build_v1alpha().expect(sound))
+}
+
+/// The layers around the services, outermost last.
+fn router(config: &Config, routes: Routes) -> Router {
+    let cap = config.limits.max_unary;
+    let router = routes
+        .prepare()
+        .into_axum_router()
+        .layer(middleware::from_fn(move |request, next| deadline::enforce(cap, request, next)))
+        .layer(tonic_web::GrpcWebLayer::new());
+    let origins: Vec<HeaderValue> =
+        config.web.allowed_origins.iter().filter_map(|origin| origin.parse().ok()).collect();
+    if origins.is_empty() {
+        return router;
+    }
+    let own = ["grpc-timeout", "x-grpc-web", "x-user-agent", "traceparent", "tracestate"]
+        .map(HeaderName::from_static);
+    let told = ["grpc-status", "grpc-message", "grpc-status-details-bin"].map(HeaderName::from_static);
+    router.layer(
+        CorsLayer::new()
+            .allow_origin(AllowOrigin::list(origins))
+            .allow_methods([http::Method::POST])
+            .allow_headers([header::CONTENT_TYPE].into_iter().chain(own).collect::<Vec<_>>())
+            .expose_headers(told)
+            .max_age(Duration::from_secs(3600)),
+    )
+}
+
+fn info(engine: &Engine, handlers: &Handlers, instance: &str) -> proto::GetServerInfoResponse {
+    let config = engine.config();
+    let limits = &config.limits;
+    let size = |bytes: usize| i32::try_from(bytes).unwrap_or(i32::MAX);
+    let kinds = handlers.kinds().map(|kind| format!("kind:{kind}"));
+    proto::GetServerInfoResponse {
+        version: env!("CARGO_PKG_VERSION").into(),
+        instance_id: instance.into(),
+        log_id: format!("{:016x}", engine.log_id().0),
+        features: ["store:sqlite".to_owned(), "grpc-web".to_owned()].into_iter().chain(kinds).collect(),
+        limits: Some(proto::Limits {
+            max_payload_bytes: size(limits.max_payload_bytes),
+            max_output_bytes: size(limits.max_output_bytes),
+            max_message_bytes: size(MAX_MESSAGE),
+            max_batch_items: size(limits.max_batch_items),
+            max_wait: Some(proto_duration(limits.max_wait)),
+            watch_retention: Some(proto_duration(config.watch.retention)),
+            request_id_window: Some(proto_duration(limits.request_id_window)),
+        }),
+    }
+}
+
+/// Serves the built-in kinds until the first SIGTERM or SIGINT. Calls `ready` once, with the address that it listens on.
+///
+/// # Errors
+/// As [`Server::start`] and [`Server::serve`] say.
+pub async fn run(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), ServeError> {
+    let handlers = Handlers::builtin(&config).map_err(ServeError::Config)?;
+    let stop = stop_signal();
+    let server = Server::start(config, handlers).await?;
+    ready(server.address());
+    server.serve(stop).await
+}
+
+/// Resolves at the first SIGTERM or SIGINT; the second ends the process at once.
+pub async fn stop_signal() {
+    let first = CancellationToken::new();
+    let told = first.clone();
+    tokio::spawn(async move {
+        signal().await;
+        told.cancel();
+        signal().await;
+        tracing::warn!("a second signal: leaving at once");
+        std::process::exit(130);
+    });
+    first.cancelled().await;
+}
+
+async fn signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("signals cannot be received: stop this process with SIGKILL");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

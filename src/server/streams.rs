@@ -1,0 +1,151 @@
+//! The two streams of JobService.
+
+use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc};
+
+use futures_util::{FutureExt as _, Stream, StreamExt as _, stream::BoxStream};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use super::{
+    convert::{self, Format, format, submission},
+    jobs::{fresh_id, only_in_submit},
+    status::{rejection, status},
+    tokens,
+};
+use crate::{
+    engine::{Engine, Message, Pressure, Watch},
+    job::Error,
+    proto::{self, Accepted, StreamSubmitRequest, StreamSubmitResponse, stream_submit_response::Verdict},
+};
+
+/// Items of one stream that wait for their commit.
+const IN_FLIGHT: usize = 1024;
+
+/// Bytes of items of one stream that wait for their commit.
+const IN_FLIGHT_BYTES: usize = 8 << 20;
+
+/// Verdicts on a stream of submits. Reads on only while there is room: a fast caller is slowed down, not refused.
+pub fn submits(
+    engine: Engine,
+    requests: Streaming<StreamSubmitRequest>,
+    trace: BTreeMap<String, String>,
+    deadline: Option<Instant>,
+) -> BoxStream<'static, Result<StreamSubmitResponse, Status>> {
+    let room = Arc::new(Semaphore::new(IN_FLIGHT_BYTES));
+    let (stopping, reader) = (engine.clone(), room);
+    let stop = async move {
+        tokio::select! {
+            () = stopping.drained() => Error::Draining,
+            () = at(deadline) => Error::DeadlineExceeded,
+        }
+    };
+    let items = requests.then(move |item| {
+        let room = reader.clone();
+        async move {
+            let item = item?;
+            let permit = held(&room, &item).await?;
+            Ok::<_, Status>((item, permit))
+        }
+    });
+    let verdicts = until(items, stop)
+        .map(move |item| {
+            let (engine, trace) = (engine.clone(), trace.clone());
+            async move {
+                let (item, permit) = item?;
+                let sequence = item.sequence;
+                let verdict = AssertUnwindSafe(judge(&engine, item, trace)).catch_unwind().await;
+                drop(permit);
+                let verdict = verdict.unwrap_or_else(|_| Err(Error::Internal("a submit panicked".into())));
+                let verdict = match verdict {
+                    Ok(accepted) => Verdict::Accepted(accepted),
+                    Err(error) => Verdict::Rejected(rejection(&error)),
+                };
+                Ok(StreamSubmitResponse { sequence, verdict: Some(verdict) })
+            }
+        })
+        .buffer_unordered(IN_FLIGHT);
+    verdicts.boxed()
+}
+
+/// The items of a stream until `stop` names a reason to end it.
+fn until<T: Send + 'static>(
+    items: impl Stream<Item = Result<T, Status>> + Send + 'static,
+    stop: impl Future<Output = Error> + Send + 'static,
+) -> impl Stream<Item = Result<T, Status>> + Send + 'static {
+    let stopped = futures_util::stream::once(stop.map(|error| Err(status(error))));
+    let ended = futures_util::stream::once(async { None });
+    // Whatever comes first of an error, the reason to stop and the end of the items is the last.
+    let mut over = false;
+    futures_util::stream::select(items.map(Some).chain(ended), stopped.map(Some))
+        .take_while(move |item| {
+            let go_on = !over && item.is_some();
+            over |= matches!(item, Some(Err(_)));
+            std::future::ready(go_on)
+        })
+        .filter_map(std::future::ready)
+}
+
+async fn held(room: &Arc<Semaphore>, item: &StreamSubmitRequest) -> Result<OwnedSemaphorePermit, Status> {
+    let size = prost::Message::encoded_len(item).clamp(1, IN_FLIGHT_BYTES);
+    let permits = room.clone().acquire_many_owned(size as u32).await;
+    permits.map_err(|_| status(Error::Draining))
+}
+
+async fn judge(
+    engine: &Engine,
+    item: StreamSubmitRequest,
+    trace: BTreeMap<String, String>,
+) -> Result<Accepted, Error> {
+    let request = item.request.ok_or_else(|| Error::invalid("request", "is required"))?;
+    only_in_submit("request.", &request)?;
+    let item = submission("request.", request, &engine.config().limits, fresh_id(), trace)?;
+    let group = engine.submit(vec![item], Pressure::Wait).await.map_err(|(_, error)| error)?;
+    let submitted =
+        group.into_iter().next().ok_or_else(|| Error::Internal("no answer to a submit".into()))?;
+    Ok(Accepted {
+        job_id: submitted.job.id.to_string(),
+        deduplicated: submitted.deduplicated,
+        cursor: tokens::cursor(engine.log_id(), submitted.position),
+    })
+}
+
+/// A watch as a stream of messages. It ends when the caller drops it.
+pub async fn watch(
+    engine: Engine,
+    request: proto::WatchResultsRequest,
+    deadline: Option<Instant>,
+    retire: CancellationToken,
+) -> Result<BoxStream<'static, Result<proto::WatchResultsResponse, Status>>, Error> {
+    let format = format(request.payload_format, Format::Readable)?;
+    let now = engine.clock().now();
+    let request = convert::watch_request(request, engine.config(), engine.log_id(), now, (deadline, retire))?;
+    let max_output = request.max_inline_output;
+    let watch = engine.watch(request).await?;
+    let messages = futures_util::stream::unfold(Some(watch), |watch: Option<Watch>| async move {
+        let mut watch = watch?;
+        let next = watch.next().await?;
+        // After an error there is nothing more.
+        let rest = next.is_ok().then_some(watch);
+        Some((next, rest))
+    });
+    let encoded = messages.map(move |message| match message {
+        Ok(Message { cursor, event, .. }) => {
+            let event = convert::event(&event, format, max_output, engine.clock().now());
+            let cursor = cursor.map(|position| tokens::cursor(engine.log_id(), position)).unwrap_or_default();
+            Ok(proto::WatchResultsResponse { cursor, event: Some(event) })
+        }
+        Err(error) => Err(status(error)),
+    });
+    Ok(encoded.boxed())
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

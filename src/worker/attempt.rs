@@ -1,0 +1,186 @@
+//! One attempt, from its lease to its settlement.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::FutureExt as _;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Context, ContextParts, Handler};
+use crate::{
+    engine::{Engine, Held, ProgressHint, Revocation},
+    job::{Cause, Error, Job, JobError, Payload, Progress, Report},
+    store::{Leased, Settlement},
+};
+
+/// Watchers hear of progress this often at most.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What is to be reported, if anything: nobody wants the result of a lost lease.
+type Verdict = Option<Report>;
+
+/// Runs a handler and settles what comes of it. `stop` is the end of the server's patience: the attempt is then given
+/// back. `slot` is freed when the handler has ended, whatever the store still has to do.
+pub async fn run(
+    engine: Engine,
+    handler: Arc<dyn Handler>,
+    leased: Leased,
+    stop: CancellationToken,
+    slot: impl Send + 'static,
+) {
+    let Leased { lease, job, attempt_timeout } = leased;
+    let deadline = Instant::now() + attempt_timeout;
+    let cancelled = CancellationToken::new();
+    let parts = ContextParts {
+        job_id: job.id.clone(),
+        run: job.run,
+        attempt: job.attempt,
+        spec: job.spec.clone(),
+        trace: job.trace.clone(),
+        deadline,
+        last_progress: job.progress.clone(),
+        clock: engine.clock().clone(),
+    };
+    let (context, progress) = Context::new(parts, cancelled.clone());
+    let held = engine.leases().hold(lease, job.id.clone(), progress.clone());
+    let attempt = Attempt { engine: &engine, job: &job, deadline, cancelled, stop, held };
+    let verdict = attempt.supervise(handler, context, progress.clone()).await;
+    drop(slot);
+
+    let Some(report) = verdict else { return };
+    let report = bounded(report, engine.config().limits.max_output_bytes);
+    let newest = progress.borrow().clone();
+    let settlement = Settlement { lease, report, jitter: fastrand::f64(), progress: newest };
+    match engine.settle(settlement).await {
+        Ok(()) => {}
+        Err(Error::LeaseLost) => {
+            tracing::info!(job_id = %job.id, attempt = job.attempt, "a result came too late")
+        }
+        Err(error) => tracing::error!(job_id = %job.id, %error, "a result could not be stored"),
+    }
+}
+
+struct Attempt<'a> {
+    engine: &'a Engine,
+    job: &'a Job,
+    deadline: Instant,
+    cancelled: CancellationToken,
+    stop: CancellationToken,
+    held: Held,
+}
+
+impl Attempt<'_> {
+    async fn supervise(
+        mut self,
+        handler: Arc<dyn Handler>,
+        context: Context,
+        mut progress: watch::Receiver<Option<Progress>>,
+    ) -> Verdict {
+        let payload = self.job.spec.payload.clone();
+        // A handler that panics before its first await must be caught too.
+        let mut work =
+            AssertUnwindSafe(async move { handler.run(context, payload).await }).catch_unwind().boxed();
+        let grace = self.engine.config().workers.grace;
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut work => return Some(self.report(result)),
+                () = sleep_until(self.deadline) => {
+                    self.cancelled.cancel();
+                    let late = timeout(grace, &mut work).await;
+                    return Some(self.report_late(late.ok(), Cause::Timeout, "the attempt took longer than its attempt_timeout"));
+                }
+                why = self.held.revoked() => {
+                    self.cancelled.cancel();
+                    let late = timeout(grace, &mut work).await;
+                    return match why {
+                        Revocation::Cancelled => Some(self.report_late(late.ok(), Cause::Cancelled, "the job was cancelled")),
+                        Revocation::Lost => None,
+                    };
+                }
+                () = self.stop.cancelled() => {
+                    self.cancelled.cancel();
+                    // A handler that is just done may say so.
+                    let late = timeout(Duration::from_millis(100), &mut work).await;
+                    return match late {
+                        Ok(Ok(Ok(output))) => Some(Report::Succeeded(output)),
+                        _ => Some(Report::Released { delay: Duration::ZERO }),
+                    };
+                }
+                newest = next_progress(&mut progress) => self.tell(newest),
+            }
+        }
+    }
+
+    fn report(&self, result: std::thread::Result<Result<Payload, JobError>>) -> Report {
+        match result {
+            Ok(Ok(output)) => Report::Succeeded(output),
+            Ok(Err(error)) => Report::Failed(error),
+            Err(panic) => {
+                let said = panic
+                    .downcast_ref::<&str>()
+                    .copied()
+                    .or(panic.downcast_ref::<String>().map(String::as_str));
+                let message = format!("the handler panicked: {}", said.unwrap_or("without a message"));
+                tracing::error!(job_id = %self.job.id, kind = %self.job.spec.kind, message, "an attempt panicked");
+                Report::Failed(JobError::new(Cause::Crash, "jobwire.panic", &message, true))
+            }
+        }
+    }
+
+    /// Success within the grace still counts; anything else is what the attempt was stopped for.
+    fn report_late(
+        &self,
+        result: Option<std::thread::Result<Result<Payload, JobError>>>,
+        cause: Cause,
+        message: &str,
+    ) -> Report {
+        match result {
+            Some(Ok(Ok(output))) => Report::Succeeded(output),
+            _ => {
+                let code =
+                    if cause == Cause::Timeout { "jobwire.attempt_timeout" } else { "jobwire.cancelled" };
+                Report::Failed(JobError::new(cause, code, message, true))
+            }
+        }
+    }
+
+    fn tell(&self, progress: Progress) {
+        let (job_id, run, attempt) = (self.job.id.clone(), self.job.run, self.job.attempt);
+        self.engine.tell_progress(ProgressHint { job_id, run, attempt, progress });
+    }
+}
+
+async fn next_progress(progress: &mut watch::Receiver<Option<Progress>>) -> Progress {
+    loop {
+        if progress.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(PROGRESS_INTERVAL).await;
+        if let Some(newest) = progress.borrow_and_update().clone() {
+            return newest;
+        }
+    }
+}
+
+/// Holds a handler to the limits of what a job may carry.
+fn bounded(report: Report, max_output: usize) -> Report {
+    match report {
+        Report::Succeeded(output) if output.size > max_output => {
+            let message = format!(
+                "the output has {} bytes, more than the {max_output} that are allowed: store it elsewhere and return a \
+                 reference, or raise limits.max_output_bytes",
+                output.size
+            );
+            Report::Failed(JobError::new(Cause::Handler, "jobwire.output_too_large", &message, false))
+        }
+        Report::Failed(mut error) => {
+            error.details = error.details.filter(|details| details.size <= JobError::DETAILS_MAX);
+            Report::Failed(error)
+        }
+        other => other,
+    }
+}

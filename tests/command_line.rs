@@ -1,0 +1,190 @@
+//! The real program against a real server: what people type, what they see, what scripts can rely on.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    thread::sleep,
+    time::Duration,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_jobwire");
+
+struct Server {
+    process: Child,
+    address: String,
+}
+
+impl Server {
+    fn start(listen: &str, data: &Path) -> Self {
+        let mut process = Command::new(PROGRAM)
+            .args(["serve", "--listen", listen, "--data"])
+            .arg(data)
+            .env("JOBWIRE_LOG", "off")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim_end().strip_prefix("listening on ").expect("the first line").to_owned();
+        Self { process, address }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command.args(arguments).env("JOBWIRE_SERVER", &self.address).stdin(Stdio::null());
+        command
+    }
+
+    /// Exit code, stdout, stderr.
+    fn run(&self, arguments: &[&str]) -> (i32, String, String) {
+        told(&self.command(arguments).output().unwrap())
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let (code, stdout, stderr) = self.run(arguments);
+        assert_eq!(code, 0, "{arguments:?}: {stderr}");
+        serde_json::from_str(&stdout).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn told(output: &Output) -> (i32, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+fn serve() -> (Server, TempDir) {
+    let data = tempfile::tempdir().unwrap();
+    (Server::start("127.0.0.1:0", &data.path().join("data")), data)
+}
+
+#[test]
+fn a_job_is_run_and_its_outcome_is_the_exit_code() {
+    let (server, _data) = serve();
+    let job = server.json(&["run", "echo", "--json", r#"{"hello":"world"}"#]);
+    assert_eq!(job["state"], "STATE_SUCCEEDED");
+    assert_eq!(job["output"]["json"]["hello"], "world");
+
+    let (code, stdout, _) = server.run(&["run", "echo", "--text", "hi", "-o", "table"]);
+    assert_eq!((code, stdout.as_str()), (0, "hi"));
+
+    let bad = ["run", "sleep", "--json", r#"{"duration":"soon"}"#, "--max-attempts", "1"];
+    let (code, stdout, _) = server.run(&bad);
+    assert_eq!(code, 1);
+    assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap()["state"], "STATE_FAILED");
+
+    let (code, _, _) = server.run(&["run", "no-such-kind", "--start-timeout", "100ms"]);
+    assert_eq!(code, 4);
+    let (code, _, stderr) =
+        server.run(&["run", "sleep", "--json", r#"{"duration":"1h"}"#, "--timeout", "200ms"]);
+    assert_eq!(code, 124);
+    assert!(stderr.contains("goes on"), "{stderr}");
+}
+
+#[test]
+fn a_payload_comes_from_stdin_to_the_byte() {
+    let (server, _data) = serve();
+    let mut command = server.command(&["run", "echo", "--file", "-", "-o", "table"]);
+    let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut process.stdin.take().unwrap(), b"\x00\xff\n").unwrap();
+    assert_eq!(process.wait_with_output().unwrap().stdout, b"\x00\xff\n");
+}
+
+#[test]
+fn a_job_goes_through_its_life() {
+    let (server, _data) = serve();
+    let submitted = server.json(&["submit", "echo", "--job-id", "a", "--delay", "1h", "-l", "tenant=acme"]);
+    assert_eq!(submitted["job"]["state"], "STATE_SCHEDULED");
+    assert!(submitted["cursor"].is_string());
+    assert_eq!(server.json(&["cancel", "a", "--reason", "not now"])["state"], "STATE_CANCELLED");
+    assert_eq!(server.run(&["watch", "a", "--until-done"]).0, 1);
+    assert_eq!(server.json(&["list", "-l", "tenant=acme", "--state", "cancelled"])["jobs"][0]["jobId"], "a");
+    assert_eq!(server.json(&["retry", "a"])["run"], 2);
+    assert_eq!(server.json(&["get", "a", "--wait", "10s"])["done"], true);
+    let (code, stdout, _) = server.run(&["watch", "a", "--until-done"]);
+    assert_eq!(code, 0);
+    assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap()["finished"]["state"], "STATE_SUCCEEDED");
+    assert_eq!(server.run(&["delete", "a"]).0, 0);
+    let (code, _, stderr) = server.run(&["get", "a"]);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("JOB_NOT_FOUND"), "{stderr}");
+}
+
+#[test]
+fn one_job_that_fails_does_not_keep_the_others() {
+    let (server, _data) = serve();
+    for id in ["a", "b"] {
+        server.json(&["submit", "echo", "--job-id", id, "--wait", "10s"]);
+    }
+    let (code, _, stderr) = server.run(&["delete", "a", "nope", "b"]);
+    assert_eq!(code, 1);
+    assert!(stderr.starts_with("error: nope: "), "{stderr}");
+    assert_eq!(server.json(&["list"])["jobs"], Value::Null);
+}
+
+#[test]
+fn waits_and_watches_outlive_a_server_that_is_killed() {
+    let (mut server, data) = serve();
+    let run =
+        ["run", "sleep", "--json", r#"{"duration":"2s"}"#, "--job-id", "a", "--initial-backoff", "10ms"];
+    let run = server.command(&run).stdout(Stdio::piped()).spawn().unwrap();
+    while server.run(&["get", "a"]).0 != 0 {
+        sleep(Duration::from_millis(20));
+    }
+    let watch = server.command(&["watch", "a", "--until-done"]).stdout(Stdio::piped()).spawn().unwrap();
+    sleep(Duration::from_millis(300));
+    server.process.kill().unwrap();
+    server.process.wait().unwrap();
+    let address = server.address.clone();
+    let _again = Server::start(&address, &data.path().join("data"));
+
+    let (code, stdout, stderr) = told(&run.wait_with_output().unwrap());
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap()["attempt"], 2);
+    let (code, stdout, stderr) = told(&watch.wait_with_output().unwrap());
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(stdout.lines().count(), 1, "{stdout}");
+}
+
+#[test]
+fn without_a_server_there_is_a_way_out() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let output = Command::new(PROGRAM).args(["info", "--server", &free]).output().unwrap();
+    let (code, stdout, stderr) = told(&output);
+    assert_eq!((code, stdout.as_str()), (69, ""));
+    assert!(stderr.contains(&free) && stderr.contains("jobwire serve"), "{stderr}");
+}
+
+#[test]
+fn settings_are_checked_before_anything_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("jobwire.toml");
+    std::fs::write(&file, "[limits]\nmax_wat = \"1s\"\n").unwrap();
+    for command in [["serve"].as_slice(), &["config", "check"], &["config", "show"]] {
+        let output = Command::new(PROGRAM).args(command).arg("--config").arg(&file).output().unwrap();
+        let (code, stdout, stderr) = told(&output);
+        assert_eq!((code, stdout.as_str()), (2, ""), "{command:?}");
+        assert!(stderr.contains("jobwire.toml:2: `limits.max_wat`"), "{stderr}");
+        assert!(stderr.contains("did you mean `limits.max_wait`?"), "{stderr}");
+    }
+}
+
+#[test]
+fn what_config_show_prints_is_a_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("jobwire.toml");
+    let shown = Command::new(PROGRAM).args(["config", "show"]).output().unwrap().stdout;
+    std::fs::write(&file, &shown).unwrap();
+    let output = Command::new(PROGRAM).args(["config", "check", "--config"]).arg(&file).output().unwrap();
+    assert_eq!(told(&output).0, 0);
+}

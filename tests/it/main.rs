@@ -1,0 +1,3 @@
+//! Tests over real sockets against the real program. One binary: linking is most of their cost.
+
+mod support;
