@@ -5,12 +5,17 @@
 
 pub(crate) mod change;
 pub(crate) mod claim;
+pub(crate) mod feed;
 pub(crate) mod groups;
+pub(crate) mod lists;
 mod new;
 pub(crate) mod renew;
+pub(crate) mod reopen;
 pub(crate) mod room;
 pub(crate) mod settle;
 pub(crate) mod submit;
+pub(crate) mod time;
+pub(crate) mod views;
 mod world;
 
 pub use self::new::{New, drawn, job};
@@ -139,6 +144,71 @@ macro_rules! store_suite {
                 a_delete_takes_the_outcomes_of_every_run
                 a_delete_is_refused_before_the_end
                 a_batch_of_changes_is_carried_out_in_order
+            }
+            time {
+                a_scheduled_job_becomes_due
+                a_back_off_ends
+                a_job_that_nobody_starts_in_time_expires
+                only_the_first_start_has_a_timeout
+                a_job_that_waits_too_long_expires
+                a_job_that_runs_too_long_expires
+                the_total_timeout_is_over_all_attempts
+                a_retry_restarts_the_clocks
+                a_lease_that_runs_out_spends_its_attempt
+                retention_removes_the_job
+                a_removed_job_is_not_forgotten_by_its_request
+                retention_counts_from_the_last_end
+                a_deleted_job_is_not_removed_again
+                the_feed_forgets_what_is_old
+                the_feed_forgets_what_is_too_much
+                much_may_be_due_at_once
+                the_next_time_is_the_nearest
+            }
+            views {
+                a_view_shows_what_was_asked_for
+                jobs_come_at_the_places_of_their_ids
+                a_read_knows_the_head_of_the_feed
+                every_answer_shows_the_same_job
+            }
+            lists {
+                the_newest_comes_first
+                jobs_are_found_by_id
+                jobs_are_found_by_queue_and_kind
+                jobs_are_found_by_state
+                jobs_are_found_by_label
+                jobs_are_found_by_submit_time
+                a_page_ends_at_its_limit
+                pages_lose_and_repeat_nothing
+                a_page_of_few_matches_ends
+                a_page_shows_its_view
+                a_page_is_bounded_in_bytes
+                a_page_knows_where_to_watch_from
+            }
+            feed {
+                outcomes_come_in_commit_order
+                outcomes_of_a_batch_keep_its_order
+                a_page_of_outcomes_follows_the_other
+                what_was_deleted_is_left_out
+                every_run_has_its_outcome
+                a_page_of_outcomes_is_bounded_in_bytes
+                existing_shows_the_newest_of_final_jobs
+                existing_stays_in_its_bounds
+                a_time_has_a_position
+                the_head_is_told
+                what_may_be_due_is_told
+                changes_are_told_while_somebody_listens
+                counts_follow_the_jobs
+            }
+            reopen {
+                what_was_acknowledged_is_there
+                work_goes_on
+                an_attempt_that_ran_is_spent
+                leases_of_before_are_over
+                a_late_success_counts_over_a_restart
+                fences_never_repeat
+                positions_go_on
+                settings_of_queues_may_change
+                a_closed_store_does_nothing
             }
         }
     };
