@@ -35,7 +35,7 @@ pub fn cancel(tx: &mut Tx<'_>, now: Timestamp, cancel: &Cancel) -> Result<Answer
         }
         revoke = row.live.lease.map(|_| LeaseId { job: num, fence: row.live.fence });
     }
-    Ok(Ok(Change { job: present(tx, num)?, revoke }))
+    Ok(present(tx, num)?.map(|job| Change { job, revoke }))
 }
 
 pub fn retry(tx: &mut Tx<'_>, now: Timestamp, retry: &Retry) -> Result<Answer<Change>> {
@@ -64,7 +64,7 @@ pub fn retry(tx: &mut Tx<'_>, now: Timestamp, retry: &Retry) -> Result<Answer<Ch
         }
         _ => unreachable!("only a final job gets a new run"),
     }
-    Ok(Ok(Change { job: present(tx, num)?, revoke: None }))
+    Ok(present(tx, num)?.map(|job| Change { job, revoke: None }))
 }
 
 pub fn delete(tx: &mut Tx<'_>, delete: &Delete) -> Result<Answer<()>> {
@@ -131,6 +131,7 @@ fn done(tx: &Tx<'_>, num: i64) -> Result<Place> {
         .ok_or_else(|| rows::damaged("a job that is in no state"))
 }
 
-fn present(tx: &Tx<'_>, num: i64) -> Result<Job> {
-    read::job(tx.connection, num, View::Result)?.ok_or_else(|| rows::damaged("a job"))
+fn present(tx: &Tx<'_>, num: i64) -> Result<Answer<Job>> {
+    let job = read::job(tx.connection, num, View::Result);
+    rows::intact(job.and_then(|job| job.ok_or_else(|| rows::damaged("a job"))))
 }

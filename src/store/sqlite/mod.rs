@@ -175,6 +175,21 @@ impl SqliteStore {
         writer.call(weight, durable, run).await
     }
 
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> rows::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.check_failed()?;
+        self.readers.call(read).await
+    }
+
+    fn check_failed(&self) -> Result<(), Error> {
+        match &*self.signals.failed.borrow() {
+            Some(why) => Err(Error::StoreUnavailable(why.to_string())),
+            None => Ok(()),
+        }
+    }
+
     /// Remembers the time, and looks at the free space now and then.
     fn at(&self, now: Timestamp) {
         self.now.fetch_max(now.0, Ordering::Relaxed);
@@ -258,27 +273,26 @@ impl Store for SqliteStore {
     }
 
     async fn get(&self, ids: Vec<JobId>, view: View) -> Result<(Vec<Option<Job>>, Position), Error> {
-        self.readers
-            .call(move |connection| {
-                let mut jobs = Vec::with_capacity(ids.len());
-                for id in &ids {
-                    jobs.push(match read::num(connection, id)? {
-                        Some(num) => read::job(connection, num, view)?,
-                        None => None,
-                    });
-                }
-                Ok((jobs, feed::head(connection)?))
-            })
-            .await
+        self.read(move |connection| {
+            let mut jobs = Vec::with_capacity(ids.len());
+            for id in &ids {
+                jobs.push(match read::num(connection, id)? {
+                    Some(num) => read::job(connection, num, view)?,
+                    None => None,
+                });
+            }
+            Ok((jobs, feed::head(connection)?))
+        })
+        .await
     }
 
     async fn list(&self, query: ListQuery) -> Result<ListPage, Error> {
-        self.readers.call(move |connection| list::list(connection, &query)).await
+        self.read(move |connection| list::list(connection, &query)).await
     }
 
     async fn outcomes(&self, after: Position, limit: usize) -> Result<OutcomePage, Error> {
         let now = self.last_time();
-        self.readers.call(move |connection| feed::outcomes(connection, now, after, limit)).await
+        self.read(move |connection| feed::outcomes(connection, now, after, limit)).await
     }
 
     async fn existing(
@@ -289,21 +303,20 @@ impl Store for SqliteStore {
         limit: usize,
     ) -> Result<OutcomePage, Error> {
         let (now, filter) = (self.last_time(), filter.clone());
-        self.readers
-            .call(move |connection| feed::existing(connection, now, after, upto, &filter, limit))
-            .await
+        self.read(move |connection| feed::existing(connection, now, after, upto, &filter, limit)).await
     }
 
     async fn position_at(&self, time: Timestamp) -> Result<Position, Error> {
-        self.readers.call(move |connection| feed::position_at(connection, time)).await
+        self.read(move |connection| feed::position_at(connection, time)).await
     }
 
     async fn feed_start(&self) -> Result<FeedStart, Error> {
         let now = self.last_time();
-        self.readers.call(move |connection| feed::feed_start(connection, now)).await
+        self.read(move |connection| feed::feed_start(connection, now)).await
     }
 
     async fn counts(&self) -> Result<Vec<LineCounts>, Error> {
+        self.check_failed()?;
         Ok(self.shared.counts.lock().clone())
     }
 

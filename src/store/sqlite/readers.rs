@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     open::{self, OpenError},
-    rows::Result,
+    rows::{self, Result},
 };
 use crate::job::Error;
 
@@ -45,7 +45,7 @@ impl Readers {
                 .and_then(|snapshot| read(&snapshot));
             idle.lock().push(connection);
             drop(permit);
-            result.map_err(error)
+            rows::intact(result).map_err(|error| Error::StoreUnavailable(format!("SQLite: {error}")))?
         });
         blocking.await.map_err(|panic| Error::Internal(format!("a read panicked: {panic}")))?
     }
@@ -56,12 +56,5 @@ impl Readers {
         self.permits.close();
         drop(all);
         self.idle.lock().clear();
-    }
-}
-
-fn error(error: rusqlite::Error) -> Error {
-    match error {
-        rusqlite::Error::FromSqlConversionFailure(_, _, what) => Error::DataLoss(what.to_string()),
-        other => Error::StoreUnavailable(format!("SQLite: {other}")),
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::job::{
-    Cause, FinalState, JobError, JobId, JobSpec, Key, Kind, Lease, Live, LiveState, Payload, Progress,
+    Cause, Error, FinalState, JobError, JobId, JobSpec, Key, Kind, Lease, Live, LiveState, Payload, Progress,
     QueueName, RetryOptions, Start, State, Timestamp, WorkerId,
 };
 
@@ -21,6 +21,17 @@ pub type Result<T> = rusqlite::Result<T>;
 /// What SQLite holds is not what we wrote.
 pub fn damaged(what: impl Into<String>) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(0, Type::Null, FromSqlError::Other(what.into().into()).into())
+}
+
+/// Keeps what is damaged apart from what else SQLite may say: it is refused by itself, and does not fail the store.
+pub fn intact<T>(read: Result<T>) -> Result<std::result::Result<T, Error>> {
+    match read {
+        Ok(value) => Ok(Ok(value)),
+        Err(rusqlite::Error::FromSqlConversionFailure(_, _, what)) => {
+            Ok(Err(Error::DataLoss(what.to_string())))
+        }
+        Err(other) => Err(other),
+    }
 }
 
 impl ToSql for JobId {

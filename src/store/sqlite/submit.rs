@@ -61,7 +61,10 @@ fn submit_one(
     match find(tx, now, submission)? {
         Ok(None) => {}
         Ok(Some(num)) => {
-            let job = read::job(tx.connection, num, View::Result)?.ok_or_else(|| rows::damaged("a job"))?;
+            let job = match rows::intact(read::job(tx.connection, num, View::Result))? {
+                Ok(job) => job.ok_or_else(|| rows::damaged("a job"))?,
+                Err(error) => return Ok(Err(error)),
+            };
             remember(tx, now, submission, num, &job.id)?;
             return Ok(Ok(Submitted { job, deduplicated: true, position: before }));
         }
@@ -113,10 +116,11 @@ fn find(
     if submission.own_id
         && let Some(num) = tx.num(&submission.job_id)?
     {
-        let equal = read::fixed(tx.connection, num, true)?.is_some_and(|fixed| fixed.spec == submission.spec);
-        return Ok(equal
-            .then_some(Some(num))
-            .ok_or_else(|| Error::JobIdInUse { job_id: submission.job_id.to_string() }));
+        return Ok(match rows::intact(read::fixed(tx.connection, num, true))? {
+            Ok(Some(fixed)) if fixed.spec == submission.spec => Ok(Some(num)),
+            Ok(_) => Err(Error::JobIdInUse { job_id: submission.job_id.to_string() }),
+            Err(error) => Err(error),
+        });
     }
     if let Some(unique_key) = &submission.spec.unique_key
         && let Some(num) = holder(tx, &submission.spec)?

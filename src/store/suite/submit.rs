@@ -228,14 +228,22 @@ pub async fn a_unique_key_is_free_at_the_end(open: Open) {
 pub async fn a_request_that_met_a_unique_key_can_be_repeated(open: Open) {
     let world = World::new(open).await;
     world.add(job("a").unique("k")).await;
-    // The same words.
-    world.repeat(drawn("b").unique("k").request("r")).await;
-    assert_eq!(world.repeat(drawn("c").unique("k").request("r")).await.id, id("a"));
-    // Other words, or an id of one's own, which were not refused the first time.
-    for new in [drawn("d").payload("else").request("s"), job("e").request("t")] {
-        world.repeat(new.clone().unique("k")).await;
-        assert_eq!(world.repeat(new.unique("k")).await.id, id("a"));
+    // In the words of the holder, in others, and with an id of one's own.
+    let met = [drawn("b").request("r"), drawn("c").request("s").payload("else"), job("d").request("t")];
+    let met = met.map(|new| new.unique("k"));
+    for new in &met {
+        assert_eq!(world.repeat(new.clone()).await.id, id("a"));
     }
+    // Whoever holds the key by then.
+    world.cancel("a").await.unwrap();
+    world.add(job("e").unique("k")).await;
+    for new in &met {
+        assert_eq!(world.repeat(new.clone()).await.id, id("a"));
+        let error = world.try_add(new.clone().payload("third")).await.unwrap_err();
+        assert_matches!(error, Error::RequestIdReused { .. });
+    }
+    let other_id = job("f").request("t").unique("k");
+    assert_matches!(world.try_add(other_id).await, Err(Error::RequestIdReused { .. }));
 }
 
 pub async fn a_repeat_shows_the_job_as_it_is_now(open: Open) {

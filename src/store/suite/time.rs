@@ -310,7 +310,7 @@ pub async fn much_may_be_due_at_once(open: Open) {
 }
 
 pub async fn the_next_time_is_the_nearest(open: Open) {
-    let mut world = World::new(open).await;
+    let world = World::new(open).await;
     let next = |after| Some(world.now.after(secs(after)));
     let (n30, n20, n10, n5) = (next(30), next(20), next(10), next(5));
     assert_eq!(world.tick().await.next, None);
