@@ -3,7 +3,7 @@
 use std::{io, process::ExitCode};
 
 use super::settings;
-use crate::{client, server::ServeError};
+use crate::{client, server::ServeError, store::sqlite::MaintenanceError};
 
 /// Wrong arguments or settings.
 pub(super) const USAGE: u8 = 2;
@@ -24,6 +24,8 @@ pub(super) enum Error {
     Client(#[from] client::Error),
     #[error(transparent)]
     Serve(#[from] ServeError),
+    #[error(transparent)]
+    Maintenance(#[from] MaintenanceError),
     #[error("cannot read {what}: {source}")]
     Read { what: String, source: io::Error },
     #[error("cannot write to stdout: {0}")]

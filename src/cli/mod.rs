@@ -1,5 +1,6 @@
 //! The command line. One file for each subcommand; what they do is in the rest of the crate.
 
+mod backup;
 mod cancel;
 mod completions;
 mod config;
@@ -23,6 +24,7 @@ mod spec;
 mod submit;
 mod table;
 mod values;
+mod verify;
 mod watch;
 
 use std::process::ExitCode;
@@ -63,6 +65,8 @@ enum Command {
     Retry(retry::Retry),
     Delete(delete::Delete),
     Info(info::Info),
+    Backup(backup::Backup),
+    Verify(verify::Verify),
     #[command(subcommand)]
     Config(config::Config),
     Completions(completions::Completions),
@@ -97,6 +101,8 @@ impl Command {
             Self::Retry(command) => command.run(shell).await,
             Self::Delete(command) => command.run(shell).await,
             Self::Info(command) => command.run(shell).await,
+            Self::Backup(command) => command.run(shell),
+            Self::Verify(command) => command.run(shell),
             Self::Config(command) => command.run(shell),
             Self::Completions(command) => command.run(shell),
         }

@@ -2,7 +2,10 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{read, rows::Result};
+use super::{
+    read,
+    rows::{self, Result},
+};
 use crate::{
     job::{Filter, JobId, Timestamp, View},
     store::{FeedStart, Outcome, OutcomePage, Position},
@@ -76,8 +79,9 @@ pub fn outcomes(
 }
 
 fn outcome(connection: &Connection, row: &Row<'_>) -> Result<Outcome> {
-    let fixed = read::fixed_row_of_outcome(row)?;
-    let job = read::of_done(connection, fixed, row, View::Result)?;
+    let job = |view| read::of_done(connection, read::fixed_row_of_outcome(row)?, row, view);
+    // A damaged output must not hold up the feed: it is left out here, and refused to those who ask for it.
+    let job = rows::intact(job(View::Result))?.or_else(|_| job(View::Basic))?;
     Ok(Outcome { position: Position(row.get("seq")?), job: job.into() })
 }
 
@@ -108,7 +112,8 @@ pub fn existing(
     let mut page = OutcomePage { outcomes: Vec::new(), upto: after, start: feed_start(connection, now)? };
     let (mut bytes, full) = (0, found.len() as i64 == limit);
     for (seq, num) in found {
-        let Some(job) = read::job(connection, num, View::Result)? else { continue };
+        let job = |view| read::job(connection, num, view);
+        let Some(job) = rows::intact(job(View::Result))?.or_else(|_| job(View::Basic))? else { continue };
         page.upto = Position(seq);
         if filter.matches(&job) {
             bytes += job.output.as_ref().map_or(0, |output| output.size);
