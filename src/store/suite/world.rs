@@ -85,11 +85,19 @@ impl World {
 
     /// Closes the store, and opens it again.
     pub async fn reopen(&mut self) {
+        self.close().await;
+        self.store = Some((self.open)(self.dir(), self.config.clone(), self.now).await);
+    }
+
+    pub async fn close(&mut self) {
         if let Some(store) = self.store.take() {
             store.close().await;
         }
-        let dir = self.dir.path().join("data");
-        self.store = Some((self.open)(dir, self.config.clone(), self.now).await);
+    }
+
+    /// Where the store lives.
+    pub fn dir(&self) -> PathBuf {
+        self.dir.path().join("data")
     }
 
     /// Opens it again with other settings.
