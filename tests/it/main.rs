@@ -1,3 +1,9 @@
 //! Tests over real sockets against the real program. One binary: linking is most of their cost.
 
+mod batch;
+mod calls;
+mod result;
+mod stream_submit;
+mod submit;
 mod support;
+mod watch;
