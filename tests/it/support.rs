@@ -105,10 +105,15 @@ impl Server {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    /// A connection of its own, for any service.
+    pub async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).expect("an address");
+        endpoint.connect().await.expect("the server accepts connections")
+    }
+
     /// A connection of its own.
     pub async fn client(&self) -> Client {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).expect("an address");
-        let channel = endpoint.connect().await.expect("the server accepts connections");
+        let channel = self.channel().await;
         JobServiceClient::new(channel).max_decoding_message_size(8 << 20).max_encoding_message_size(8 << 20)
     }
 
@@ -133,6 +138,18 @@ impl Server {
             }
             assert!(Instant::now() < end, "the server does not end:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// The same without holding up the test's own tasks.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let end = Instant::now() + PATIENCE * 2;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the process can be waited for") {
+                return status;
+            }
+            assert!(Instant::now() < end, "the server does not end:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
