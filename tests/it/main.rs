@@ -2,6 +2,7 @@
 
 mod batch;
 mod calls;
+mod end_to_end;
 mod kill;
 mod result;
 mod stream_submit;
