@@ -2,6 +2,7 @@
 
 mod batch;
 mod calls;
+mod disk;
 mod end_to_end;
 mod kill;
 mod result;
