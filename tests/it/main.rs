@@ -2,8 +2,13 @@
 
 mod batch;
 mod calls;
+mod changes;
+mod flaky;
+mod list;
 mod result;
 mod stream_submit;
 mod submit;
 mod support;
 mod watch;
+mod watch_ends;
+mod watch_hints;
