@@ -2,11 +2,16 @@
 
 mod batch;
 mod calls;
+mod changes;
 mod disk;
 mod end_to_end;
+mod flaky;
 mod kill;
+mod list;
 mod result;
 mod stream_submit;
 mod submit;
 mod support;
 mod watch;
+mod watch_ends;
+mod watch_hints;
