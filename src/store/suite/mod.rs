@@ -8,7 +8,9 @@ pub(crate) mod claim;
 pub(crate) mod feed;
 pub(crate) mod groups;
 pub(crate) mod lists;
+mod model;
 mod new;
+pub(crate) mod random;
 pub(crate) mod renew;
 pub(crate) mod reopen;
 pub(crate) mod room;
@@ -212,6 +214,9 @@ macro_rules! store_suite {
                 positions_go_on
                 settings_of_queues_may_change
                 a_closed_store_does_nothing
+            }
+            random {
+                a_store_does_what_a_list_in_memory_does
             }
         }
     };

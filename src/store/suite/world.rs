@@ -31,7 +31,7 @@ pub struct World {
     pub now: Timestamp,
 }
 
-pub fn secs(seconds: u64) -> Duration {
+pub const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
