@@ -86,11 +86,6 @@ impl Server {
         Self { child, address, dir, config, variables }
     }
 
-    /// `host:port`.
-    pub fn address(&self) -> &str {
-        &self.address
-    }
-
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -136,18 +131,6 @@ impl Server {
     }
 
     /// Waits for the end of the process.
-    pub fn wait(&mut self) -> ExitStatus {
-        let end = Instant::now() + PATIENCE * 2;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("the process can be waited for") {
-                return status;
-            }
-            assert!(Instant::now() < end, "the server does not end:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    /// The same without holding up the test's own tasks.
     pub async fn ended(&mut self) -> ExitStatus {
         let end = Instant::now() + PATIENCE * 2;
         loop {
