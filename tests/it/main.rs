@@ -3,8 +3,10 @@
 mod batch;
 mod calls;
 mod changes;
+mod command_line;
 mod disk;
 mod end_to_end;
+mod examples;
 mod flaky;
 mod kill;
 mod list;
