@@ -36,6 +36,9 @@ const MAX_PAGE: usize = 1000;
 /// Whole outputs: what the store took is small enough to send.
 const ANY_SIZE: usize = usize::MAX;
 
+/// Bytes of a reply. A message may have a little more.
+const MAX_REPLY: usize = 4_000_000;
+
 /// The service. It answers UNAVAILABLE until there is an engine: the store recovers while the port is open, so that
 /// health checks can tell.
 #[derive(Clone, Default)]
@@ -91,7 +94,7 @@ impl Jobs {
         let deadline = Deadline::of(&request);
         let trace = trace_headers(request.metadata());
         let request = request.into_inner();
-        let format = format(request.payload_format, Format::Readable)?;
+        let format = format("payload_format", request.payload_format, Format::Readable)?;
         let until = self.patience(request.wait.as_ref(), deadline)?;
         let validate_only = request.validate_only;
         let item = submission("", request, &self.engine.config().limits, fresh_id(), trace)?;
@@ -160,7 +163,11 @@ impl Jobs {
         for (index, request) in requests.into_iter().enumerate() {
             let prefix = format!("requests[{index}].");
             only_in_submit(&prefix, &request)?;
-            formats.push(format(request.payload_format, Format::Readable)?);
+            formats.push(format(
+                &format!("{prefix}payload_format"),
+                request.payload_format,
+                Format::Readable,
+            )?);
             group.push(submission(&prefix, request, limits, fresh_id(), trace.clone())?);
         }
         let group = self
@@ -168,10 +175,42 @@ impl Jobs {
             .submit(group, Pressure::Refuse)
             .await
             .map_err(|(index, error)| error.in_batch(index))?;
-        let responses: Vec<_> =
-            group.iter().zip(formats).map(|(submitted, format)| self.answer(submitted, format)).collect();
+        Ok(self.answers(&group, &formats))
+    }
+
+    /// Jobs that were there already may have more to them than fits a message. Then each is told in short.
+    fn answers(&self, group: &[Submitted], formats: &[Format]) -> proto::BatchSubmitResponse {
+        let mut size = 0;
+        let mut responses = Vec::with_capacity(group.len());
+        for (submitted, &format) in group.iter().zip(formats) {
+            let answer = self.answer(submitted, format);
+            size += answer.encoded_len();
+            if size > MAX_REPLY {
+                responses = group.iter().map(|submitted| self.answer_in_short(submitted)).collect();
+                break;
+            }
+            responses.push(answer);
+        }
         let cursor = responses.first().map(|response| response.cursor.clone()).unwrap_or_default();
-        Ok(proto::BatchSubmitResponse { responses, cursor })
+        proto::BatchSubmitResponse { responses, cursor }
+    }
+
+    fn answer_in_short(&self, submitted: &Submitted) -> proto::SubmitResponse {
+        let known = &submitted.job;
+        let short = proto::Job {
+            job_id: known.id.to_string(),
+            state: known.state.number(),
+            attempt: known.attempt as i32,
+            run: known.run as i32,
+            etag: known.etag(),
+            ..Default::default()
+        };
+        proto::SubmitResponse {
+            job: Some(short),
+            deduplicated: submitted.deduplicated,
+            done: known.state.is_final(),
+            cursor: tokens::cursor(self.engine.log_id(), submitted.position),
+        }
     }
 
     async fn get_result(
@@ -181,7 +220,7 @@ impl Jobs {
         let deadline = Deadline::of(&request);
         let request = request.into_inner();
         let id = job_id(&request.job_id)?;
-        let format = format(request.payload_format, Format::Readable)?;
+        let format = format("payload_format", request.payload_format, Format::Readable)?;
         let found = match self.patience(request.wait.as_ref(), deadline)? {
             None => self.engine.get(&id, View::Result).await?,
             Some(until) => self.engine.wait(&id, until).await?,
@@ -197,9 +236,9 @@ impl Jobs {
     async fn get_job(&self, request: proto::GetJobRequest) -> Result<proto::GetJobResponse, Error> {
         let id = job_id(&request.job_id)?;
         let view = view(request.view, View::Result)?;
-        let format = format(request.payload_format, Format::Readable)?;
+        let format = format("payload_format", request.payload_format, Format::Readable)?;
         let found = self.engine.get(&id, view).await?;
-        Ok(proto::GetJobResponse { job: Some(job(&found, view, format, ANY_SIZE)) })
+        Ok(fitting(format, |format| proto::GetJobResponse { job: Some(job(&found, view, format, ANY_SIZE)) }))
     }
 
     async fn list_jobs(&self, request: proto::ListJobsRequest) -> Result<proto::ListJobsResponse, Error> {
@@ -213,7 +252,7 @@ impl Jobs {
             Ok(size) => size.min(MAX_PAGE),
             Err(_) => return Err(Error::invalid("page_size", "must not be negative")),
         };
-        let format = format(request.payload_format, Format::Readable)?;
+        let format = format("payload_format", request.payload_format, Format::Readable)?;
         let view = view(request.view, View::Basic)?;
         let query = ListQuery {
             filter: filter(request.filter, self.engine.config().watch.max_filter_ids)?,
@@ -223,11 +262,11 @@ impl Jobs {
             after: tokens::page_start(&request.page_token, hash)?,
         };
         let page = self.engine.list(query).await?;
-        Ok(proto::ListJobsResponse {
+        Ok(fitting(format, |format| proto::ListJobsResponse {
             jobs: page.jobs.iter().map(|found| job(found, view, format, ANY_SIZE)).collect(),
             next_page_token: page.next.map(|after| tokens::page_token(hash, after)).unwrap_or_default(),
             cursor: tokens::cursor(self.engine.log_id(), page.position),
-        })
+        }))
     }
 
     async fn cancel_job(&self, request: proto::CancelJobRequest) -> Result<proto::CancelJobResponse, Error> {
@@ -258,6 +297,12 @@ impl Jobs {
         self.engine.delete(delete).await?;
         Ok(proto::DeleteJobResponse {})
     }
+}
+
+/// A reply that fits a message: many documents that swell a little as JSON may together swell too much.
+fn fitting<T: prost::Message>(format: Format, reply: impl Fn(Format) -> T) -> T {
+    let asked = reply(format);
+    if format == Format::Readable && asked.encoded_len() > MAX_REPLY { reply(Format::Text) } else { asked }
 }
 
 /// An item of a batch or a stream cannot wait, nor be checked alone.

@@ -120,7 +120,7 @@ pub async fn watch(
     deadline: Option<Instant>,
     retire: CancellationToken,
 ) -> Result<BoxStream<'static, Result<proto::WatchResultsResponse, Status>>, Error> {
-    let format = format(request.payload_format, Format::Readable)?;
+    let format = format("payload_format", request.payload_format, Format::Readable)?;
     let now = engine.clock().now();
     let request = convert::watch_request(request, engine.config(), engine.log_id(), now, (deadline, retire))?;
     let max_output = request.max_inline_output;

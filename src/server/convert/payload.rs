@@ -1,3 +1,5 @@
+use prost::Message as _;
+
 use crate::{
     job::{Error, Payload},
     proto::{self, PayloadFormat, payload::Body},
@@ -7,22 +9,28 @@ use crate::{
 /// Characters of a content type.
 const MAX_CONTENT_TYPE: usize = 255;
 
+/// Bytes of a document as a `Value` on the wire, which may be several times those of its text. A larger one goes as
+/// text, so that an input and an output fit a message whatever they hold.
+const MAX_VALUE: usize = 1 << 20;
+
 /// How bodies travel in a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// `json` where nothing is lost by it, else `text`, else `data`.
     Readable,
+    /// `text`, else `data`: the readable format that takes no more room than what is stored.
+    Text,
     /// Always `data`.
     Raw,
 }
 
-/// The format that a request asks for; `unspecified` if it does not say.
-pub fn format(number: i32, unspecified: Format) -> Result<Format, Error> {
+/// The format that a request asks for in `field`; `unspecified` if it does not say.
+pub fn format(field: &str, number: i32, unspecified: Format) -> Result<Format, Error> {
     match PayloadFormat::try_from(number) {
         Ok(PayloadFormat::Unspecified) => Ok(unspecified),
         Ok(PayloadFormat::Readable) => Ok(Format::Readable),
         Ok(PayloadFormat::Raw) => Ok(Format::Raw),
-        Err(_) => Err(Error::invalid("payload_format", format!("{number} is not a known value"))),
+        Err(_) => Err(Error::invalid(field, format!("{number} is not a known value"))),
     }
 }
 
@@ -63,6 +71,7 @@ pub fn proto_payload(payload: &Payload, format: Format, max_body: usize) -> prot
     let body = payload.body.as_ref().filter(|body| body.len() <= max_body);
     let arm = body.map(|body| match format {
         Format::Raw => Body::Data(body.clone()),
+        Format::Text => text(body),
         Format::Readable => readable(&payload.content_type, body),
     });
     proto::Payload {
@@ -76,9 +85,14 @@ pub fn proto_payload(payload: &Payload, format: Format, max_body: usize) -> prot
 fn readable(content_type: &str, body: &bytes::Bytes) -> Body {
     if is_json(content_type)
         && let Some(value) = json::from_bytes(body)
+        && value.encoded_len() <= MAX_VALUE.max(body.len())
     {
         return Body::Json(value);
     }
+    text(body)
+}
+
+fn text(body: &bytes::Bytes) -> Body {
     match std::str::from_utf8(body) {
         Ok(text) => Body::Text(text.to_owned()),
         Err(_) => Body::Data(body.clone()),

@@ -20,7 +20,7 @@ pub fn list(connection: &Connection, query: &ListQuery) -> Result<ListPage> {
     let mut page = ListPage { jobs: Vec::new(), next: None, position: feed::head(connection)? };
     let candidates = candidates(connection, query)?;
     let exhausted = (candidates.len() as i64) < SCAN;
-    let (mut bytes, last) = (0, candidates.last().copied());
+    let (mut bytes, mut before, last) = (0, query.after, candidates.last().copied());
     for num in candidates {
         let Some(job) = read::job(connection, num, View::Basic)? else { continue };
         if query.filter.matches(&job) {
@@ -29,10 +29,16 @@ pub fn list(connection: &Connection, query: &ListQuery) -> Result<ListPage> {
                 view => read::job(connection, num, view)?.unwrap_or(job),
             };
             bytes += size(&job);
+            if bytes > PAGE_BYTES && !page.jobs.is_empty() {
+                // Begins the next page.
+                page.next = before;
+                return Ok(page);
+            }
             page.jobs.push(job);
         }
-        if page.jobs.len() == query.limit || bytes >= PAGE_BYTES {
-            page.next = (!exhausted || Some(num) != last).then_some(num);
+        before = Some(num);
+        if page.jobs.len() == query.limit {
+            page.next = before.filter(|_| !exhausted || before != last);
             return Ok(page);
         }
     }
@@ -86,5 +92,11 @@ fn size(job: &Job) -> usize {
     let details = job.attempts.iter().filter_map(|attempt| attempt.error.as_ref()).chain(&job.error);
     let errors: usize =
         details.map(|error| error.message.len() + error.details.as_ref().map_or(0, body)).sum();
-    512 + labels + body(&job.spec.payload) + job.output.as_ref().map_or(0, body) + errors
+    let codes: usize = job.spec.retry.non_retryable_codes.iter().map(String::len).sum();
+    let trace: usize = job.trace.values().map(String::len).sum();
+    let progress =
+        job.progress.as_ref().map_or(0, |now| now.note.len() + now.details.as_ref().map_or(0, body));
+    let output = job.output.as_ref().map_or(0, body);
+    // The rest: names, keys, times.
+    1024 + labels + codes + trace + body(&job.spec.payload) + output + progress + errors
 }

@@ -108,6 +108,12 @@ impl World {
         self.reopen().await;
     }
 
+    /// Opens it again as after a kill: nobody has closed it.
+    pub async fn crash(&mut self) {
+        drop(self.store.take());
+        self.reopen().await;
+    }
+
     pub fn store(&self) -> Arc<dyn Store> {
         self.store.clone().unwrap()
     }
