@@ -27,6 +27,8 @@ enum Command {
     Cancel(Vec<(Index, Etag)>),
     Retry(Vec<(Index, Duration, Etag)>),
     Delete(Vec<(Index, Etag, bool)>),
+    /// Time goes by unnoticed.
+    Sleep(Duration),
     Pass(Duration),
     Reopen,
 }
@@ -40,8 +42,8 @@ enum Etag {
 
 /// Few names and few words, so that they meet often.
 fn new() -> impl Strategy<Value = New> {
-    let name = prop_oneof![(0..6).prop_map(|n| job(&format!("job-{n}"))), Just(drawn("drawn"))];
-    let keys = (prop::option::weighted(0.3, 0..3), prop::option::weighted(0.3, 0..2), any::<bool>());
+    let name = prop_oneof![(0..4).prop_map(|n| job(&format!("job-{n}"))), Just(drawn("drawn"))];
+    let keys = (prop::option::weighted(0.3, 0..3), prop::option::weighted(0.5, Just(0)), any::<bool>());
     let words = (0..2usize, 0..2usize, -1..=1, prop::sample::select(vec![0, 0, 0, 5]), 1..4u32);
     let limits = (prop::option::weighted(0.2, Just(secs(8))), prop::option::weighted(0.2, Just(secs(25))));
     (name, keys, words, limits).prop_map(|(new, (request, unique, reject), words, limits)| {
@@ -78,10 +80,11 @@ fn command() -> impl Strategy<Value = Command> {
         6 => (1..5usize).prop_map(Command::Claim),
         2 => vec((any::<Index>(), progress()), 1..4).prop_map(Command::Renew),
         6 => vec((any::<Index>(), report(), progress()), 1..4).prop_map(Command::Settle),
-        2 => vec((any_job(), etag()), 1..3).prop_map(Command::Cancel),
-        2 => vec((any_job(), delay, etag()), 1..3).prop_map(Command::Retry),
+        3 => vec((any_job(), etag()), 1..3).prop_map(Command::Cancel),
+        3 => vec((any_job(), delay, etag()), 1..3).prop_map(Command::Retry),
         1 => vec((any_job(), etag(), any::<bool>()), 1..3).prop_map(Command::Delete),
         6 => prop::sample::select(vec![0, 1, 2, 5, 9, 31]).prop_map(|s| Command::Pass(secs(s))),
+        2 => (1..9u64).prop_map(|s| Command::Sleep(secs(s))),
         1 => Just(Command::Reopen),
     ]
 }
@@ -116,6 +119,7 @@ impl Pair {
             Command::Cancel(cancels) => self.cancel(cancels).await,
             Command::Retry(retries) => self.retry(retries).await,
             Command::Delete(deletes) => self.delete(deletes).await,
+            Command::Sleep(time) => self.world.sleep(time),
             Command::Pass(time) => self.pass(time).await,
             Command::Reopen => {
                 self.world.reopen().await;
@@ -363,8 +367,8 @@ pub async fn a_store_does_what_a_list_in_memory_does(open: Open) {
         Ok::<_, TestCaseError>(())
     };
     let settings =
-        Settings { cases: 48, max_shrink_iters: 500, failure_persistence: None, ..Settings::default() };
-    let commands = prop::collection::vec(command(), 1..60);
+        Settings { cases: 64, max_shrink_iters: 500, failure_persistence: None, ..Settings::default() };
+    let commands = prop::collection::vec(command(), 1..80);
     let tested = tokio::task::spawn_blocking(move || TestRunner::new(settings).run(&commands, run));
     if let Err(failure) = tested.await.unwrap() {
         panic!("{failure}");
