@@ -1,14 +1,21 @@
 //! Tests over real sockets against the real program. One binary: linking is most of their cost.
 
+mod bad_input;
 mod batch;
 mod calls;
 mod changes;
 mod flaky;
+mod frames;
+mod limits;
 mod list;
+mod listener;
 mod result;
+mod states;
 mod stream_submit;
 mod submit;
 mod support;
+mod vanish;
 mod watch;
 mod watch_ends;
 mod watch_hints;
+mod wire;
