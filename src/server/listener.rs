@@ -30,6 +30,12 @@ use crate::config::Http2;
 /// After an accept that failed, as when descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What HTTP/2 begins with (RFC 9113, 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Between two looks at a preface that comes in pieces.
+const PREFACE_PAUSE: Duration = Duration::from_millis(20);
+
 /// Goes along with every request: fires when its connection has reached its age, and streams are to close.
 #[derive(Clone, Debug, Default)]
 pub struct Retire(CancellationToken);
@@ -141,7 +147,10 @@ async fn connection(
     stop: CancellationToken,
 ) -> Result<(), String> {
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
-    first_byte(&stream, limits.first_byte_timeout).await.map_err(|error| error.to_string())?;
+    tokio::select! {
+        begun = opening(&stream, limits.first_byte_timeout) => begun.map_err(|error| error.to_string())?,
+        () = stop.cancelled() => return Ok(()),
+    }
     let builder = builder(limits);
     let retire = Retire::default();
     let marked = retire.clone();
@@ -164,14 +173,25 @@ async fn connection(
     }
 }
 
-/// The library waits for the first byte without limit, and its pings do not reach a peer that sent none.
-async fn first_byte(stream: &TcpStream, patience: Duration) -> io::Result<()> {
-    match timeout(patience, stream.peek(&mut [0])).await {
-        Ok(Ok(0)) => Err(io::ErrorKind::UnexpectedEof.into()),
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
-    }
+/// Waits until a peer has shown which protocol it speaks. The library waits for that without limit, and its pings do
+/// not reach a peer that has not finished its preface.
+async fn opening(stream: &TcpStream, patience: Duration) -> io::Result<()> {
+    let shown = async {
+        let mut head = [0; PREFACE.len()];
+        loop {
+            let length = stream.peek(&mut head).await?;
+            let said = &head[..length];
+            if said.is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if said == PREFACE || !PREFACE.starts_with(said) {
+                return Ok(());
+            }
+            // What was looked at is there still, so there is nothing to wake up for.
+            sleep(PREFACE_PAUSE).await;
+        }
+    };
+    timeout(patience, shown).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
 fn builder(limits: &Http2) -> Builder<TokioExecutor> {

@@ -87,11 +87,14 @@ impl Attempt<'_> {
         loop {
             tokio::select! {
                 biased;
-                result = &mut work => return Some(self.report(result)),
+                // Handlers know the deadline too: one that gives in to it has not failed by itself.
+                result = &mut work => return Some(match Instant::now() < self.deadline {
+                    true => self.report(result),
+                    false => self.report_timeout(Some(result)),
+                }),
                 () = sleep_until(self.deadline) => {
                     self.cancelled.cancel();
-                    let late = timeout(grace, &mut work).await;
-                    return Some(self.report_late(late.ok(), Cause::Timeout, "the attempt took longer than its attempt_timeout"));
+                    return Some(self.report_timeout(timeout(grace, &mut work).await.ok()));
                 }
                 why = self.held.revoked() => {
                     self.cancelled.cancel();
@@ -129,6 +132,10 @@ impl Attempt<'_> {
                 Report::Failed(JobError::new(Cause::Crash, "jobwire.panic", &message, true))
             }
         }
+    }
+
+    fn report_timeout(&self, result: Option<std::thread::Result<Result<Payload, JobError>>>) -> Report {
+        self.report_late(result, Cause::Timeout, "the attempt took longer than its attempt_timeout")
     }
 
     /// Success within the grace still counts; anything else is what the attempt was stopped for.

@@ -142,6 +142,12 @@ impl Server {
         }
     }
 
+    /// The same with another configuration file.
+    pub fn restart_with(mut self, config: &str) -> Self {
+        self.config = config.to_owned();
+        self.restart()
+    }
+
     /// Starts again on the same data, on another port. The process must have ended.
     pub fn restart(mut self) -> Self {
         assert!(

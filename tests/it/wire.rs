@@ -1,0 +1,142 @@
+//! Messages made by hand, byte by byte.
+
+use bytes::{Buf as _, BufMut as _, Bytes};
+use http::uri::PathAndQuery;
+use jobwire::proto::{GetResultRequest, ListJobsRequest, SubmitResponse, job::State};
+use prost::Message as _;
+use tonic::{
+    Code, Request, Status,
+    client::Grpc,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    transport::Channel,
+};
+
+use crate::{
+    calls::{finish, get},
+    support::{Server, submit},
+};
+
+/// Passes bytes through.
+#[derive(Clone, Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        out.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(from.copy_to_bytes(from.remaining())))
+    }
+}
+
+/// Calls a method of any service with a message of any bytes.
+async fn call(channel: &Channel, path: &'static str, message: Vec<u8>) -> Result<Bytes, Status> {
+    let mut grpc = Grpc::new(channel.clone());
+    grpc.ready().await.expect("the server is there");
+    let path = PathAndQuery::from_static(path);
+    Ok(grpc.unary(Request::new(message.into()), path, Raw).await?.into_inner())
+}
+
+const SUBMIT: &str = "/jobwire.v1.JobService/Submit";
+
+/// A field with a length.
+fn field(number: u64, content: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    prost::encoding::encode_varint(number << 3 | 2, &mut bytes);
+    prost::encoding::encode_varint(content.len() as u64, &mut bytes);
+    bytes.extend_from_slice(content);
+    bytes
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_message_are_refused() {
+    let server = Server::start();
+    let channel = server.channel().await;
+    let bad_utf8 = field(1, &field(2, b"echo\xff"));
+    let wrong_type = vec![0x08, 0x01];
+    let mut deep = Vec::new();
+    for _ in 0..5000 {
+        // Value.list_value, ListValue.values.
+        deep = field(6, &field(1, &deep));
+    }
+    let deep = field(1, &[field(2, b"echo"), field(3, &field(1, &deep))].concat());
+    let truncated = field(1, &[0; 10])[..5].to_vec();
+    let endless_varint = vec![0xff; 20];
+    let lies = vec![0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f, 1];
+    let group = vec![0x0b; 200];
+    for (what, bytes) in [
+        ("bad UTF-8", bad_utf8),
+        ("wrong type", wrong_type),
+        ("deep", deep),
+        ("truncated", truncated),
+        ("endless", endless_varint),
+        ("lies", lies),
+        ("groups", group),
+    ] {
+        let status = call(&channel, SUBMIT, bytes).await.expect_err(what);
+        assert!(matches!(status.code(), Code::Internal | Code::InvalidArgument), "{what}: {status:?}");
+    }
+    let client = server.client().await;
+    let list = client.clone().list_jobs(ListJobsRequest::default()).await.unwrap().into_inner();
+    assert!(list.jobs.is_empty());
+    finish(&client, submit("echo", "1")).await;
+}
+
+#[tokio::test]
+async fn what_a_newer_client_adds_is_passed_over() {
+    let server = Server::start();
+    let channel = server.channel().await;
+    let mut request = submit("echo", "1").encode_to_vec();
+    request.extend(field(1000, b"from the future"));
+    request.extend([0xa0, 0x3f, 0x01]);
+    let answer = SubmitResponse::decode(call(&channel, SUBMIT, request).await.unwrap()).unwrap();
+    let client = server.client().await;
+    let id = answer.job.unwrap().job_id;
+    crate::calls::result(&client, &id).await;
+    assert_eq!(get(&client, &id).await.state(), State::Succeeded);
+}
+
+#[tokio::test]
+async fn the_last_of_two_values_counts_and_defaults_may_be_left_out() {
+    let server = Server::start();
+    let channel = server.channel().await;
+    let twice = [
+        GetResultRequest { job_id: "first".into(), ..Default::default() }.encode_to_vec(),
+        GetResultRequest { job_id: "second".into(), ..Default::default() }.encode_to_vec(),
+    ];
+    let path = "/jobwire.v1.JobService/GetResult";
+    let status = call(&channel, path, twice.concat()).await.unwrap_err();
+    assert!(status.code() == Code::NotFound && status.message().contains("second"), "{status:?}");
+    let status = call(&channel, SUBMIT, Vec::new()).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    call(&channel, "/jobwire.v1.JobService/ListJobs", Vec::new()).await.unwrap();
+    let status = call(&channel, "/jobwire.v1.JobService/NoSuchCall", Vec::new()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+    let status = call(&channel, "/no.such.Service/Call", Vec::new()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+}
