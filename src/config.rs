@@ -1,4 +1,5 @@
-//! Every setting of the server with its default, unit and bound. Nothing else in the crate holds a limit of its own.
+//! Every setting of the server with its default and unit. What nobody would want to set is a constant beside what it
+//! bounds.
 //!
 //! Durations are written as `"30s"`, `"5m"`, `"1h 30m"`; sizes are plain bytes.
 

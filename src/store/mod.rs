@@ -42,7 +42,8 @@ pub trait Store: Send + Sync + 'static {
     /// A new job is then refused with [`Error::QueueFull`] or [`Error::StoreFull`] if there is no room.
     async fn submit(&self, now: Timestamp, groups: Vec<Vec<Submission>>) -> Result<Vec<GroupReply>, Error>;
 
-    /// Hands out leases on due jobs, in order of rank within a queue, turn by turn among queues.
+    /// Hands out leases on due jobs, in order of rank within a queue, turn by turn among queues. A job whose time is
+    /// over is not handed out, though no [`tick`](Self::tick) has ended it yet.
     async fn claim(&self, now: Timestamp, claim: Claim) -> Result<Vec<Leased>, Error>;
 
     /// Prolongs leases and stores the newest progress of their attempts.

@@ -186,13 +186,10 @@ impl Watch {
     }
 
     /// The next checkpoint; it must be the next message.
-    #[track_caller]
-    pub fn checkpoint(&mut self) -> impl Future<Output = Checkpoint> {
-        async {
-            match self.event().await {
-                Event::Checkpoint(checkpoint) => checkpoint,
-                other => panic!("no checkpoint: {other:?}"),
-            }
+    pub async fn checkpoint(&mut self) -> Checkpoint {
+        match self.event().await {
+            Event::Checkpoint(checkpoint) => checkpoint,
+            other => panic!("no checkpoint: {other:?}"),
         }
     }
 
@@ -223,11 +220,13 @@ impl Watch {
 
 /// The ids of the outcomes among events.
 pub fn outcomes(events: &[Event]) -> Vec<&str> {
-    let id = |event| match event {
-        &Event::Finished(ref job) => Some(job.job_id.as_str()),
-        _ => None,
-    };
-    events.iter().filter_map(id).collect()
+    let mut ids = Vec::new();
+    for event in events {
+        if let Event::Finished(job) = event {
+            ids.push(job.job_id.as_str());
+        }
+    }
+    ids
 }
 
 /// Tries until there is something.

@@ -45,6 +45,11 @@ impl Server {
         Self::spawn(dir, config.to_owned(), variables)
     }
 
+    /// Starts on a data directory that is there already.
+    pub fn on(data: &Path) -> Self {
+        Self::with(&format!("data = {:?}", data.to_str().expect("text")))
+    }
+
     fn spawn(dir: Arc<TempDir>, config: String, variables: Vec<(String, String)>) -> Self {
         let file = dir.path().join("jobwire.toml");
         std::fs::write(&file, &config).expect("the configuration is written");
@@ -52,10 +57,11 @@ impl Server {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("JOBWIRE_")) {
             command.env_remove(name);
         }
+        if !config.starts_with("data = ") {
+            command.env("JOBWIRE_DATA", dir.path().join("data"));
+        }
         let mut child = command
-            .args(["serve", "--listen", "127.0.0.1:0", "--data"])
-            .arg(dir.path().join("data"))
-            .arg("--config")
+            .args(["serve", "--listen", "127.0.0.1:0", "--config"])
             .arg(&file)
             .envs(variables.iter().cloned())
             .stdin(Stdio::null())
@@ -78,11 +84,6 @@ impl Server {
             panic!("the server did not start: {line:?}\n{log}")
         });
         Self { child, address, dir, config, variables }
-    }
-
-    /// `host:port`.
-    pub fn address(&self) -> &str {
-        &self.address
     }
 
     /// The process id.
@@ -130,18 +131,6 @@ impl Server {
     }
 
     /// Waits for the end of the process.
-    pub fn wait(&mut self) -> ExitStatus {
-        let end = Instant::now() + PATIENCE * 2;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("the process can be waited for") {
-                return status;
-            }
-            assert!(Instant::now() < end, "the server does not end:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    /// The same without holding up the test's own tasks.
     pub async fn ended(&mut self) -> ExitStatus {
         let end = Instant::now() + PATIENCE * 2;
         loop {

@@ -17,7 +17,7 @@ use crate::{
 pub fn claim(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim) -> Result<Vec<Leased>> {
     let mut leased = Vec::new();
     for (lines, quota) in shares(tx, claim) {
-        for num in first_in_line(tx, &lines, quota)? {
+        for num in first_in_line(tx, now, &lines, quota)? {
             let row = tx.live(num)?.ok_or_else(|| rows::damaged("a job in line"))?;
             leased.extend(lease(tx, now, claim, &row)?);
         }
@@ -60,14 +60,16 @@ fn shares(tx: &mut Tx<'_>, claim: &Claim) -> Vec<(Vec<i64>, usize)> {
     queues
 }
 
-/// The jobs of a queue that come first, over all lines asked for.
-fn first_in_line(tx: &Tx<'_>, lines: &[i64], quota: usize) -> Result<Vec<i64>> {
+/// The jobs of a queue that come first, over all lines asked for. Those whose time is over are left to the next tick.
+fn first_in_line(tx: &Tx<'_>, now: Timestamp, lines: &[i64], quota: usize) -> Result<Vec<i64>> {
     let mut ranked: Vec<(i64, i64)> = Vec::new();
     let mut statement = tx.connection.prepare_cached(
-        "SELECT rank, num FROM live INDEXED BY live_ready WHERE line = ?1 AND state = 2 ORDER BY rank, num LIMIT ?2",
+        "SELECT rank, num FROM live INDEXED BY live_ready WHERE line = ?1 AND state = 2 \
+         AND (wake IS NULL OR wake > ?3) ORDER BY rank, num LIMIT ?2",
     )?;
     for line in lines {
-        let rows = statement.query_map(params![line, quota as i64], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let rows =
+            statement.query_map(params![line, quota as i64, now], |row| Ok((row.get(0)?, row.get(1)?)))?;
         for row in rows {
             ranked.push(row?);
         }

@@ -92,10 +92,16 @@ fn trim_feed(tx: &Tx<'_>, now: Timestamp) -> Result<bool> {
 fn remove_jobs(tx: &Tx<'_>, now: Timestamp) -> Result<bool> {
     let seqs = slice(tx, "SELECT seq FROM done WHERE keep_until <= ?1 ORDER BY keep_until LIMIT ?2", now)?;
     for seq in &seqs {
-        let num: i64 = tx
+        // Older ones go with it, or the job would be back in its state of before. Those may have gone already.
+        let num: Option<i64> = tx
             .connection
-            .prepare_cached("DELETE FROM done WHERE seq = ?1 RETURNING num")?
-            .query_row([seq], |row| row.get(0))?;
+            .prepare_cached("SELECT num FROM done WHERE seq = ?1")?
+            .query_row([seq], |row| row.get(0))
+            .optional()?;
+        let Some(num) = num else { continue };
+        tx.connection
+            .prepare_cached("DELETE FROM done WHERE num = ?1 AND seq <= ?2")?
+            .execute(params![num, seq])?;
         let needed: bool = tx
             .connection
             .prepare_cached(

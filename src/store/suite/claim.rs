@@ -98,6 +98,20 @@ pub async fn only_queued_jobs_are_claimed(open: Open) {
     world.recount().await;
 }
 
+/// Nobody has looked at the clock since: after a pause of the server it may be a while.
+pub async fn what_waited_too_long_is_not_claimed(open: Open) {
+    let mut world = World::new(open).await;
+    world.add(job("start").spec(|spec| spec.start_timeout = Some(secs(10)))).await;
+    world.add(job("total").spec(|spec| spec.total_timeout = Some(secs(10)))).await;
+    world.add(job("good").spec(|spec| spec.start_timeout = Some(secs(11)))).await;
+    world.sleep(secs(10));
+    assert_eq!(claimed(&world, 10).await, ["good"]);
+    world.tick().await;
+    for name in ["start", "total"] {
+        assert_eq!(world.state(name).await, State::EXPIRED);
+    }
+}
+
 pub async fn nothing_is_claimed_twice(open: Open) {
     let world = World::new(open).await;
     world.group((0..40).map(|n| job(&format!("job-{n}")).queue(["one", "two"][n % 2]))).await.unwrap();

@@ -8,7 +8,9 @@ pub(crate) mod claim;
 pub(crate) mod feed;
 pub(crate) mod groups;
 pub(crate) mod lists;
+mod model;
 mod new;
+pub(crate) mod random;
 pub(crate) mod renew;
 pub(crate) mod reopen;
 pub(crate) mod room;
@@ -89,6 +91,7 @@ macro_rules! store_suite {
                 kinds_of_a_queue_share_one_order
                 only_what_was_asked_for_is_claimed
                 only_queued_jobs_are_claimed
+                what_waited_too_long_is_not_claimed
                 nothing_is_claimed_twice
                 a_short_queue_is_not_kept_waiting
                 every_queue_has_its_turn
@@ -158,6 +161,7 @@ macro_rules! store_suite {
                 retention_removes_the_job
                 a_removed_job_is_not_forgotten_by_its_request
                 retention_counts_from_the_last_end
+                an_older_outcome_does_not_come_back
                 a_deleted_job_is_not_removed_again
                 the_feed_forgets_what_is_old
                 the_feed_forgets_what_is_too_much
@@ -201,6 +205,7 @@ macro_rules! store_suite {
             }
             reopen {
                 what_was_acknowledged_is_there
+                a_killed_process_takes_nothing_along
                 work_goes_on
                 an_attempt_that_ran_is_spent
                 leases_of_before_are_over
@@ -209,6 +214,9 @@ macro_rules! store_suite {
                 positions_go_on
                 settings_of_queues_may_change
                 a_closed_store_does_nothing
+            }
+            random {
+                a_store_does_what_a_list_in_memory_does
             }
         }
     };

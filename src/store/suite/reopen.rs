@@ -36,6 +36,25 @@ pub async fn what_was_acknowledged_is_there(open: Open) {
     assert_matches!(world.try_add(drawn("x").unique("k").reject()).await, Err(Error::UniqueKeyInUse { .. }));
 }
 
+pub async fn a_killed_process_takes_nothing_along(open: Open) {
+    let mut world = World::new(open).await;
+    world.reach(job("done").request("r"), State::SUCCEEDED).await;
+    let leased = world.start(job("running").max_attempts(1)).await;
+    world.renew(leased.lease, secs(60), None).await;
+    world.reach(job("queued").unique("k"), State::QUEUED).await;
+    let (queued, done, log) = (world.get("queued").await, world.get("done").await, world.store().log_id());
+    for _ in 0..2 {
+        world.crash().await;
+        assert_eq!((world.get("queued").await, world.get("done").await), (queued.clone(), done.clone()));
+        assert_eq!(world.get("running").await.error.unwrap().cause, Cause::Crash);
+        let feed = world.feed().await;
+        assert_eq!(outcome_ids(&feed), ["done", "running"]);
+        assert_eq!((world.head(), world.store().log_id()), (feed[1].position, log));
+        world.repeat(job("done").request("r")).await;
+        world.recount().await;
+    }
+}
+
 pub async fn work_goes_on(open: Open) {
     let mut world = World::new(open).await;
     world.add(job("later").delay(secs(10))).await;

@@ -219,6 +219,19 @@ pub async fn retention_counts_from_the_last_end(open: Open) {
     assert_eq!(world.find("a", View::Basic).await, None);
 }
 
+/// The newest outcome may be kept for less long than the one before: that one is not the job's present then.
+pub async fn an_older_outcome_does_not_come_back(open: Open) {
+    let mut world = World::new(open).await;
+    world.reach(job("a"), State::FAILED).await;
+    world.reopen_with(|config| config.defaults.retention = secs(10)).await;
+    world.retry("a").await.unwrap();
+    let leased = world.take().await;
+    world.succeed(&leased).await;
+    world.pass(secs(10)).await;
+    assert_eq!(world.find("a", View::Basic).await, None);
+    assert_eq!(world.feed().await.len(), 0);
+}
+
 pub async fn a_deleted_job_is_not_removed_again(open: Open) {
     let mut world = World::new(open).await;
     world.reach(job("a"), State::CANCELLED).await;

@@ -31,7 +31,7 @@ pub struct World {
     pub now: Timestamp,
 }
 
-pub fn secs(seconds: u64) -> Duration {
+pub const fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
@@ -85,11 +85,19 @@ impl World {
 
     /// Closes the store, and opens it again.
     pub async fn reopen(&mut self) {
+        self.close().await;
+        self.store = Some((self.open)(self.dir(), self.config.clone(), self.now).await);
+    }
+
+    pub async fn close(&mut self) {
         if let Some(store) = self.store.take() {
             store.close().await;
         }
-        let dir = self.dir.path().join("data");
-        self.store = Some((self.open)(dir, self.config.clone(), self.now).await);
+    }
+
+    /// Where the store lives.
+    pub fn dir(&self) -> PathBuf {
+        self.dir.path().join("data")
     }
 
     /// Opens it again with other settings.
@@ -97,6 +105,12 @@ impl World {
         let mut config = (*self.config).clone();
         change(&mut config);
         self.config = config.into();
+        self.reopen().await;
+    }
+
+    /// Opens it again as after a kill: nobody has closed it.
+    pub async fn crash(&mut self) {
+        drop(self.store.take());
         self.reopen().await;
     }
 

@@ -1,0 +1,226 @@
+//! Every statement of a command, and of those who follow the feed, finds its rows by an index: none reads a table
+//! from end to end, none sorts. With tables that are empty, and with full ones that SQLite has looked at.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::Path,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use rusqlite::{
+    Connection,
+    trace::{TraceEvent, TraceEventCodes},
+};
+
+use crate::{
+    config::Config,
+    job::{Filter, JobError, Payload, Progress, Report, Timestamp, View},
+    store::{
+        Cancel, Claim, Delete, LeaseId, Position, Renewal, Retry, Settlement, Signals,
+        sqlite::{
+            Shared, change, claim, feed,
+            lines::Lines,
+            open, read, settle, submit, tick,
+            tx::{Fences, Tx},
+            writer::{Durable, State},
+        },
+        suite::{KIND, New, drawn, id, job},
+    },
+};
+
+/// The writer of a store, on the thread of the test, and what it says to SQLite.
+struct Writer {
+    state: State,
+    said: mpsc::Receiver<String>,
+    now: Timestamp,
+}
+
+impl Writer {
+    fn open(dir: &Path) -> Self {
+        let mut connection = open::writer(dir, 1 << 20).unwrap();
+        let (say, said) = mpsc::channel();
+        let listen = move |event: TraceEvent<'_>| {
+            if let TraceEvent::Stmt(statement, _) = event {
+                say.send(statement.sql().into_owned()).unwrap();
+            }
+        };
+        connection.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(listen)).unwrap();
+        let config = Arc::new(Config::default());
+        let lines = Lines::load(&connection, &config).unwrap();
+        let shared = Shared { free_bytes: u64::MAX.into(), counts: lines.counts().into() };
+        let state = State {
+            connection,
+            config,
+            lines,
+            fences: Fences::new(),
+            signals: Arc::new(Signals::new(Position(0))),
+            shared: shared.into(),
+            durable: Durable::Synced,
+        };
+        Self { state, said, now: Timestamp(1_700_000_000_000) }
+    }
+
+    fn run<T>(&mut self, run: impl FnOnce(&mut Tx<'_>, Timestamp) -> rusqlite::Result<T>) -> T {
+        let now = self.now;
+        self.state.now(|tx| run(tx, now)).unwrap()
+    }
+
+    fn submit(&mut self, group: Vec<New>) {
+        let group = group.into_iter().map(Into::into).collect();
+        self.run(|tx, now| submit::submit(tx, now, vec![group]))[0].as_ref().unwrap();
+    }
+
+    fn claim(&mut self, limit: usize) -> Vec<LeaseId> {
+        let claim = Claim {
+            worker: "w".parse().unwrap(),
+            queues: None,
+            kinds: vec![KIND.parse().unwrap(), "else".parse().unwrap()],
+            limit,
+            caps: HashMap::new(),
+            lease: Duration::from_secs(30),
+        };
+        self.run(|tx, now| claim::claim(tx, now, &claim)).into_iter().map(|leased| leased.lease).collect()
+    }
+
+    fn settle(&mut self, leases: &[LeaseId], report: Report) {
+        let progress = Some(self.progress());
+        let settlements = leases.iter().map(|&lease| Settlement {
+            lease,
+            report: report.clone(),
+            jitter: 1.0,
+            progress: progress.clone(),
+        });
+        let settlements = settlements.collect();
+        let settled = self.run(|tx, now| settle::settle(tx, now, settlements));
+        assert!(settled.iter().all(Result::is_ok));
+    }
+
+    fn progress(&self) -> Progress {
+        Progress { fraction: 0.5, note: String::new(), details: None, update_time: self.now }
+    }
+
+    fn tick_after(&mut self, seconds: u64) {
+        self.now = self.now.after(Duration::from_secs(seconds));
+        while self.run(tick::tick).more {}
+    }
+
+    /// What can happen to jobs: to three of them, again and again.
+    fn live(&mut self, round: usize) {
+        let name = |letter: &str| format!("{letter}-{round}");
+        let queue = ["one", "two"][round % 2];
+        let unique = |new: New| new.queue(queue).unique(&name("key"));
+        let first = unique(job(&name("a"))).request(&name("request"));
+        let (second, third) = (job(&name("b")).queue(queue).kind("else"), job(&name("c")).queue(queue));
+        self.submit(vec![first.clone(), second, third.delay(Duration::from_secs(5))]);
+        for repeat in [first, unique(job(&name("a"))), unique(drawn(&name("d")))] {
+            self.submit(vec![repeat]);
+        }
+
+        let leases = self.claim(2);
+        let (until, progress) = (self.now.after(Duration::from_secs(60)), Some(self.progress()));
+        let renewals = leases.iter().map(|&lease| Renewal { lease, until, progress: progress.clone() });
+        let renewals = renewals.collect();
+        self.run(|tx, _| settle::renew(tx, renewals));
+        self.settle(&leases[..1], Report::Released { delay: Duration::ZERO });
+        self.settle(&leases[1..], Report::Failed(JobError::retryable("busy", "")));
+        self.tick_after(10);
+        let leases = self.claim(2);
+        self.settle(&leases, Report::Succeeded(Payload::none()));
+
+        assert_eq!(self.claim(1).len(), 1);
+        self.tick_after(30);
+        let job_id = id(&name("c"));
+        let retry = Retry { job_id: job_id.clone(), delay: Duration::ZERO, etag: None };
+        self.run(|tx, now| change::retry(tx, now, &retry)).unwrap();
+        let cancel = Cancel { job_id, reason: String::new(), etag: None };
+        self.run(|tx, now| change::cancel(tx, now, &cancel)).unwrap();
+        self.run(|tx, now| change::retry(tx, now, &retry)).unwrap();
+        let last = self.claim(1);
+        self.settle(&last, Report::Succeeded(Payload::none()));
+        let delete = Delete { job_id: id(&name("a")), etag: None, allow_missing: false };
+        self.run(|tx, _| change::delete(tx, &delete)).unwrap();
+    }
+
+    /// What those do who wait for results.
+    fn follow(&mut self, name: &str) {
+        let job_ids = Filter { job_ids: [id(name)].into(), ..Filter::default() };
+        let head = Position(i64::MAX);
+        self.run(|tx, now| {
+            let num = read::num(tx.connection, &id(name))?.unwrap();
+            read::job(tx.connection, num, View::Full)?;
+            feed::outcomes(tx.connection, now, Position(0), 10)?;
+            feed::existing(tx.connection, now, Position(0), head, &Filter::default(), 10)?;
+            feed::existing(tx.connection, now, Position(0), head, &job_ids, 10)?;
+            feed::position_at(tx.connection, now)
+        });
+    }
+}
+
+/// What SQLite would do for a statement, step by step.
+fn plan(connection: &Connection, sql: &str) -> Vec<String> {
+    let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+    let mut rows = statement.raw_query();
+    let mut steps = Vec::new();
+    while let Some(row) = rows.next().unwrap() {
+        steps.push(row.get("detail").unwrap());
+    }
+    steps
+}
+
+fn is_cheap(step: &str) -> bool {
+    // In the order of the index, and only the first of them.
+    let first = step == "SCAN live USING COVERING INDEX live_running";
+    let tables = ["job", "live", "done", "failure", "progress", "request"];
+    let scans = tables.iter().any(|table| step.split(' ').take(2).eq(["SCAN", table]));
+    !step.contains("TEMP B-TREE") && !step.contains("AUTOMATIC") && (first || !scans)
+}
+
+fn check(connection: &Connection, statements: &BTreeSet<String>) {
+    for sql in statements {
+        let plan = plan(connection, sql);
+        assert!(plan.iter().all(|step| is_cheap(step)), "{sql}: {plan:#?}");
+    }
+}
+
+#[test]
+fn statements_find_their_rows_by_an_index() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [empty, mut full] = dirs.each_ref().map(|dir| {
+        drop(open::lock_directory(dir.path()).unwrap());
+        Writer::open(dir.path())
+    });
+    for round in 0..20 {
+        full.live(round);
+        full.follow(&format!("c-{round}"));
+    }
+    full.tick_after(24 * 3600);
+    let statements: BTreeSet<String> = full.said.try_iter().collect();
+    assert!(statements.len() > 45, "{statements:#?}");
+    check(&empty.state.connection, &statements);
+
+    for round in 20..40 {
+        full.live(round);
+    }
+    full.submit((0..3000).map(|n| job(&format!("queued-{n}")).queue("long")).collect());
+    full.submit((0..3000).map(|n| job(&format!("later-{n}")).delay(Duration::from_secs(9))).collect());
+    let leases = full.claim(2000);
+    full.settle(&leases[..1000], Report::Succeeded(Payload::none()));
+    check(&full.state.connection, &statements);
+    full.state.connection.execute_batch("ANALYZE").unwrap();
+    check(&full.state.connection, &statements);
+}
+
+#[test]
+fn a_plan_that_reads_everything_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open::lock_directory(dir.path()).unwrap());
+    let Writer { state, .. } = Writer::open(dir.path());
+    for sql in [
+        "SELECT num FROM live WHERE priority = 1",
+        "SELECT count(*) FROM done",
+        "SELECT num FROM live WHERE line = 1 AND state = 2 ORDER BY due LIMIT 1",
+    ] {
+        assert!(!plan(&state.connection, sql).iter().all(|step| is_cheap(step)), "{sql}");
+    }
+}
