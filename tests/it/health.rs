@@ -52,8 +52,12 @@ async fn health_turns_while_the_server_drains() {
     // New connections are served meanwhile, so that those who look can tell.
     let mut late = HealthClient::new(server.channel().await);
     assert_eq!(late.check(about("")).await.unwrap().into_inner().status(), ServingStatus::NotServing);
-    drop(watches);
+    // Nor do they hold up its end.
+    for watch in &mut watches {
+        assert!(timeout(PATIENCE, watch.message()).await.unwrap().unwrap().is_none());
+    }
     assert!(server.ended().await.success());
+    assert!(!server.log().contains("connections are cut"), "{}", server.log());
 }
 
 /// Services by name, and the files of a symbol, from either version.
