@@ -357,9 +357,12 @@ impl Watcher {
     }
 
     async fn send_outcomes(&mut self, outcomes: Vec<Outcome>, upto: Position) -> Result<(), Error> {
+        let now = self.engine.clock().now();
         for Outcome { position, job } in outcomes {
             self.pending.remove(&job.id);
-            if position <= self.at || !self.request.filter.matches(&job) {
+            // Memory may hold what the store has removed.
+            let is_over = job.delete_time.is_some_and(|time| time <= now);
+            if position <= self.at || is_over || !self.request.filter.matches(&job) {
                 continue;
             }
             let output = job.output.as_ref().map_or(0, |output| output.size);
