@@ -86,6 +86,11 @@ impl Server {
         Self { child, address, dir, config, variables }
     }
 
+    /// `host:port`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
