@@ -176,11 +176,12 @@ impl State {
     }
 
     /// Syncs what was only written: a claim that meets a damaged job has ended it, and an outcome that is told must
-    /// not be taken back. Any synced commit takes the ones before along.
+    /// not be taken back. Any synced commit takes the ones before along, if it
+    /// changes something.
     fn sync(&mut self) -> Result<()> {
         self.set_durable(Durable::Synced)?;
         let mut touch =
-            self.connection.prepare_cached("UPDATE meta SET value = value WHERE key = 'feed_start'")?;
+            self.connection.prepare_cached("UPDATE meta SET value = value + 1 WHERE key = 'syncs'")?;
         touch.execute([]).map(drop)
     }
 
