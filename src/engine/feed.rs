@@ -98,9 +98,10 @@ impl Feed {
                 }
             };
             if page.upto > end {
-                waits.wake(&page.outcomes);
-                self.ring.write().append(page.outcomes, page.upto);
+                self.ring.write().append(&page.outcomes, page.upto);
                 self.tail.send_replace(page.upto);
+                // Last: whoever is woken and begins to watch finds it in the feed.
+                waits.wake(&page.outcomes);
                 continue;
             }
             // A lost wake-up costs at most one POLL.
@@ -129,14 +130,14 @@ impl Ring {
         self.end
     }
 
-    fn append(&mut self, outcomes: Vec<Outcome>, upto: Position) {
+    fn append(&mut self, outcomes: &[Outcome], upto: Position) {
         for outcome in outcomes {
             if self.deleted.get(&outcome.job.id).is_some_and(|&upto| outcome.position <= upto) {
                 continue;
             }
-            self.bytes += weight(&outcome);
+            self.bytes += weight(outcome);
             self.by_job.entry(outcome.job.id.clone()).or_default().push(outcome.position);
-            self.outcomes.push_back(outcome);
+            self.outcomes.push_back(outcome.clone());
         }
         self.end = upto;
         while self.bytes > self.capacity
@@ -216,11 +217,12 @@ mod tests {
     #[test]
     fn a_deleted_job_is_forgotten_and_its_successor_is_not() {
         let mut ring = Ring { capacity: 1 << 20, ..Ring::default() };
-        ring.append((1..=3).map(|n| outcome(n, if n == 2 { "b" } else { "a" })).collect(), Position(3));
+        let early: Vec<_> = (1..=3).map(|n| outcome(n, if n == 2 { "b" } else { "a" })).collect();
+        ring.append(&early, Position(3));
         ring.forget(&"a".parse().unwrap(), Position(3));
         assert_eq!(positions(&ring), [2]);
         // What was read before the deletion, and what another job of the same id did after it.
-        ring.append(vec![outcome(3, "a"), outcome(4, "a")], Position(4));
+        ring.append(&[outcome(3, "a"), outcome(4, "a")], Position(4));
         assert_eq!(positions(&ring), [2, 4]);
         ring.forget(&"a".parse().unwrap(), Position(3));
         assert_eq!(positions(&ring), [2, 4]);
@@ -229,7 +231,7 @@ mod tests {
     #[test]
     fn a_full_ring_drops_the_oldest_and_all_that_it_knew_of_them() {
         let mut ring = Ring { capacity: 3 * weight(&outcome(1, "a")), ..Ring::default() };
-        ring.append((1..=10).map(|n| outcome(n, "a")).collect(), Position(10));
+        ring.append(&(1..=10).map(|n| outcome(n, "a")).collect::<Vec<_>>(), Position(10));
         assert_eq!((positions(&ring), ring.after), (vec![8, 9, 10], Position(7)));
         assert_eq!(ring.by_job[&"a".parse::<JobId>().unwrap()].len(), 3);
         ring.forget(&"a".parse().unwrap(), Position(10));
