@@ -8,6 +8,7 @@ mod deadline;
 mod jobs;
 mod json;
 mod listener;
+mod socket;
 mod status;
 mod streams;
 mod tokens;
