@@ -1,10 +1,15 @@
 //! A stop on a signal: running attempts end or are given back, and nobody is left without a word.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
+
+use futures_util::StreamExt as _;
 
 use jobwire::proto::{
-    BatchSubmitRequest, GetResultRequest, RetryJobRequest, StreamSubmitRequest, SubmitRequest, job::State,
-    job_error::Cause,
+    BatchSubmitRequest, GetResultRequest, ListJobsRequest, RetryJobRequest, StreamSubmitRequest,
+    StreamSubmitResponse, SubmitRequest, job::State, job_error::Cause, stream_submit_response::Verdict,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -135,4 +140,45 @@ async fn an_idle_client_does_not_hold_up_a_stop() {
     server.signal("TERM");
     assert!(server.ended().await.success());
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn every_item_that_was_stored_has_its_verdict() {
+    let mut server = Server::start();
+    let client = server.client().await;
+    let endless = futures_util::stream::iter(0..).map(|n: i64| {
+        let request = SubmitRequest { job_id: format!("job-{n}"), ..submit("nobody", "1") };
+        StreamSubmitRequest { sequence: n, request: Some(request) }
+    });
+    let mut stream = client.clone().stream_submit(endless).await.unwrap().into_inner();
+    let mut accepted = HashSet::new();
+    let end = loop {
+        match stream.message().await {
+            Ok(Some(StreamSubmitResponse { verdict: Some(Verdict::Accepted(item)), .. })) => {
+                accepted.insert(item.job_id);
+                if accepted.len() == 1000 {
+                    server.signal("TERM");
+                }
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the caller was not done"),
+            Err(status) => break status,
+        }
+    };
+    Refusal::read(end).is(Code::Unavailable, "DRAINING");
+    server.ended().await;
+    let server = server.restart();
+    let client = server.client().await;
+    let mut request = ListJobsRequest { page_size: 1000, ..Default::default() };
+    loop {
+        let page = client.clone().list_jobs(request.clone()).await.unwrap().into_inner();
+        for job in page.jobs {
+            assert!(accepted.remove(&job.job_id), "{} was stored without a word", job.job_id);
+        }
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+    }
+    assert!(accepted.is_empty(), "{} are lost", accepted.len());
 }
