@@ -32,3 +32,8 @@ pub mod proto {
     /// Every file of the contract, encoded, for reflection.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/jobwire.v1.bin"));
 }
+
+/// Compiles the program in the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
