@@ -3,14 +3,18 @@
 //! One tailer reads the store when its head moves (and every second, should a wake-up be lost) and appends to a ring
 //! of recent outcomes. Followers sleep on the tail, read from the ring, and from the store when they lag behind it.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use super::waits::Waits;
 use crate::{
-    job::Error,
+    job::{Error, JobId},
     store::{FeedStart, Outcome, OutcomePage, Position, Store},
 };
 
@@ -26,8 +30,13 @@ pub struct Feed {
     tail: watch::Sender<Position>,
 }
 
+#[derive(Default)]
 struct Ring {
     outcomes: VecDeque<Outcome>,
+    /// Where the outcomes of a job are, should it be deleted.
+    by_job: HashMap<JobId, Vec<Position>>,
+    /// Jobs deleted since the tailer began to read, as [`Feed::forget`] says: what it brings may have them still.
+    deleted: HashMap<JobId, Position>,
     /// Every outcome after this position, and up to `end`, is in the ring.
     after: Position,
     end: Position,
@@ -47,7 +56,7 @@ impl Feed {
     /// `capacity`: bytes of outcomes in the ring, about.
     pub fn new(store: Arc<dyn Store>, capacity: usize) -> Self {
         let head = *store.signals().head.borrow();
-        let ring = Ring { outcomes: VecDeque::new(), after: head, end: head, bytes: 0, capacity };
+        let ring = Ring { after: head, end: head, capacity, ..Ring::default() };
         Self { store, ring: RwLock::new(ring), tail: watch::Sender::new(head) }
     }
 
@@ -65,12 +74,18 @@ impl Feed {
         Ok(Stretch { outcomes, upto, start: Some(start) })
     }
 
+    /// A job was deleted: its outcomes up to a position have left the feed. Later ones are of another job that took
+    /// its id.
+    pub fn forget(&self, job: &JobId, upto: Position) {
+        self.ring.write().forget(job, upto);
+    }
+
     /// Keeps the ring up with the store, and wakes those who wait for one job. Runs until the store fails.
     pub async fn follow(&self, waits: &Waits) {
         let mut head = self.store.signals().head.subscribe();
         loop {
             head.borrow_and_update();
-            let end = self.ring.read().end;
+            let end = self.ring.write().begin_read();
             let page = match self.store.outcomes(end, PAGE).await {
                 Ok(page) => page,
                 Err(error) => {
@@ -83,9 +98,10 @@ impl Feed {
                 }
             };
             if page.upto > end {
-                waits.wake(&page.outcomes);
-                self.ring.write().append(page.outcomes, page.upto);
+                self.ring.write().append(&page.outcomes, page.upto);
                 self.tail.send_replace(page.upto);
+                // Last: whoever is woken and begins to watch finds it in the feed.
+                waits.wake(&page.outcomes);
                 continue;
             }
             // A lost wake-up costs at most one POLL.
@@ -108,10 +124,20 @@ impl Ring {
         Some(Stretch { outcomes, upto, start: None })
     }
 
-    fn append(&mut self, outcomes: Vec<Outcome>, upto: Position) {
+    /// The position that the tailer goes on from.
+    fn begin_read(&mut self) -> Position {
+        self.deleted.clear();
+        self.end
+    }
+
+    fn append(&mut self, outcomes: &[Outcome], upto: Position) {
         for outcome in outcomes {
-            self.bytes += weight(&outcome);
-            self.outcomes.push_back(outcome);
+            if self.deleted.get(&outcome.job.id).is_some_and(|&upto| outcome.position <= upto) {
+                continue;
+            }
+            self.bytes += weight(outcome);
+            self.by_job.entry(outcome.job.id.clone()).or_default().push(outcome.position);
+            self.outcomes.push_back(outcome.clone());
         }
         self.end = upto;
         while self.bytes > self.capacity
@@ -119,7 +145,28 @@ impl Ring {
         {
             self.bytes -= weight(&oldest);
             self.after = oldest.position;
+            self.keep_places(&oldest.job.id, |place| place > oldest.position);
         }
+    }
+
+    fn forget(&mut self, job: &JobId, upto: Position) {
+        self.deleted.insert(job.clone(), upto);
+        for place in self.keep_places(job, |place| place > upto) {
+            let index = self.outcomes.partition_point(|outcome| outcome.position < place);
+            if let Some(gone) = self.outcomes.remove(index) {
+                self.bytes -= weight(&gone);
+            }
+        }
+    }
+
+    /// Answers with those that are not kept.
+    fn keep_places(&mut self, job: &JobId, kept: impl Fn(Position) -> bool) -> Vec<Position> {
+        let Some(places) = self.by_job.remove(job) else { return Vec::new() };
+        let (keep, gone): (Vec<_>, Vec<_>) = places.into_iter().partition(|&place| kept(place));
+        if !keep.is_empty() {
+            self.by_job.insert(job.clone(), keep);
+        }
+        gone
     }
 }
 
@@ -129,4 +176,65 @@ fn weight(outcome: &Outcome) -> usize {
     let labels: usize = job.spec.labels.iter().map(|(name, value)| name.len() + value.len() + 96).sum();
     let error = job.error.as_ref().map_or(0, |error| error.message.len() + 128);
     1024 + labels + error + job.output.as_ref().map_or(0, |output| output.size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{FinalState, Job, JobSpec, Kind, Payload, State, Timestamp};
+
+    fn outcome(position: i64, id: &str) -> Outcome {
+        let kind: Kind = "echo".parse().unwrap();
+        let job = Job {
+            id: id.parse().unwrap(),
+            spec: Arc::new(JobSpec::new(kind, Payload::none())),
+            state: State::Final(FinalState::Succeeded),
+            attempt: 1,
+            run: 1,
+            output: None,
+            error: None,
+            progress: None,
+            cancel_requested: false,
+            worker: None,
+            submit_time: Timestamp(0),
+            next_attempt_time: None,
+            start_time: None,
+            finish_time: None,
+            delete_time: None,
+            version: 1,
+            trace: Default::default(),
+            attempts: Vec::new(),
+        };
+        Outcome { position: Position(position), job: job.into() }
+    }
+
+    fn positions(ring: &Ring) -> Vec<i64> {
+        let stretch = ring.read(ring.after, 100).unwrap();
+        assert_eq!(stretch.upto, ring.end);
+        stretch.outcomes.iter().map(|outcome| outcome.position.0).collect()
+    }
+
+    #[test]
+    fn a_deleted_job_is_forgotten_and_its_successor_is_not() {
+        let mut ring = Ring { capacity: 1 << 20, ..Ring::default() };
+        let early: Vec<_> = (1..=3).map(|n| outcome(n, if n == 2 { "b" } else { "a" })).collect();
+        ring.append(&early, Position(3));
+        ring.forget(&"a".parse().unwrap(), Position(3));
+        assert_eq!(positions(&ring), [2]);
+        // What was read before the deletion, and what another job of the same id did after it.
+        ring.append(&[outcome(3, "a"), outcome(4, "a")], Position(4));
+        assert_eq!(positions(&ring), [2, 4]);
+        ring.forget(&"a".parse().unwrap(), Position(3));
+        assert_eq!(positions(&ring), [2, 4]);
+    }
+
+    #[test]
+    fn a_full_ring_drops_the_oldest_and_all_that_it_knew_of_them() {
+        let mut ring = Ring { capacity: 3 * weight(&outcome(1, "a")), ..Ring::default() };
+        ring.append(&(1..=10).map(|n| outcome(n, "a")).collect::<Vec<_>>(), Position(10));
+        assert_eq!((positions(&ring), ring.after), (vec![8, 9, 10], Position(7)));
+        assert_eq!(ring.by_job[&"a".parse::<JobId>().unwrap()].len(), 3);
+        ring.forget(&"a".parse().unwrap(), Position(10));
+        assert_eq!((positions(&ring), ring.bytes, ring.by_job.len()), (Vec::<i64>::new(), 0, 0));
+    }
 }

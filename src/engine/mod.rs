@@ -54,7 +54,7 @@ struct Inner {
     cancels: Batcher<Cancel, Result<Change, Error>>,
     retries: Batcher<Retry, Result<Change, Error>>,
     deletes: Batcher<Delete, Result<(), Error>>,
-    feed: Feed,
+    feed: Arc<Feed>,
     waits: Waits,
     leases: Arc<Leases>,
     progress: broadcast::Sender<Arc<ProgressHint>>,
@@ -91,13 +91,14 @@ impl Engine {
                 })
             }};
         }
+        let feed = Arc::new(Feed::new(store.clone(), config.watch.ring_bytes));
         let inner = Inner {
             submits: batcher!(submit, submit_capacity),
             settles: batcher!(settle, submit_capacity),
             cancels: batcher!(cancel, writes),
             retries: batcher!(retry, writes),
-            deletes: batcher!(delete, writes),
-            feed: Feed::new(store.clone(), config.watch.ring_bytes),
+            deletes: deletes(writes, &store, &clock, &feed),
+            feed,
             waits: Waits::new(limits.max_waits),
             leases: Arc::default(),
             progress: broadcast::Sender::new(1024),
@@ -299,4 +300,26 @@ impl Engine {
         self.0.tasks.wait().await;
         self.0.store.close().await;
     }
+}
+
+/// Deletions leave the feed in memory too, also if the caller has gone meanwhile.
+fn deletes(
+    capacity: usize,
+    store: &Arc<dyn Store>,
+    clock: &Arc<Clock>,
+    feed: &Arc<Feed>,
+) -> Batcher<Delete, Result<(), Error>> {
+    let (store, clock, feed) = (store.clone(), clock.clone(), feed.clone());
+    Batcher::spawn(capacity, BATCH, move |batch: Vec<Delete>| {
+        let (store, now, feed) = (store.clone(), clock.now(), feed.clone());
+        async move {
+            let jobs: Vec<_> = batch.iter().map(|delete| delete.job_id.clone()).collect();
+            let head = *store.signals().head.borrow();
+            let replies = store.delete(now, batch).await?;
+            for (job, _) in jobs.iter().zip(&replies).filter(|(_, reply)| reply.is_ok()) {
+                feed.forget(job, head);
+            }
+            Ok(replies)
+        }
+    })
 }

@@ -140,6 +140,7 @@ impl Engine {
                 request.include_progress.then(|| self.0.progress.subscribe()),
             ),
             at: Position(0),
+            present: *self.0.store.signals().head.borrow(),
             pending: HashSet::new(),
             sender,
             room: Arc::new(Semaphore::new(limits.buffer_bytes)),
@@ -175,6 +176,9 @@ struct Watcher {
     hints: Hints,
     /// Every matching outcome up to here was sent.
     at: Position,
+    /// The end of the store's feed when the watch began: what is caught up with at least. The feed in memory may be a
+    /// moment behind.
+    present: Position,
     /// Under `until_all_done`: the jobs that are not final yet.
     pending: HashSet<JobId>,
     /// Whether the filter lets a job through, for those whose progress is told.
@@ -327,7 +331,14 @@ impl Watcher {
             // Marked as seen first, read second: what comes in between wakes again.
             let tail = *self.tail.borrow_and_update();
             if self.at >= tail {
-                break;
+                if self.at >= self.present {
+                    break;
+                }
+                tokio::select! {
+                    _ = self.tail.changed() => continue,
+                    // What comes next ends the watch.
+                    () = self.engine.0.closing.cancelled() => return Ok(()),
+                }
             }
             let stretch = self.engine.0.feed.read(self.at, PAGE).await?;
             if let Some(start) = stretch.start {
@@ -357,9 +368,12 @@ impl Watcher {
     }
 
     async fn send_outcomes(&mut self, outcomes: Vec<Outcome>, upto: Position) -> Result<(), Error> {
+        let now = self.engine.clock().now();
         for Outcome { position, job } in outcomes {
             self.pending.remove(&job.id);
-            if position <= self.at || !self.request.filter.matches(&job) {
+            // Memory may hold what the store has removed.
+            let is_over = job.delete_time.is_some_and(|time| time <= now);
+            if position <= self.at || is_over || !self.request.filter.matches(&job) {
                 continue;
             }
             let output = job.output.as_ref().map_or(0, |output| output.size);

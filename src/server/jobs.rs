@@ -363,13 +363,9 @@ impl JobService for JobsApi {
         request: Request<Streaming<proto::StreamSubmitRequest>>,
     ) -> Answer<Self::StreamSubmitStream> {
         let trace = trace_headers(request.metadata());
-        let deadline = Deadline::of(&request);
-        Ok(Response::new(streams::submits(
-            self.jobs()?.engine.clone(),
-            request.into_inner(),
-            trace,
-            deadline,
-        )))
+        let ends = (Deadline::of(&request), Retire::of(&request));
+        let engine = self.jobs()?.engine.clone();
+        Ok(Response::new(streams::submits(engine, request.into_inner(), trace, ends)))
     }
 
     async fn get_result(

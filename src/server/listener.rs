@@ -14,7 +14,7 @@ use http::Request;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto::Builder,
+    server::{conn::auto::Builder, graceful::GracefulConnection},
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -25,6 +25,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
+use super::socket::Socket;
 use crate::config::Http2;
 
 /// After an accept that failed, as when descriptors have run out.
@@ -158,7 +159,20 @@ async fn connection(
         request.extensions_mut().insert(marked.clone());
         router.clone().oneshot(request)
     });
-    let serving = builder.serve_connection(TokioIo::new(stream), service);
+    let socket = Socket::new(stream);
+    let serving = builder.serve_connection(TokioIo::new(socket.clone()), service);
+    let ended = until_it_goes(limits, serving, retire, stop).await;
+    socket.linger().await;
+    ended
+}
+
+/// Serves a connection to its end, its age, or the end of the server.
+async fn until_it_goes(
+    limits: &Http2,
+    serving: impl GracefulConnection<Error = Box<dyn std::error::Error + Send + Sync>>,
+    retire: Retire,
+    stop: CancellationToken,
+) -> Result<(), String> {
     tokio::pin!(serving);
     let age = limits.max_connection_age.mul_f64(0.9 + 0.2 * fastrand::f64());
     tokio::select! {

@@ -8,6 +8,7 @@ mod deadline;
 mod jobs;
 mod json;
 mod listener;
+mod socket;
 mod status;
 mod streams;
 mod tokens;
@@ -47,8 +48,8 @@ const CLOSING: Duration = Duration::from_secs(5);
 /// Calls get this long to be told that the store has failed.
 const FAILING: Duration = Duration::from_millis(500);
 
-/// The name in health checks.
-const JOB_SERVICE: &str = "jobwire.v1.JobService";
+/// The names in health checks: all of the server, and its service.
+const CHECKED: [&str; 2] = ["", "jobwire.v1.JobService"];
 
 /// Why a server did not start, or had to leave.
 #[derive(Debug, thiserror::Error)]
@@ -131,7 +132,7 @@ impl Server {
     /// # Errors
     /// [`ServeError::StoreFailed`]: the process must leave at once, without closing the database.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self { engine, pool, port, .. } = self;
+        let Self { engine, pool, mut port, .. } = self;
         tokio::select! {
             () = stop => {}
             why = engine.store_failed() => {
@@ -146,6 +147,7 @@ impl Server {
         engine.drain();
         pool.drain(engine.config().drain_timeout).await;
         engine.end_streams();
+        port.end_health_watches().await;
         port.listener.stop(CLOSING).await;
         engine.close().await;
         tracing::info!("stopped");
@@ -168,9 +170,16 @@ impl Port {
         port
     }
 
+    /// Those who watch the health were told; left open, their streams would hold up the stop.
+    async fn end_health_watches(&mut self) {
+        for service in CHECKED {
+            self.health.clear_service_status(service).await;
+        }
+    }
+
     async fn set_serving(&self, serving: bool) {
         let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for service in ["", JOB_SERVICE] {
+        for service in CHECKED {
             self.health.set_service_status(service, status).await;
         }
     }

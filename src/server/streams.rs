@@ -1,8 +1,15 @@
 //! The two streams of JobService.
 
-use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    panic::AssertUnwindSafe,
+    sync::{Arc, OnceLock},
+};
 
-use futures_util::{FutureExt as _, Stream, StreamExt as _, stream::BoxStream};
+use futures_util::{
+    FutureExt as _, StreamExt as _,
+    stream::{self, BoxStream},
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep_until},
@@ -29,33 +36,35 @@ const IN_FLIGHT: usize = 1024;
 const IN_FLIGHT_BYTES: usize = 8 << 20;
 
 /// Verdicts on a stream of submits. Reads on only while there is room: a fast caller is slowed down, not refused.
+/// Whatever ends it early, every item that was read gets its verdict first.
 pub fn submits(
     engine: Engine,
     requests: Streaming<StreamSubmitRequest>,
     trace: BTreeMap<String, String>,
-    deadline: Option<Instant>,
+    (deadline, retire): (Option<Instant>, CancellationToken),
 ) -> BoxStream<'static, Result<StreamSubmitResponse, Status>> {
-    let room = Arc::new(Semaphore::new(IN_FLIGHT_BYTES));
-    let (stopping, reader) = (engine.clone(), room);
+    // Why it ended, unless the caller had no more to send.
+    let cut = Arc::new(OnceLock::new());
+    let (broken, stopped, stopping) = (cut.clone(), cut.clone(), engine.clone());
     let stop = async move {
-        tokio::select! {
+        let why = tokio::select! {
             () = stopping.drained() => Error::Draining,
+            () = retire.cancelled() => Error::StreamRotated,
             () = at(deadline) => Error::DeadlineExceeded,
-        }
+        };
+        stopped.get_or_init(|| status(why));
     };
-    let items = requests.then(move |item| {
-        let room = reader.clone();
-        async move {
-            let item = item?;
-            let permit = held(&room, &item).await?;
-            Ok::<_, Status>((item, permit))
-        }
-    });
-    let verdicts = until(items, stop)
-        .map(move |item| {
+    let room = Arc::new(Semaphore::new(IN_FLIGHT_BYTES));
+    let items = requests
+        .then(move |item| hold(room.clone(), item))
+        .scan((), move |(), item| {
+            std::future::ready(item.map_err(|status| broken.get_or_init(|| status).code()).ok())
+        })
+        .take_until(stop);
+    let verdicts = items
+        .map(move |(item, permit)| {
             let (engine, trace) = (engine.clone(), trace.clone());
             async move {
-                let (item, permit) = item?;
                 let sequence = item.sequence;
                 let verdict = AssertUnwindSafe(judge(&engine, item, trace)).catch_unwind().await;
                 drop(permit);
@@ -68,31 +77,19 @@ pub fn submits(
             }
         })
         .buffer_unordered(IN_FLIGHT);
-    verdicts.boxed()
+    let end = stream::once(async move { cut.get().cloned().map(Err) }).filter_map(std::future::ready);
+    verdicts.chain(end).boxed()
 }
 
-/// The items of a stream until `stop` names a reason to end it.
-fn until<T: Send + 'static>(
-    items: impl Stream<Item = Result<T, Status>> + Send + 'static,
-    stop: impl Future<Output = Error> + Send + 'static,
-) -> impl Stream<Item = Result<T, Status>> + Send + 'static {
-    let stopped = futures_util::stream::once(stop.map(|error| Err(status(error))));
-    let ended = futures_util::stream::once(async { None });
-    // Whatever comes first of an error, the reason to stop and the end of the items is the last.
-    let mut over = false;
-    futures_util::stream::select(items.map(Some).chain(ended), stopped.map(Some))
-        .take_while(move |item| {
-            let go_on = !over && item.is_some();
-            over |= matches!(item, Some(Err(_)));
-            std::future::ready(go_on)
-        })
-        .filter_map(std::future::ready)
-}
-
-async fn held(room: &Arc<Semaphore>, item: &StreamSubmitRequest) -> Result<OwnedSemaphorePermit, Status> {
-    let size = prost::Message::encoded_len(item).clamp(1, IN_FLIGHT_BYTES);
-    let permits = room.clone().acquire_many_owned(size as u32).await;
-    permits.map_err(|_| status(Error::Draining))
+/// An item with its part of the room.
+async fn hold(
+    room: Arc<Semaphore>,
+    item: Result<StreamSubmitRequest, Status>,
+) -> Result<(StreamSubmitRequest, OwnedSemaphorePermit), Status> {
+    let item = item?;
+    let size = prost::Message::encoded_len(&item).clamp(1, IN_FLIGHT_BYTES);
+    let permits = room.acquire_many_owned(size as u32).await;
+    Ok((item, permits.map_err(|_| status(Error::Draining))?))
 }
 
 async fn judge(
@@ -125,7 +122,7 @@ pub async fn watch(
     let request = convert::watch_request(request, engine.config(), engine.log_id(), now, (deadline, retire))?;
     let max_output = request.max_inline_output;
     let watch = engine.watch(request).await?;
-    let messages = futures_util::stream::unfold(Some(watch), |watch: Option<Watch>| async move {
+    let messages = stream::unfold(Some(watch), |watch: Option<Watch>| async move {
         let mut watch = watch?;
         let next = watch.next().await?;
         // After an error there is nothing more.

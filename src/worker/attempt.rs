@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Context, ContextParts, Handler};
 use crate::{
+    config::Limits,
     engine::{Engine, Held, ProgressHint, Revocation},
     job::{Cause, Error, Job, JobError, Payload, Progress, Report},
     store::{Leased, Settlement},
@@ -51,7 +52,7 @@ pub async fn run(
     drop(slot);
 
     let Some(report) = verdict else { return };
-    let report = bounded(report, engine.config().limits.max_output_bytes);
+    let report = bounded(report, &engine.config().limits);
     let newest = progress.borrow().clone();
     let settlement = Settlement { lease, report, jitter: fastrand::f64(), progress: newest };
     match engine.settle(settlement).await {
@@ -174,7 +175,8 @@ async fn next_progress(progress: &mut watch::Receiver<Option<Progress>>) -> Prog
 }
 
 /// Holds a handler to the limits of what a job may carry.
-fn bounded(report: Report, max_output: usize) -> Report {
+fn bounded(report: Report, limits: &Limits) -> Report {
+    let max_output = limits.max_output_bytes;
     match report {
         Report::Succeeded(output) if output.size > max_output => {
             let message = format!(
@@ -186,6 +188,7 @@ fn bounded(report: Report, max_output: usize) -> Report {
         }
         Report::Failed(mut error) => {
             error.details = error.details.filter(|details| details.size <= JobError::DETAILS_MAX);
+            error.retry_delay = error.retry_delay.map(|delay| delay.min(limits.max_delay));
             Report::Failed(error)
         }
         other => other,

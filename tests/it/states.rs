@@ -1,12 +1,13 @@
 //! Every transition of the state table, as seen from outside. Those of a stop are in `stop`, those by hand in `changes`.
 
 use jobwire::proto::{
-    GetJobRequest, Job, JobSpec, RetryPolicy, SubmitRequest, job::State, job_error::Cause, job_spec::Start,
+    GetJobRequest, Job, JobSpec, RetryPolicy, SubmitRequest, WatchResultsRequest, job::State,
+    job_error::Cause, job_spec::Start, watch_results_request::Start as From,
 };
 use tonic::Code;
 
 use crate::{
-    calls::{Refusal, eventually, finish, get, place, reach, reach_when, result},
+    calls::{Refusal, Watch, eventually, finish, get, place, reach, reach_when, result},
     flaky::Flaky,
     support::{Server, seconds, spec, submit},
 };
@@ -194,6 +195,8 @@ async fn retention_removes_a_job_but_not_its_request_id() {
     let gone = eventually(async || client.clone().get_job(request.clone()).await.err()).await;
     Refusal::read(gone).is(Code::NotFound, "JOB_NOT_FOUND");
     Refusal::of(client.clone().submit(job).await).is(Code::AlreadyExists, "JOB_DELETED");
+    let earliest = WatchResultsRequest { start: Some(From::Earliest(true)), ..Default::default() };
+    assert!(Watch::open(&client, earliest).await.replay().await.is_empty());
 }
 
 #[tokio::test]

@@ -127,6 +127,17 @@ async fn a_deadline_ends_the_stream_and_says_so() {
 }
 
 #[tokio::test]
+async fn an_old_connection_ends_the_stream_and_says_so() {
+    let server = Server::with("[http2]\nmax_connection_age = \"300ms\"\n");
+    let client = server.client().await;
+    let (sender, items) = mpsc::channel(1);
+    let mut stream = client.clone().stream_submit(ReceiverStream::new(items)).await.unwrap().into_inner();
+    sender.send(item(1, submit("echo", "1"))).await.unwrap();
+    assert_eq!(next(&mut stream).await.unwrap().unwrap().sequence, 1);
+    Refusal::read(next(&mut stream).await.unwrap_err()).is(Code::Unavailable, "STREAM_ROTATED");
+}
+
+#[tokio::test]
 async fn a_caller_that_vanishes_leaves_what_was_accepted() {
     let server = Server::start();
     let client = server.client().await;

@@ -253,3 +253,32 @@ async fn json_that_swells_on_the_wire_goes_out_as_text() {
     let job = get(&client, &job.job_id).await;
     assert_eq!(job.spec.unwrap().payload.unwrap().body, Some(Body::Text(text)));
 }
+
+#[tokio::test]
+async fn extremes_are_taken_as_they_are() {
+    let server = Server::start();
+    let client = server.client().await;
+    let last = prost_types::Timestamp { seconds: 253_402_300_799, nanos: 999_000_000 };
+    let first = prost_types::Timestamp { seconds: -62_135_596_800, nanos: 0 };
+    let year = Some(seconds(366.0 * 24.0 * 3600.0));
+    let extreme = |priority, time| JobSpec {
+        queue: "q".repeat(128),
+        priority,
+        start: Some(Start::StartTime(time)),
+        start_timeout: year,
+        total_timeout: year,
+        attempt_timeout: Some(seconds(24.0 * 3600.0)),
+        retention: Some(seconds(90.0 * 24.0 * 3600.0)),
+        unique_key: "!~".repeat(64),
+        ..spec("echo", "1")
+    };
+    let request = |spec| SubmitRequest { spec: Some(spec), ..Default::default() };
+    let far = place(&client, SubmitRequest { job_id: "~".repeat(128), ..request(extreme(-100, last)) }).await;
+    let job = get(&client, &far).await;
+    assert_eq!((job.state(), job.next_attempt_time), (State::Scheduled, Some(last)));
+    client.clone().cancel_job(CancelJobRequest { job_id: far, ..Default::default() }).await.unwrap();
+    let early = finish(&client, request(extreme(100, first))).await;
+    assert_eq!(early.state(), State::Succeeded);
+    let shown = get(&client, &early.job_id).await.spec.unwrap().start;
+    assert_eq!(shown, Some(Start::StartTime(first)));
+}

@@ -3,10 +3,12 @@
 use jobwire::proto::{GetResultRequest, ListJobsRequest, SubmitRequest, WatchResultsRequest};
 use std::time::Duration;
 
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+
 use tokio::time::sleep;
 
 use crate::{
-    calls::{eventually, finish, get, place},
+    calls::{Watch, eventually, finish, get, place},
     frames::{Connection, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, frame, headers},
     support::{Server, seconds, submit},
 };
@@ -110,4 +112,51 @@ async fn waits_and_watches_leave_with_their_callers() {
             eventually(async || is_free().await.then_some(())).await;
         }
     }
+}
+
+#[tokio::test]
+async fn a_browser_that_goes_away_leaves_nothing_either() {
+    let server = Server::with("[limits]\nmax_waits = 1\n[watch]\nmax_watchers = 1\n");
+    let client = server.client().await;
+    let id = place(&client, submit("nobody", "1")).await;
+    let wait = GetResultRequest { job_id: id, wait: Some(seconds(45.0)), ..Default::default() };
+    let short = GetResultRequest { wait: Some(seconds(0.001)), ..wait.clone() };
+    let watch = WatchResultsRequest::default();
+    for (method, body) in [("GetResult", framed(&wait)), ("WatchResults", framed(&watch))] {
+        let is_free = async || match method {
+            "WatchResults" => client.clone().watch_results(watch.clone()).await.is_ok(),
+            _ => client.clone().get_result(short.clone()).await.is_ok(),
+        };
+        let head = format!(
+            "POST /jobwire.v1.JobService/{method} HTTP/1.1\r\nhost: x\r\n\
+             content-type: application/grpc-web+proto\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        let page = eventually(async || {
+            let mut page = TcpStream::connect(server.address()).await.unwrap();
+            page.write_all(&[head.as_bytes(), &body].concat()).await.unwrap();
+            sleep(Duration::from_millis(50)).await;
+            (!is_free().await).then_some(page)
+        })
+        .await;
+        drop(page);
+        eventually(async || is_free().await.then_some(())).await;
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_never_comes_to_its_end_is_ended() {
+    let server = Server::with("[limits]\nmax_wait = \"100ms\"\nmax_unary = \"300ms\"\n");
+    let client = server.client().await;
+    let mut watch = Watch::open(&client, WatchResultsRequest::default()).await;
+    watch.replay().await;
+    for method in METHODS.into_iter().filter(|&method| method != "StreamSubmit") {
+        let mut connection = Connection::open(&server).await;
+        connection.send(&frame(HEADERS, END_HEADERS, 1, &path(method))).await;
+        let answer = connection.next(HEADERS).await.expect("an answer");
+        assert_eq!((answer.stream, answer.flags & END_STREAM), (1, END_STREAM), "{method}");
+    }
+    // Streams are not bounded by it.
+    let id = finish(&client, submit("echo", "1")).await.job_id;
+    assert_eq!(watch.finished().await.job_id, id);
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use jobwire::proto::{
-    Job, JobFilter, JobSpec, RetryJobRequest, SubmitRequest, WatchResultsRequest, job::State,
-    watch_results_request::Start, watch_results_response::Event,
+    DeleteJobRequest, Job, JobFilter, JobSpec, RetryJobRequest, SubmitRequest, WatchResultsRequest,
+    job::State, payload::Body, watch_results_request::Start, watch_results_response::Event,
 };
 use tonic::{Code, Request};
 
@@ -347,4 +347,38 @@ async fn a_watch_of_many_outcomes_is_complete_and_in_order() {
     let replayed = Watch::open(&client, after(&answer.cursor)).await.replay().await;
     assert_eq!(live, replayed);
     result(&client, &live[0]).await;
+}
+
+#[tokio::test]
+async fn an_output_that_swells_as_json_does_not_end_a_watch() {
+    let server = Server::start();
+    let client = server.client().await;
+    let text = format!("[{}0]", "0,".repeat(500_000));
+    finish(&client, SubmitRequest { job_id: "large".into(), ..submit("echo", &text) }).await;
+    let request = WatchResultsRequest {
+        start: Some(Start::Earliest(true)),
+        max_inline_output_bytes: Some(i32::MAX),
+        ..Default::default()
+    };
+    let output = Watch::open(&client, request).await.finished().await.output.unwrap();
+    assert_eq!(output.body, Some(Body::Text(text)));
+}
+
+#[tokio::test]
+async fn a_deleted_job_leaves_the_feed_and_counts_as_done() {
+    let server = Server::start();
+    let client = server.client().await;
+    for id in ["a", "b", "c"] {
+        done(&client, id).await;
+    }
+    let slow = SubmitRequest { job_id: "slow".into(), ..submit("sleep", r#"{"duration":"300ms"}"#) };
+    place(&client, slow).await;
+    let mut watch = Watch::open(&client, all_of(&["b", "slow"])).await;
+    assert_eq!(watch.replay().await, ["b"]);
+    client.clone().delete_job(DeleteJobRequest { job_id: "b".into(), ..Default::default() }).await.unwrap();
+    let (events, end) = watch.rest().await;
+    assert!(end.is_ok(), "{end:?}");
+    assert_eq!(outcomes(&events), ["slow"]);
+    let request = WatchResultsRequest { start: Some(Start::Earliest(true)), ..Default::default() };
+    assert_eq!(Watch::open(&client, request).await.replay().await, ["a", "c", "slow"]);
 }

@@ -1,9 +1,10 @@
 -- Times are milliseconds since 1970. Numbers of states are those of the contract.
 
 -- log_id: NULL in a backup, so that a restored store begins a log of its own.
+-- syncs: counts commits made only to be synced.
 -- feed_start: outcomes up to this seq have left the feed; feed_cut: when the last of them was committed.
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
-INSERT INTO meta VALUES ('log_id', NULL), ('feed_start', 0), ('feed_cut', 0);
+INSERT INTO meta VALUES ('log_id', NULL), ('feed_start', 0), ('feed_cut', 0), ('syncs', 0);
 
 -- One for each pair of queue and kind, with its counts. Counts of final states only grow.
 CREATE TABLE line (

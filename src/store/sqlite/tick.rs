@@ -67,15 +67,19 @@ fn elapse(tx: &mut Tx<'_>, num: i64, now: Timestamp) -> Result<Option<LeaseId>> 
 fn trim_feed(tx: &Tx<'_>, now: Timestamp) -> Result<bool> {
     let start = super::feed::start(tx.connection)?;
     let oldest_kept = now.before(tx.config.watch.retention);
-    let (by_age, old): (Option<i64>, i64) = tx
+    let (mut by_age, mut old) = (start, 0);
+    let mut statement = tx
         .connection
-        .prepare_cached(
-            "SELECT max(seq) FILTER (WHERE finished <= ?2), count(*) FILTER (WHERE finished <= ?2) \
-             FROM (SELECT seq, finished FROM done WHERE seq > ?1 ORDER BY seq LIMIT ?3)",
-        )?
-        .query_row(params![start, oldest_kept, SLICE], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        .prepare_cached("SELECT seq, finished FROM done WHERE seq > ?1 ORDER BY seq LIMIT ?2")?;
+    let mut rows = statement.query(params![start, SLICE])?;
+    while let Some(row) = rows.next()?
+        && Timestamp(row.get(1)?) <= oldest_kept
+    {
+        by_age = row.get(0)?;
+        old += 1;
+    }
     let by_size = tx.effects.head.0 - i64::try_from(tx.config.watch.max_events).unwrap_or(i64::MAX);
-    let moved = by_age.unwrap_or(start).max(by_size);
+    let moved = by_age.max(by_size);
     if moved > start {
         tx.connection
             .prepare_cached(

@@ -144,11 +144,7 @@ impl State {
         } else {
             Durable::Written
         };
-        if durable != self.durable {
-            let level = if durable == Durable::Synced { "FULL" } else { "NORMAL" };
-            self.connection.prepare_cached(&format!("PRAGMA synchronous = {level}"))?.execute([])?;
-            self.durable = durable;
-        }
+        self.set_durable(durable)?;
         let run =
             |tx: &mut Tx<'_>| group.into_iter().map(|command| (command.run)(tx)).collect::<Result<Vec<_>>>();
         let (answers, effects) = self.transact(run)?;
@@ -177,7 +173,29 @@ impl State {
         let mut effects = tx.effects;
         effects.counted = self.lines.save(&transaction)?;
         transaction.commit()?;
+        if self.durable == Durable::Written && effects.head != *self.signals.head.borrow() {
+            self.sync()?;
+        }
         Ok((reply, effects))
+    }
+
+    /// Syncs what was only written: a claim that meets a damaged job has ended it, and an outcome that is told must
+    /// not be taken back. Any synced commit takes the ones before along, if it
+    /// changes something.
+    fn sync(&mut self) -> Result<()> {
+        self.set_durable(Durable::Synced)?;
+        let mut touch =
+            self.connection.prepare_cached("UPDATE meta SET value = value + 1 WHERE key = 'syncs'")?;
+        touch.execute([]).map(drop)
+    }
+
+    fn set_durable(&mut self, durable: Durable) -> Result<()> {
+        if durable != self.durable {
+            let level = if durable == Durable::Synced { "FULL" } else { "NORMAL" };
+            self.connection.prepare_cached(&format!("PRAGMA synchronous = {level}"))?.execute([])?;
+            self.durable = durable;
+        }
+        Ok(())
     }
 
     fn publish(&self, effects: Effects) {

@@ -353,7 +353,6 @@ fn same(expected: &Entry, job: &Job, view: View) {
     }
 }
 
-/// Twenty seconds at most, on a slow machine.
 pub async fn a_store_does_what_a_list_in_memory_does(open: Open) {
     let run = move |commands: Vec<Command>| {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -367,7 +366,7 @@ pub async fn a_store_does_what_a_list_in_memory_does(open: Open) {
         Ok::<_, TestCaseError>(())
     };
     let settings =
-        Settings { cases: 64, max_shrink_iters: 500, failure_persistence: None, ..Settings::default() };
+        Settings { cases: 40, max_shrink_iters: 500, failure_persistence: None, ..Settings::default() };
     let commands = prop::collection::vec(command(), 1..80);
     let tested = tokio::task::spawn_blocking(move || TestRunner::new(settings).run(&commands, run));
     if let Err(failure) = tested.await.unwrap() {
