@@ -180,8 +180,7 @@ impl State {
     }
 
     /// Syncs what was only written: a claim that meets a damaged job has ended it, and an outcome that is told must
-    /// not be taken back. Any synced commit takes the ones before along, if it
-    /// changes something.
+    /// not be taken back. Any synced commit takes the ones before along, if it changes something.
     fn sync(&mut self) -> Result<()> {
         self.set_durable(Durable::Synced)?;
         let mut touch =
