@@ -139,6 +139,21 @@ impl Signals {
             failed: watch::Sender::new(None),
         }
     }
+
+    /// Tells everybody that the store has failed. The first reason stays.
+    pub fn fail(&self, why: &str) {
+        self.failed.send_if_modified(|failed| {
+            let first = failed.is_none();
+            if first {
+                tracing::error!(
+                    why,
+                    "the store has failed: nothing more is acknowledged; restart to recover from disk"
+                );
+                *failed = Some(why.into());
+            }
+            first
+        });
+    }
 }
 
 /// A job to be accepted.

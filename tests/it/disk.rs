@@ -6,11 +6,11 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jobwire::{
-    proto::{JobFilter, ListJobsRequest, SubmitRequest},
+    proto::{GetResultRequest, ListJobsRequest, SubmitRequest, job::State},
     store::sqlite,
 };
 use tempfile::TempDir;
@@ -20,7 +20,7 @@ use tonic_health::pb::{
 };
 use tonic_types::StatusExt as _;
 
-use crate::support::{Client, PATIENCE, Server, seconds, submit};
+use crate::support::{Client, PATIENCE, Server, jobwire, seconds, submit, told};
 
 /// Where the control files are, and the library that looks for them.
 struct Faults {
@@ -46,15 +46,21 @@ impl Faults {
     }
 
     fn server(&self, config: &str) -> Server {
-        let text = |name| self.path(name).to_str().expect("text").to_owned();
-        let variables = [
-            ("LD_PRELOAD", text("faults.so")),
-            ("FAULT_SYNC", text("sync")),
-            ("FAULT_WRITE", text("write")),
-            ("FAULT_LOG", text("log")),
-        ];
+        let variables = self.variables();
         let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
         Server::with_variables(config, &variables)
+    }
+
+    /// What brings them into a process.
+    fn variables(&self) -> [(&'static str, String); 5] {
+        let text = |name| self.path(name).to_str().expect("text").to_owned();
+        [
+            ("LD_PRELOAD", text("faults.so")),
+            ("FAULT_SYNC", text("sync")),
+            ("FAULT_BACK", text("back")),
+            ("FAULT_WRITE", text("write")),
+            ("FAULT_LOG", text("log")),
+        ]
     }
 
     fn begin(&self, fault: &str) {
@@ -84,7 +90,7 @@ async fn a_full_disk_loses_nothing() {
 /// Submits, with the fault from the middle on; restarts without it and counts.
 async fn outlive(fault: &str) {
     let faults = Faults::new();
-    let mut server = faults.server("");
+    let server = faults.server("");
     let mut client = server.client().await;
     let mut health = HealthClient::new(server.channel().await);
     let watched = health.watch(HealthCheckRequest::default()).await.expect("a health watch");
@@ -114,6 +120,30 @@ async fn outlive(fault: &str) {
         }
     });
     gone.await.expect("health tells, or the port is gone");
+    recover(&faults, fault, server, &acknowledged).await;
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_written_back_is_not_tried_twice() {
+    let faults = Faults::new();
+    let server = faults.server("[store]\nwal_limit_bytes = 1048576\n");
+    let mut client = server.client().await;
+    faults.begin("back");
+    let large = format!("{:?}", "x".repeat(500_000));
+    let mut acknowledged = BTreeSet::new();
+    let end = Instant::now() + PATIENCE;
+    // Commits go on for as long as their own syncs do, but not after the one of the database has failed.
+    while let Ok(reply) = client.submit(submit("echo", &large)).await {
+        acknowledged.insert(reply.into_inner().job.expect("a job").job_id);
+        assert!(Instant::now() < end, "the server goes on with a disk that has failed");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(acknowledged.len() > 1, "the log has to grow first");
+    recover(&faults, "back", server, &acknowledged).await;
+}
+
+/// The server leaves by itself; without the fault all that was acknowledged is found.
+async fn recover(faults: &Faults, fault: &str, mut server: Server, acknowledged: &BTreeSet<String>) {
     assert!(!server.ended().await.success(), "the process says that it has failed");
     let log = server.log();
     assert!(log.contains("the store has failed"), "{log}");
@@ -169,15 +199,11 @@ async fn every_result_that_is_told_was_synced() {
 #[tokio::test]
 async fn a_directory_has_one_server() {
     let server = Server::start();
-    let second = Command::new(env!("CARGO_BIN_EXE_jobwire"))
-        .args(["serve", "--listen", "127.0.0.1:0", "--data"])
-        .arg(server.data())
-        .output()
-        .expect("jobwire starts");
-    assert!(!second.status.success());
-    let said = String::from_utf8_lossy(&second.stderr);
+    let data = server.data();
+    let (code, said) = jobwire(&["serve", "--listen", "127.0.0.1:0", "--data", data.to_str().expect("text")]);
+    assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("is in use by another jobwire") && said.contains("--data"), "{said}");
-    assert!(second.stdout.is_empty(), "it was never ready");
+    assert!(!said.contains("listening on"), "it was never ready: {said}");
     // The first one has not noticed.
     assert!(submitted(&mut server.client().await).await.is_ok());
 }
@@ -197,44 +223,79 @@ async fn nobody_else_can_read_the_store() {
 }
 
 #[tokio::test]
-async fn a_backup_of_a_served_store_begins_a_log_of_its_own() {
-    let server = Server::start();
-    let mut client = server.client().await;
-    let mut last = String::new();
-    for _ in 0..50 {
-        let request = SubmitRequest { wait: Some(seconds(20.0)), ..submit("echo", "1") };
-        last = client.submit(request).await.expect("a result").into_inner().cursor;
-    }
-    let backup = server.scratch().join("backup");
-    let jobwire = |arguments: &[&str]| {
-        let output =
-            Command::new(env!("CARGO_BIN_EXE_jobwire")).args(arguments).output().expect("jobwire starts");
-        (
-            output.status.code(),
-            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr),
-        )
-    };
-    let (data, target) = (server.data(), backup.to_str().expect("text"));
-    let data = data.to_str().expect("text");
-    let (code, said) = jobwire(&["backup", target, "--data", data]);
-    assert_eq!((code, said.contains(r#""jobs":50"#)), (Some(0), true), "{said}");
-    let (code, said) = jobwire(&["backup", target, "--data", data]);
-    assert_eq!((code, said.contains("exists already")), (Some(1), true), "{said}");
-    for dir in [data, target] {
-        let (code, said) = jobwire(&["verify", dir]);
-        assert_eq!((code, said.contains(r#""jobs":50"#)), (Some(0), true), "{said}");
-    }
-    let (code, said) = jobwire(&["verify", server.scratch().to_str().expect("text")]);
-    assert_eq!((code, said.contains("holds no jobwire store")), (Some(1), true), "{said}");
+async fn a_store_of_the_future_is_left_alone() {
+    let mut server = Server::start();
+    submitted(&mut server.client().await).await.expect("an acknowledgement");
+    server.signal("TERM");
+    server.ended().await;
+    let database = server.data().join("jobwire.db");
+    let connection = rusqlite::Connection::open(&database).expect("a database");
+    connection.pragma_update(None, "user_version", 99).expect("a version");
+    connection.close().expect("a close");
+    let before = fs::read(&database).expect("a file");
 
-    let restored = Server::on(&backup);
-    let mut client = restored.client().await;
-    assert_eq!(all_ids(&mut client).await.len(), 50);
-    let start = jobwire::proto::watch_results_request::Start::AfterCursor(last);
-    let request = jobwire::proto::WatchResultsRequest { start: Some(start), ..Default::default() };
-    let refused = client.watch_results(request).await.expect_err("a cursor of another log");
-    assert_eq!(refused.get_details_error_info().expect("a reason").reason, "LOG_REPLACED");
-    let filter = JobFilter { kinds: vec!["echo".into()], ..Default::default() };
-    let request = ListJobsRequest { filter: Some(filter), page_size: 10, ..Default::default() };
-    assert_eq!(client.list_jobs(request).await.expect("a list").into_inner().jobs.len(), 10);
+    let (data, copy) = (server.data(), server.scratch().join("copy"));
+    let (data, copy) = (data.to_str().expect("text"), copy.to_str().expect("text"));
+    for command in [
+        ["serve", "--listen", "127.0.0.1:0", "--data", data].as_slice(),
+        &["verify", data],
+        &["backup", copy, "--data", data],
+    ] {
+        let (code, said) = jobwire(command);
+        assert_eq!(code, Some(1), "{command:?}: {said}");
+        assert!(said.contains("has schema 99") && said.contains("use the newer jobwire"), "{said}");
+    }
+    assert!(fs::read(&database).expect("a file") == before, "not a byte has changed");
+    assert!(!Path::new(copy).exists());
+}
+
+/// Below the reserve no job is taken, but those that were get their results.
+#[tokio::test]
+async fn a_reserve_is_kept_for_results() {
+    const RESERVE: u64 = 1 << 40;
+    let mut server = Server::with("workers.concurrency = 0");
+    let mut client = server.client().await;
+    let mut waiting = Vec::new();
+    for _ in 0..10 {
+        waiting.push(submitted(&mut client).await.expect("an acknowledgement"));
+    }
+    server.kill();
+    let stat = rustix::fs::statvfs(server.scratch()).expect("the size of the disk");
+    if stat.f_bavail * stat.f_frsize > RESERVE {
+        eprintln!("this disk has more room than a reserve can be: nothing to see here");
+        return;
+    }
+    let server = server.restart_with(&format!("[store]\nreserve_bytes = {RESERVE}\n"));
+    let mut client = server.client().await;
+    let refused = submitted(&mut client).await.expect_err("there is no room");
+    assert_eq!(refused.get_details_error_info().expect("a reason").reason, "STORE_FULL");
+    for job_id in waiting {
+        let request = GetResultRequest { job_id, wait: Some(seconds(20.0)), ..Default::default() };
+        let reply = client.get_result(request).await.expect("a result").into_inner();
+        assert_eq!(reply.job.expect("a job").state(), State::Succeeded);
+    }
+}
+
+#[tokio::test]
+async fn a_backup_that_fails_leaves_nothing() {
+    let faults = Faults::new();
+    let server = Server::start();
+    submitted(&mut server.client().await).await.expect("an acknowledgement");
+    let target = server.scratch().join("backups");
+    fs::create_dir(&target).expect("a directory");
+    let backup = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_jobwire"));
+        command.arg("backup").arg(target.join("monday")).arg("--data").arg(server.data());
+        told(command.envs(faults.variables()))
+    };
+    for fault in ["write", "sync"] {
+        faults.begin(fault);
+        let (code, said) = backup();
+        assert_eq!(code, Some(1), "{fault}: {said}");
+        assert!(said.starts_with("error: "), "{said}");
+        assert_eq!(fs::read_dir(&target).expect("a directory").count(), 0, "{fault}");
+        faults.end(fault);
+    }
+    assert_eq!(backup().0, Some(0), "the same name can be used afterwards");
+    assert!(submitted(&mut server.client().await).await.is_ok(), "the server has not noticed");
 }

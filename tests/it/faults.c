@@ -1,5 +1,6 @@
-/* Preloaded into a server under test: syncs and writes of its database fail once a control file exists, and every
- * sync that works is noted. The files are named by FAULT_SYNC, FAULT_WRITE and FAULT_LOG. */
+/* Preloaded into a process under test: syncs and writes of its database fail once a control file exists, and every
+ * sync that works is noted. The files are named by FAULT_SYNC, FAULT_WRITE and FAULT_LOG; FAULT_BACK is that of syncs
+ * of the database itself, without its log: those of writing back. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -10,13 +11,16 @@
 #include <string.h>
 #include <unistd.h>
 
+/* 0: another file, 1: the database, 2: what belongs to it. */
 static int of_database(int fd) {
     char link[64], path[PATH_MAX];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t length = readlink(link, path, sizeof path - 1);
     if (length < 0) return 0;
     path[length] = 0;
-    return strstr(path, "/jobwire.db") != NULL;
+    const char *name = strstr(path, "/jobwire.db");
+    if (name == NULL) return 0;
+    return strcmp(name, "/jobwire.db") == 0 ? 1 : 2;
 }
 
 static int asked(const char *variable) {
@@ -26,8 +30,9 @@ static int asked(const char *variable) {
 
 static int sync_with(const char *name, int fd) {
     int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
-    if (!of_database(fd)) return real(fd);
-    if (asked("FAULT_SYNC")) {
+    int file = of_database(fd);
+    if (file == 0) return real(fd);
+    if (asked("FAULT_SYNC") || (file == 1 && asked("FAULT_BACK"))) {
         errno = EIO;
         return -1;
     }

@@ -1,5 +1,6 @@
 //! Tests over real sockets against the real program. One binary: linking is most of their cost.
 
+mod backup;
 mod bad_input;
 mod batch;
 mod calls;

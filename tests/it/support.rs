@@ -172,6 +172,18 @@ impl Drop for Server {
     }
 }
 
+/// Runs `jobwire` with these arguments: its exit code, and what it said on stdout and stderr.
+pub fn jobwire(arguments: &[&str]) -> (Option<i32>, String) {
+    told(Command::new(env!("CARGO_BIN_EXE_jobwire")).args(arguments))
+}
+
+/// Runs a command: its exit code, and what it said on stdout and stderr.
+pub fn told(command: &mut Command) -> (Option<i32>, String) {
+    let output = command.stdin(Stdio::null()).output().expect("the command starts");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).expect("text"))
+}
+
 /// A JSON document, from its text.
 pub fn json(text: &str) -> Payload {
     Payload {

@@ -2,8 +2,11 @@
 //! that no commit pays for it.
 
 use std::{
-    path::{Path, PathBuf},
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    path::Path,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
     thread,
     time::Duration,
 };
@@ -11,6 +14,7 @@ use std::{
 use rusqlite::Connection;
 
 use super::open::{self, DATABASE, OpenError};
+use crate::store::Signals;
 
 /// How often the size of the log is looked at.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -27,13 +31,14 @@ pub struct Checkpointer {
 
 impl Checkpointer {
     /// `limit`: size of the log above which the writer has to wait until it is emptied.
-    pub fn start(dir: &Path, limit: u64) -> Result<Self, OpenError> {
+    /// Fails the store through `signals` when the disk does.
+    pub fn start(dir: &Path, limit: u64, signals: Arc<Signals>) -> Result<Self, OpenError> {
         let connection = open::writer(dir, 1 << 20)?;
         let wal = dir.join(format!("{DATABASE}-wal"));
         let (stop, stopped) = sync_channel(0);
         let thread = thread::Builder::new()
             .name("jobwire-checkpoint".into())
-            .spawn(move || run(&connection, &wal, limit, &stopped))
+            .spawn(move || run(connection, &wal, limit, &signals, &stopped))
             .map_err(|source| OpenError::Io { path: dir.to_owned(), source })?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
@@ -48,7 +53,7 @@ impl Drop for Checkpointer {
     }
 }
 
-fn run(connection: &Connection, wal: &PathBuf, limit: u64, stopped: &Receiver<()>) {
+fn run(connection: Connection, wal: &Path, limit: u64, signals: &Signals, stopped: &Receiver<()>) {
     let mut written = 0;
     while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
         // By path only: a descriptor of the database's files must not be opened here.
@@ -60,11 +65,26 @@ fn run(connection: &Connection, wal: &PathBuf, limit: u64, stopped: &Receiver<()
         } else {
             continue;
         };
-        match checkpoint(connection, mode) {
+        match checkpoint(&connection, mode) {
             Ok(_) => written = size,
-            Err(error) => tracing::warn!(%error, mode, "the write-ahead log could not be written back"),
+            Err(error) if passes(&error) => {
+                tracing::warn!(%error, mode, "the write-ahead log could not be written back");
+            }
+            Err(error) => {
+                signals.fail(&format!("SQLite, writing the log back: {error}"));
+                // To close it would be to try again.
+                std::mem::forget(connection);
+                return;
+            }
         }
     }
+}
+
+/// Whether it is safe to try again. After a sync that failed it is not: the next one says that all is well, whatever
+/// has become of the pages.
+fn passes(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull};
+    matches!(error.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked | DiskFull))
 }
 
 /// Whether all of the log was written back: a busy log is told in the row, not as an error.

@@ -1,9 +1,9 @@
 //! For those who keep a store: a backup while it serves, and a check of everything in it.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -39,18 +39,28 @@ pub struct BackupReport {
 /// repeat those of the original.
 ///
 /// # Errors
-/// `target` exists, `data` holds no store, or the disk says no.
+/// `target` exists, `data` holds no store, or the disk says no. Then there is no `target`.
 pub fn backup(data: &Path, target: &Path) -> Result<BackupReport, MaintenanceError> {
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |source| MaintenanceError::Io { path, source }
-    };
     if target.exists() {
         return Err(MaintenanceError::Exists(target.to_owned()));
     }
     let source = open::reader(data, 8 << 20)?;
-    DirBuilder::new().mode(0o700).create(target).map_err(io(target))?;
-    let path = target.join(DATABASE);
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // A copy that is not whole must not be served, least of all in the name of the original's log.
+    let unfinished = tempfile::Builder::new()
+        .prefix(".jobwire-backup-")
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir_in(parent)
+        .map_err(io(parent))?;
+    let report = copy(&source, unfinished.path())?;
+    fs::rename(unfinished.path(), target).map_err(io(target))?;
+    let _ = unfinished.keep();
+    open::sync_directory(parent).map_err(io(parent))?;
+    Ok(report)
+}
+
+fn copy(source: &Connection, dir: &Path) -> Result<BackupReport, MaintenanceError> {
+    let path = dir.join(DATABASE);
     OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path).map_err(io(&path))?;
     source.pragma_update(None, "query_only", false)?;
     source.execute("VACUUM INTO ?1", [path.to_string_lossy()])?;
@@ -62,12 +72,14 @@ pub fn backup(data: &Path, target: &Path) -> Result<BackupReport, MaintenanceErr
     copy.close().map_err(|(_, error)| error)?;
     // VACUUM INTO syncs nothing.
     File::open(&path).and_then(|file| file.sync_all()).map_err(io(&path))?;
-    open::sync_directory(target).map_err(io(target))?;
-    if let Some(parent) = target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        open::sync_directory(parent).map_err(io(parent))?;
-    }
+    open::sync_directory(dir).map_err(io(dir))?;
     let bytes = path.metadata().map_err(io(&path))?.len();
     Ok(BackupReport { jobs, bytes })
+}
+
+fn io(path: &Path) -> impl FnOnce(io::Error) -> MaintenanceError {
+    let path = path.to_owned();
+    move |source| MaintenanceError::Io { path, source }
 }
 
 /// What a check found.

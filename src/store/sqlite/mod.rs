@@ -131,7 +131,7 @@ impl SqliteStore {
         let shared =
             Arc::new(Shared { free_bytes: AtomicU64::new(free), counts: Mutex::new(lines.counts()) });
         let readers = Readers::open(dir, config.store.readers, config.store.cache_bytes / 2)?;
-        let checkpointer = Checkpointer::start(dir, config.store.wal_limit_bytes)?;
+        let checkpointer = Checkpointer::start(dir, config.store.wal_limit_bytes, signals.clone())?;
         let mut state = State {
             connection,
             config: config.clone(),

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 /// The database, inside the data directory.
 pub const DATABASE: &str = "jobwire.db";
@@ -126,7 +126,7 @@ pub fn writer(dir: &Path, cache_bytes: usize) -> Result<Connection, OpenError> {
     Ok(connection)
 }
 
-/// A connection that only reads.
+/// A connection that only reads. The schema must be there.
 pub fn reader(dir: &Path, cache_bytes: usize) -> Result<Connection, OpenError> {
     let path = dir.join(DATABASE);
     if !path.exists() {
@@ -137,6 +137,9 @@ pub fn reader(dir: &Path, cache_bytes: usize) -> Result<Connection, OpenError> {
     let connection = Connection::open_with_flags(&path, flags)
         .map_err(|source| OpenError::Sqlite { path: path.clone(), source })?;
     set(&path, &connection, "query_only", "1")?;
+    if schema(&path, &connection)? == 0 {
+        return Err(OpenError::Missing(dir.to_owned()));
+    }
     common(&path, &connection, cache_bytes)?;
     Ok(connection)
 }
@@ -174,24 +177,32 @@ fn set(path: &Path, connection: &Connection, name: &'static str, wanted: &str) -
 fn migrate(path: &Path, connection: &mut Connection) -> Result<(), OpenError> {
     let sqlite = |source| OpenError::Sqlite { path: path.to_owned(), source };
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(sqlite)?;
-    let number = |tx: &Transaction, name| tx.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
-    let found = number(&tx, "user_version").map_err(sqlite)?;
-    let owner = number(&tx, "application_id").map_err(sqlite)?;
-    let empty =
-        tx.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0)).map_err(sqlite)?;
-    if owner != APPLICATION_ID && !(owner == 0 && empty) {
-        return Err(OpenError::Foreign(path.to_owned()));
-    }
-    let done = usize::try_from(found).ok().filter(|&done| done <= MIGRATIONS.len());
-    let Some(done) = done else {
-        return Err(OpenError::Newer { path: path.to_owned(), found });
-    };
+    let done = schema(path, &tx)?;
     for migration in &MIGRATIONS[done..] {
         tx.execute_batch(migration).map_err(sqlite)?;
     }
     tx.pragma_update(None, "user_version", MAX_SCHEMA).map_err(sqlite)?;
     tx.pragma_update(None, "application_id", APPLICATION_ID).map_err(sqlite)?;
     tx.commit().map_err(sqlite)
+}
+
+/// How many of the migrations a database has seen; none if it is new.
+///
+/// # Errors
+/// It is not one of ours, or of a later version.
+fn schema(path: &Path, connection: &Connection) -> Result<usize, OpenError> {
+    let sqlite = |source| OpenError::Sqlite { path: path.to_owned(), source };
+    let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    let found = number("user_version").map_err(sqlite)?;
+    let owner = number("application_id").map_err(sqlite)?;
+    let empty = connection
+        .query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))
+        .map_err(sqlite)?;
+    if owner != APPLICATION_ID && !(owner == 0 && empty) {
+        return Err(OpenError::Foreign(path.to_owned()));
+    }
+    let done = usize::try_from(found).ok().filter(|&done| done <= MIGRATIONS.len());
+    done.ok_or_else(|| OpenError::Newer { path: path.to_owned(), found })
 }
 
 /// Free bytes on the file system of `dir`.

@@ -119,13 +119,13 @@ impl State {
             }
             // A panic leaves the transaction in the middle: as good as a failed commit.
             let committed = catch_unwind(AssertUnwindSafe(|| self.commit(group)));
-            let why = match committed {
-                Ok(Ok(())) => continue,
-                Ok(Err(error)) => format!("SQLite: {error}"),
-                Err(_) => "a bug in the writer".to_owned(),
-            };
-            self.fail(&why);
-            return;
+            match committed {
+                Ok(Ok(true)) => continue,
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => self.signals.fail(&format!("SQLite: {error}")),
+                Err(_) => self.signals.fail("a bug in the writer"),
+            }
+            return self.leave();
         }
     }
 
@@ -136,8 +136,9 @@ impl State {
         Ok(reply)
     }
 
-    /// One group, one transaction, one sync; then the answers.
-    fn commit(&mut self, group: Vec<Command>) -> Result<()> {
+    /// One group, one transaction, one sync; then the answers. False, and no answers, if the store has failed at
+    /// another place.
+    fn commit(&mut self, group: Vec<Command>) -> Result<bool> {
         let durable = if group.iter().any(|command| command.durable == Durable::Synced) {
             Durable::Synced
         } else {
@@ -147,11 +148,14 @@ impl State {
         let run =
             |tx: &mut Tx<'_>| group.into_iter().map(|command| (command.run)(tx)).collect::<Result<Vec<_>>>();
         let (answers, effects) = self.transact(run)?;
+        if self.signals.failed.borrow().is_some() {
+            return Ok(false);
+        }
         self.publish(effects);
         for answer in answers {
             answer();
         }
-        Ok(())
+        Ok(true)
     }
 
     fn transact<T>(&mut self, run: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<(T, Effects)> {
@@ -176,8 +180,7 @@ impl State {
     }
 
     /// Syncs what was only written: a claim that meets a damaged job has ended it, and an outcome that is told must
-    /// not be taken back. Any synced commit takes the ones before along, if it
-    /// changes something.
+    /// not be taken back. Any synced commit takes the ones before along, if it changes something.
     fn sync(&mut self) -> Result<()> {
         self.set_durable(Durable::Synced)?;
         let mut touch =
@@ -213,12 +216,7 @@ impl State {
 
     /// Nothing is known of the disk any more: no answer leaves from here on. The database is not closed, because
     /// that would write to it.
-    fn fail(&mut self, why: &str) {
-        tracing::error!(
-            why,
-            "the store has failed: nothing more is acknowledged; restart to recover from disk"
-        );
-        self.signals.failed.send_replace(Some(why.into()));
+    fn leave(&mut self) {
         if let Ok(spare) = Connection::open_in_memory() {
             std::mem::forget(std::mem::replace(&mut self.connection, spare));
         }

@@ -33,6 +33,10 @@ async fn a_store_of_the_future_is_refused() {
     tamper(&world, "PRAGMA user_version = 99", []);
     let error = open_error(&world.dir());
     assert!(matches!(error, OpenError::Newer { found: 99, .. }), "{error}");
+    let error = verify(&world.dir()).unwrap_err().to_string();
+    assert!(error.contains("schema 99"), "{error}");
+    let error = backup(&world.dir(), &world.dir().with_file_name("copy")).unwrap_err().to_string();
+    assert!(error.contains("schema 99"), "{error}");
 }
 
 #[test]
@@ -42,6 +46,8 @@ fn a_foreign_database_is_refused() {
         let path = dir.path().join(DATABASE);
         Connection::open(&path).unwrap().execute_batch(sql).unwrap();
         assert!(matches!(open_error(dir.path()), OpenError::Foreign(_)), "{sql}");
+        let error = verify(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("not one of jobwire's"), "{sql}: {error}");
     }
 }
 
@@ -63,6 +69,9 @@ fn only_a_store_can_be_kept() {
     assert!(missing(verify(dir.path()).unwrap_err()));
     assert!(missing(backup(dir.path(), &dir.path().join("copy")).unwrap_err()));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    // A first start that ended before its first transaction.
+    fs::write(dir.path().join(DATABASE), "").unwrap();
+    assert!(missing(verify(dir.path()).unwrap_err()));
 }
 
 #[tokio::test]
