@@ -19,7 +19,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use axum::{Router, middleware};
 use http::{HeaderName, HeaderValue, header};
 use tokio::{net::TcpListener, task::spawn_blocking};
-use tonic::service::Routes;
+use tonic::{server::NamedService as _, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use uuid::Uuid;
@@ -192,6 +192,9 @@ fn with_reflection(routes: Routes) -> Routes {
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // Of the contract, what is served.
+            .with_service_name(JobServiceServer::<JobsApi>::NAME)
+            .with_service_name("grpc.health.v1.Health")
     };
     let sound = "the descriptor sets are made together with the code";
     routes
