@@ -8,6 +8,7 @@ mod deadline;
 mod jobs;
 mod json;
 mod listener;
+mod signals;
 mod socket;
 mod status;
 mod streams;
@@ -18,13 +19,12 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use axum::{Router, middleware};
 use http::{HeaderName, HeaderValue, header};
 use tokio::{net::TcpListener, task::spawn_blocking};
-use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use uuid::Uuid;
 
-pub use self::builder::Builder;
+pub use self::{builder::Builder, signals::stop_signal};
 use self::{convert::proto_duration, jobs::JobsApi, listener::Listener};
 use crate::{
     config::{Config, InvalidSettings},
@@ -257,32 +257,4 @@ pub async fn run(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), S
     let server = Server::start(config, handlers).await?;
     ready(server.address());
     server.serve(stop).await
-}
-
-/// Resolves at the first SIGTERM or SIGINT; the second ends the process at once.
-pub async fn stop_signal() {
-    let first = CancellationToken::new();
-    let told = first.clone();
-    tokio::spawn(async move {
-        signal().await;
-        told.cancel();
-        signal().await;
-        tracing::warn!("a second signal: leaving at once");
-        std::process::exit(130);
-    });
-    first.cancelled().await;
-}
-
-async fn signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        tracing::error!("signals cannot be received: stop this process with SIGKILL");
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
 }

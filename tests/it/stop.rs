@@ -182,3 +182,12 @@ async fn every_item_that_was_stored_has_its_verdict() {
     }
     assert!(accepted.is_empty(), "{} are lost", accepted.len());
 }
+
+#[tokio::test]
+async fn a_signal_counts_from_the_first_line_on() {
+    for _ in 0..10 {
+        let mut server = Server::start();
+        server.signal("TERM");
+        assert_eq!(server.ended().await.code(), Some(0), "{}", server.log());
+    }
+}
