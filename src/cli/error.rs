@@ -49,7 +49,13 @@ impl Error {
 
     /// What to do about it, where the message does not say.
     fn way_out(&self) -> Option<&'static str> {
-        let Self::Client(error) = self else { return None };
+        let error = match self {
+            Self::Client(error) => error,
+            Self::Serve(ServeError::Listen { .. }) => {
+                return Some("choose another address with --listen; port 0 takes a free one");
+            }
+            _ => return None,
+        };
         match error.reason() {
             None if error.is_unreachable() => {
                 Some("start one with `jobwire serve`, or say where it is with --server or JOBWIRE_SERVER")

@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_jobwire");
+use crate::support::{jobwire, program, told as told_all};
 
 struct Server {
     process: Child,
@@ -20,7 +20,7 @@ struct Server {
 
 impl Server {
     fn start(listen: &str, data: &Path) -> Self {
-        let mut process = Command::new(PROGRAM)
+        let mut process = program()
             .args(["serve", "--listen", listen, "--data"])
             .arg(data)
             .env("JOBWIRE_LOG", "off")
@@ -34,7 +34,7 @@ impl Server {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(PROGRAM);
+        let mut command = program();
         command.args(arguments).env("JOBWIRE_SERVER", &self.address).stdin(Stdio::null());
         command
     }
@@ -159,7 +159,7 @@ fn waits_and_watches_outlive_a_server_that_is_killed() {
 #[test]
 fn without_a_server_there_is_a_way_out() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let output = Command::new(PROGRAM).args(["info", "--server", &free]).output().unwrap();
+    let output = program().args(["info", "--server", &free]).output().unwrap();
     let (code, stdout, stderr) = told(&output);
     assert_eq!((code, stdout.as_str()), (69, ""));
     assert!(stderr.contains(&free) && stderr.contains("jobwire serve"), "{stderr}");
@@ -171,7 +171,7 @@ fn settings_are_checked_before_anything_is_served() {
     let file = dir.path().join("jobwire.toml");
     std::fs::write(&file, "[limits]\nmax_wat = \"1s\"\n").unwrap();
     for command in [["serve"].as_slice(), &["config", "check"], &["config", "show"]] {
-        let output = Command::new(PROGRAM).args(command).arg("--config").arg(&file).output().unwrap();
+        let output = program().args(command).arg("--config").arg(&file).output().unwrap();
         let (code, stdout, stderr) = told(&output);
         assert_eq!((code, stdout.as_str()), (2, ""), "{command:?}");
         assert!(stderr.contains("jobwire.toml:2: `limits.max_wat`"), "{stderr}");
@@ -183,8 +183,174 @@ fn settings_are_checked_before_anything_is_served() {
 fn what_config_show_prints_is_a_configuration() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("jobwire.toml");
-    let shown = Command::new(PROGRAM).args(["config", "show"]).output().unwrap().stdout;
+    let shown = program().args(["config", "show"]).output().unwrap().stdout;
     std::fs::write(&file, &shown).unwrap();
-    let output = Command::new(PROGRAM).args(["config", "check", "--config"]).arg(&file).output().unwrap();
+    let output = program().args(["config", "check", "--config"]).arg(&file).output().unwrap();
     assert_eq!(told(&output).0, 0);
+}
+
+#[test]
+fn a_payload_comes_from_an_argument_or_a_file() {
+    let (server, data) = serve();
+    let file = data.path().join("job.json");
+    std::fs::write(&file, r#"{"from":"a file"}"#).unwrap();
+    let file = file.to_str().unwrap();
+    for (payload, came_back) in [
+        (["--json", r#"{"from":"an argument"}"#], r#"{"from":"an argument"}"#),
+        (["--text", "plain"], r#""plain""#),
+        (["--file", file], r#"{"from":"a file"}"#),
+    ] {
+        let job = server.json(&["run", "echo", payload[0], payload[1]]);
+        let output = &job["output"];
+        let found = if output["json"].is_null() { &output["text"] } else { &output["json"] };
+        assert_eq!(found, &serde_json::from_str::<Value>(came_back).unwrap(), "{job}");
+    }
+    let (code, _, stderr) = server.run(&["run", "echo", "--file", "/nonexistent/job.json"]);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("cannot read /nonexistent/job.json"), "{stderr}");
+}
+
+#[test]
+fn people_get_tables() {
+    let (server, _data) = serve();
+    for (arguments, expected) in [
+        (
+            ["submit", "echo", "--job-id", "a", "--delay", "1h", "-q", "mail"].as_slice(),
+            ["scheduled", "mail"].as_slice(),
+        ),
+        (&["list", "-q", "mail"], &["JOB", "STATE", "a ", "scheduled"]),
+        (&["cancel", "a"], &["a cancelled"]),
+        (&["get", "a"], &["run, attempt", "1, 0", "finished"]),
+        (&["watch", "a", "--until-done"], &["cancelled", "a  echo  mail"]),
+        (&["retry", "a"], &["a queued"]),
+        (&["get", "a", "--wait", "10s"], &["succeeded", "2, 1"]),
+        (&["delete", "a"], &[]),
+        (&["info"], &["version", env!("CARGO_PKG_VERSION"), "largest payload", "kind:echo"]),
+    ] {
+        let table = [arguments, &["-o", "table"]].concat();
+        let (_, stdout, stderr) = server.run(&table);
+        for text in expected {
+            assert!(stdout.contains(text), "{arguments:?}: {text:?} is not in\n{stdout}{stderr}");
+        }
+    }
+}
+
+#[test]
+fn an_exec_job_ends_with_the_code_of_its_process() {
+    let server = crate::support::Server::with(
+        "[exec.commands.seven]\nprogram = \"/bin/sh\"\nargs = [\"-c\", \"echo out; exit 7\"]\n",
+    );
+    let run = ["run", "exec", "--json", r#"{"command":"seven"}"#, "--max-attempts", "1"];
+    let (code, said) = jobwire(&[run.as_slice(), &["--server", server.address()]].concat());
+    assert_eq!(code, Some(7), "{said}");
+    assert!(said.contains("exec.exit.7"), "{said}");
+}
+
+#[test]
+fn a_watch_of_a_queue_tells_each_outcome_once_through_a_kill() {
+    let (mut server, data) = serve();
+    let mut watch = server.command(&["watch", "-q", "mail", "--earliest"]);
+    let mut watch = Watch(watch.stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(watch.0.stdout.take().unwrap()).lines();
+    let mut next = || {
+        let line: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert!(line["cursor"].is_string(), "{line}");
+        line["finished"]["jobId"].as_str().unwrap().to_owned()
+    };
+    for id in ["a", "b"] {
+        server.json(&["run", "echo", "-q", "mail", "--job-id", id]);
+        server.json(&["run", "echo", "-q", "other", "--job-id", &format!("not-{id}")]);
+        assert_eq!(next(), id);
+    }
+    server.process.kill().unwrap();
+    server.process.wait().unwrap();
+    let address = server.address.clone();
+    let again = Server::start(&address, &data.path().join("data"));
+    for id in ["c", "d"] {
+        again.json(&["run", "echo", "-q", "mail", "--job-id", id]);
+        assert_eq!(next(), id);
+    }
+}
+
+struct Watch(Child);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn no_command_hangs_without_a_server() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    for command in [
+        ["submit", "echo"].as_slice(),
+        &["run", "echo"],
+        &["get", "a"],
+        &["list"],
+        &["watch", "a"],
+        &["cancel", "a"],
+        &["retry", "a"],
+        &["delete", "a"],
+    ] {
+        let (code, said) = jobwire(&[command, &["--server", &free]].concat());
+        assert_eq!(code, Some(69), "{command:?}: {said}");
+        assert!(said.contains("jobwire serve"), "{command:?}: {said}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_told_apart() {
+    for command in [
+        [].as_slice(),
+        &["launch"],
+        &["submit"],
+        &["submit", "echo", "--json", "{a}"],
+        &["submit", "echo", "--json", "1", "--text", "2"],
+        &["list", "--state", "broken"],
+        &["info", "--server", "no address"],
+        &["serve", "--listen", "nowhere"],
+        &["serve", "--config", "/nonexistent.toml"],
+        &["backup"],
+    ] {
+        let (code, said) = jobwire(command);
+        assert_eq!(code, Some(2), "{command:?}: {said}");
+        assert!(!said.is_empty(), "{command:?}");
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let (server, data) = serve();
+    let other = data.path().join("other");
+    let (code, said) = jobwire(&["serve", "--listen", &server.address, "--data", other.to_str().unwrap()]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(&format!("cannot listen on {}", server.address)), "{said}");
+    assert!(said.contains("--listen"), "there is a way out: {said}");
+    assert_eq!(server.json(&["run", "echo"])["state"], "STATE_SUCCEEDED");
+}
+
+#[test]
+fn variables_are_settings_too() {
+    let mut show = program();
+    let (code, shown) = told_all(show.args(["config", "show"]).env("JOBWIRE_LIMITS__MAX_WAIT", "7s"));
+    assert_eq!(code, Some(0));
+    let line = shown.lines().find(|line| line.starts_with("limits.max_wait = ")).unwrap();
+    assert!(line.contains("7s") && line.contains("JOBWIRE_LIMITS__MAX_WAIT"), "{line}");
+    let mut check = program();
+    let (code, said) = told_all(check.args(["config", "check"]).env("JOBWIRE_LIMITS__MAX_WAT", "7s"));
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("did you mean `JOBWIRE_LIMITS__MAX_WAIT`?"), "{said}");
+}
+
+#[test]
+fn shells_can_complete() {
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, script) = jobwire(&["completions", shell]);
+        assert_eq!(code, Some(0), "{script}");
+        for word in ["submit", "completions", "until-done", "max-attempts"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
 }

@@ -20,7 +20,7 @@ use tonic_health::pb::{
 };
 use tonic_types::StatusExt as _;
 
-use crate::support::{Client, PATIENCE, Server, jobwire, seconds, submit, told};
+use crate::support::{Client, PATIENCE, Server, jobwire, program, seconds, submit, told};
 
 /// Where the control files are, and the library that looks for them.
 struct Faults {
@@ -284,7 +284,7 @@ async fn a_backup_that_fails_leaves_nothing() {
     let target = server.scratch().join("backups");
     fs::create_dir(&target).expect("a directory");
     let backup = || {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_jobwire"));
+        let mut command = program();
         command.arg("backup").arg(target.join("monday")).arg("--data").arg(server.data());
         told(command.envs(faults.variables()))
     };

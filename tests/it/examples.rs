@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::PATIENCE;
+use crate::support::{PATIENCE, program};
 
 fn example(name: &str) -> Command {
     let deps = std::env::current_exe().expect("the path of this test");
@@ -72,6 +72,6 @@ fn watch(server: &str, cursor: &str, count: usize) {
 }
 
 fn jobwire(server: &str, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_jobwire"));
+    let mut command = program();
     command.args(arguments).env("JOBWIRE_SERVER", server).output().expect("jobwire runs")
 }

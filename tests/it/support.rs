@@ -53,10 +53,7 @@ impl Server {
     fn spawn(dir: Arc<TempDir>, config: String, variables: Vec<(String, String)>) -> Self {
         let file = dir.path().join("jobwire.toml");
         std::fs::write(&file, &config).expect("the configuration is written");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_jobwire"));
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("JOBWIRE_")) {
-            command.env_remove(name);
-        }
+        let mut command = program();
         if !config.starts_with("data = ") {
             command.env("JOBWIRE_DATA", dir.path().join("data"));
         }
@@ -172,9 +169,18 @@ impl Drop for Server {
     }
 }
 
+/// The program, without the settings of whoever runs the tests.
+pub fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_jobwire"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("JOBWIRE_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
 /// Runs `jobwire` with these arguments: its exit code, and what it said on stdout and stderr.
 pub fn jobwire(arguments: &[&str]) -> (Option<i32>, String) {
-    told(Command::new(env!("CARGO_BIN_EXE_jobwire")).args(arguments))
+    told(program().args(arguments))
 }
 
 /// Runs a command: its exit code, and what it said on stdout and stderr.
