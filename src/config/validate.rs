@@ -1,6 +1,7 @@
 //! What every setting must fulfil. Each refusal names the key and the way out.
 
 use std::{
+    collections::BTreeSet,
     fmt::{self, Display},
     ops::RangeInclusive,
     time::Duration,
@@ -9,7 +10,10 @@ use std::{
 use url::Url;
 
 use super::{Config, ExecCommand, ExecParam, Queue};
-use crate::job::{Kind, QueueName};
+use crate::{
+    handlers::Template,
+    job::{Kind, QueueName},
+};
 
 /// A message is 4 MiB, and holds more than the payload.
 const MAX_BODY_BYTES: usize = 3 << 20;
@@ -306,18 +310,26 @@ impl Check {
 
     /// Placeholders and parameters must be the same set.
     fn placeholders(&mut self, path: &str, command: &ExecCommand) {
+        let mut used = BTreeSet::new();
         for (index, arg) in command.args.iter().enumerate() {
-            for name in placeholders(arg).filter(|name| !command.params.contains_key(*name)) {
-                self.fail(
-                    &format!("{path}.args[{index}]"),
-                    format_args!("has the placeholder {{{name}}}, but there is no params.{name}: add it"),
-                );
+            let at = format!("{path}.args[{index}]");
+            let template = match Template::parse(arg) {
+                Ok(template) => template,
+                Err(why) => {
+                    self.fail(&at, why);
+                    continue;
+                }
+            };
+            for name in template.params() {
+                let why =
+                    format_args!("has the placeholder {{{name}}}, but there is no params.{name}: add it");
+                self.that(command.params.contains_key(name), &at, why);
+                used.insert(name.to_owned());
             }
         }
         for name in command.params.keys() {
-            let used = command.args.iter().any(|arg| placeholders(arg).any(|used| used == name));
             self.that(
-                used,
+                used.contains(name),
                 &key(&format!("{path}.params"), name),
                 format_args!("is used by no argument: write {{{name}}} into args, or remove it"),
             );
@@ -341,15 +353,6 @@ impl Check {
             }
         }
     }
-}
-
-/// The names between braces in an argument: letters, digits and `_`. Other braces stand for themselves.
-pub fn placeholders(arg: &str) -> impl Iterator<Item = &str> {
-    arg.split('{').skip(1).filter_map(|rest| {
-        let (name, _) = rest.split_once('}')?;
-        let valid = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-        valid.then_some(name)
-    })
 }
 
 /// A duration, as it is written in settings.

@@ -131,9 +131,13 @@ fn placeholders_and_parameters_match() {
 }
 
 #[test]
-fn only_words_in_braces_are_placeholders() {
-    let found: Vec<_> = placeholders("a{b}{c_1}{}{ d }{\"e\":1}{f").collect();
-    assert_eq!(found, ["b", "c_1"]);
+fn braces_mean_here_what_they_mean_when_a_job_runs() {
+    for arg in ["{}", "{ d }", "{\"e\":1}", "{f"] {
+        assert_eq!(refused_command(command(&[arg])).key, "exec.commands.hash.args[0]", "{arg}");
+    }
+    let mut config = Config::default();
+    config.exec.commands.insert("hash".into(), command(&["{{print $1}}"]));
+    assert_eq!(config.validate(), Ok(()));
 }
 
 #[test]

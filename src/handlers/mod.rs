@@ -11,4 +11,5 @@ mod span;
 mod testing;
 mod typed;
 
+pub(crate) use exec::Template;
 pub use registry::Handlers;

@@ -20,6 +20,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+pub use self::template::Template;
 use self::{
     capture::Capture,
     command::Command,
