@@ -81,7 +81,10 @@ pub async fn streamed(load: &Load, length: i32) -> Result<f64, Error> {
             tasks.push(AbortOnDropHandle::new(tokio::spawn(async move {
                 let messages = jobwire::bench::load::messages(
                     channel,
-                    proto::WatchResultsRequest { max_inline_output_bytes: Some(length), ..Default::default() },
+                    proto::WatchResultsRequest {
+                        max_inline_output_bytes: Some(length),
+                        ..Default::default()
+                    },
                 );
                 let mut messages = messages.await?;
                 while let Some(message) = messages.next().await {
@@ -136,7 +139,10 @@ impl job_service_server::JobService for Empty {
         no()
     }
 
-    async fn batch_submit(&self, _: Request<proto::BatchSubmitRequest>) -> Answer<proto::BatchSubmitResponse> {
+    async fn batch_submit(
+        &self,
+        _: Request<proto::BatchSubmitRequest>,
+    ) -> Answer<proto::BatchSubmitResponse> {
         no()
     }
 

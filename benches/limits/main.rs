@@ -50,15 +50,8 @@ enum Row {
     Backlog,
 }
 
-const USUAL: [Row; 7] = [
-    Row::Submit,
-    Row::Lifecycle,
-    Row::StreamLifecycle,
-    Row::Get,
-    Row::Wait,
-    Row::FanOut,
-    Row::IdleWatchers,
-];
+const USUAL: [Row; 7] =
+    [Row::Submit, Row::Lifecycle, Row::StreamLifecycle, Row::Get, Row::Wait, Row::FanOut, Row::IdleWatchers];
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
@@ -66,11 +59,8 @@ async fn main() -> Result<(), Error> {
     if options.serve_empty {
         return empty::serve().await;
     }
-    let load = Load {
-        duration: Duration::from_secs(options.seconds),
-        backlog: options.backlog,
-        ..Load::default()
-    };
+    let load =
+        Load { duration: Duration::from_secs(options.seconds), backlog: options.backlog, ..Load::default() };
     let bench = Bench { rounds: options.rounds, load };
     println!("| what | measured | against | limit | ratio | wanted |");
     println!("|---|---|---|---|---|---|");
@@ -111,7 +101,9 @@ impl Bench {
             Row::StreamLifecycle => {
                 let ours = async || per_second(&self.ours(Scenario::StreamLifecycle).await?);
                 let pairs = self
-                    .rounds(async || Ok(Pair { limit: sqlite::lifecycles(load.duration)?, ours: ours().await? }))
+                    .rounds(async || {
+                        Ok(Pair { limit: sqlite::lifecycles(load.duration)?, ours: ours().await? })
+                    })
                     .await?;
                 rate("lifecycle, StreamSubmit, one watcher", "bare SQLite loop", &pairs, 0.40);
             }
@@ -125,7 +117,11 @@ impl Bench {
             Row::Backlog => {
                 let mut target = Target::start(Path::new(JOBWIRE), None).await?;
                 for report in bench::run(Scenario::Backlog, &mut target, load).await? {
-                    println!("| {} | {} | | | | 0.7 of empty, 256 MiB, 2 s |", report.name, in_words(&report));
+                    println!(
+                        "| {} | {} | | | | 0.7 of empty, 256 MiB, 2 s |",
+                        report.name,
+                        in_words(&report)
+                    );
                 }
             }
         }

@@ -38,7 +38,8 @@ pub fn lifecycles(duration: Duration) -> Result<f64, Error> {
 
 fn batch(connection: &Connection, from: i64) -> Result<(), rusqlite::Error> {
     let now = 1_800_000_000_000_i64;
-    let (payload, id) = ([b'x'; 100], |num: i64| uuid::Builder::from_unix_timestamp_millis(num as u64, &[7; 10]));
+    let (payload, id) =
+        ([b'x'; 100], |num: i64| uuid::Builder::from_unix_timestamp_millis(num as u64, &[7; 10]));
     let nums = from + 1..=from + BATCH;
     transaction(connection, "FULL", || {
         let mut job = connection.prepare_cached(
@@ -57,8 +58,9 @@ fn batch(connection: &Connection, from: i64) -> Result<(), rusqlite::Error> {
     })?;
     let mut claimed = Vec::with_capacity(BATCH as usize);
     transaction(connection, "NORMAL", || {
-        let mut ready = connection
-            .prepare_cached("SELECT num FROM live WHERE line = 1 AND state = 2 ORDER BY rank, num LIMIT ?1")?;
+        let mut ready = connection.prepare_cached(
+            "SELECT num FROM live WHERE line = 1 AND state = 2 ORDER BY rank, num LIMIT ?1",
+        )?;
         for num in ready.query_map([BATCH], |row| row.get::<_, i64>(0))? {
             claimed.push(num?);
         }

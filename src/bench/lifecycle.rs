@@ -19,9 +19,7 @@ use super::{
     submit::{IN_FLIGHT, accepted, with_usage},
     workload::{self, Queue},
 };
-use crate::proto::{
-    StreamSubmitRequest, WatchResultsResponse, watch_results_response::Event,
-};
+use crate::proto::{StreamSubmitRequest, WatchResultsResponse, watch_results_response::Event};
 
 /// Jobs on their way at most, from before their submission until they are watched.
 const OUTSTANDING: usize = 16_384;

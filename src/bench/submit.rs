@@ -10,12 +10,7 @@ use std::{
 
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 
-use super::{
-    Error, Load, Report, Target, load,
-    report::Latency,
-    target::Usage,
-    workload::Queue,
-};
+use super::{Error, Load, Report, Target, load, report::Latency, target::Usage, workload::Queue};
 use crate::proto::{StreamSubmitRequest, stream_submit_response::Verdict};
 
 /// Jobs of a stream that are on their way.
@@ -26,7 +21,8 @@ pub async fn unary(target: &Target, load: &Load) -> Result<Report, Error> {
     let clients = target.clients(load.connections).await?;
     let numbers = Arc::new(AtomicU64::new(0));
     let caller = |index: usize| {
-        let (client, queue, numbers) = (clients[index % clients.len()].clone(), queue.clone(), numbers.clone());
+        let (client, queue, numbers) =
+            (clients[index % clients.len()].clone(), queue.clone(), numbers.clone());
         move || {
             let mut client = client.clone();
             let request = queue.waiting(numbers.fetch_add(1, Ordering::Relaxed));

@@ -13,7 +13,9 @@ use tokio::{
     time::timeout,
 };
 use tonic::transport::{Channel, Endpoint};
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use super::Error;
 use crate::proto::job_service_client::JobServiceClient;

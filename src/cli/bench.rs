@@ -74,7 +74,8 @@ impl Bench {
             reports.extend(measured);
         }
         if shell.format() == Format::Json {
-            let text = serde_json::to_string_pretty(&reports).map_err(|error| Error::Print(error.to_string()))?;
+            let text =
+                serde_json::to_string_pretty(&reports).map_err(|error| Error::Print(error.to_string()))?;
             shell.line(&text)?;
         }
         Ok(0)

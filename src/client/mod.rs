@@ -34,8 +34,8 @@ use tonic::{
 };
 use uuid::Uuid;
 
-use self::backoff::{Backoff, Repeat};
 pub(crate) use self::address::normalise;
+use self::backoff::{Backoff, Repeat};
 pub use self::error::{Error, Failure};
 use crate::proto::{
     BatchSubmitRequest, BatchSubmitResponse, CancelJobRequest, DeleteJobRequest, GetJobRequest,

@@ -25,13 +25,17 @@ pub use clock::Clock;
 pub use leases::{Held, Leases, Revocation};
 pub use watch::{Event, GapReason, Message, OnGap, Start, Watch, WatchRequest};
 
-use self::{batcher::Batcher, feed::Feed, waits::Waits};
+use self::{
+    batcher::Batcher,
+    feed::Feed,
+    waits::{Wait, Waits},
+};
 use crate::{
     config::Config,
     job::{Error, Job, JobId, Progress, State, View},
     store::{
-        Cancel, Change, Claim, Delete, GroupReply, Leased, LineCounts, ListPage, ListQuery, LogId, Position,
-        Retry, Settlement, Store, Submission,
+        Cancel, Change, Claim, ClaimWait, Delete, GroupReply, Leased, LineCounts, ListPage, ListQuery, LogId,
+        Position, Retry, Settlement, Store, Submission, Submitted,
     },
 };
 
@@ -96,7 +100,7 @@ impl Engine {
             submits: batcher!(submit, submit_capacity),
             settles: batcher!(settle, submit_capacity),
             cancels: batcher!(cancel, writes),
-            retries: batcher!(retry, writes),
+            retries: retries(writes, &store, &clock, &feed),
             deletes: deletes(writes, &store, &clock, &feed),
             feed,
             waits: Waits::new(limits.max_waits),
@@ -189,7 +193,12 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::JobNotFound`].
-    pub async fn get(&self, id: &JobId, view: View) -> Result<Job, Error> {
+    pub async fn get(&self, id: &JobId, view: View) -> Result<Arc<Job>, Error> {
+        if view <= View::Result
+            && let Some(job) = self.0.feed.newest(id, self.0.clock.now())
+        {
+            return Ok(job);
+        }
         let (mut jobs, _) = self.0.store.get(vec![id.clone()], view).await?;
         let mut job = jobs.pop().flatten().ok_or_else(|| Error::JobNotFound { job_id: id.to_string() })?;
         if job.state == State::RUNNING
@@ -197,27 +206,53 @@ impl Engine {
         {
             job.progress = Some(newer);
         }
-        Ok(job)
+        Ok(job.into())
     }
 
     /// A job once it is final, or as it is at `until` or when the server stops.
     ///
     /// # Errors
     /// [`Error::JobNotFound`]; [`Error::WatchLimit`] if too many wait.
-    pub async fn wait(&self, id: &JobId, until: Instant) -> Result<Job, Error> {
+    pub async fn wait(&self, id: &JobId, until: Instant) -> Result<Arc<Job>, Error> {
         // Registered first, looked second: an end between the two is not missed.
-        let mut wait = self.0.waits.begin(id.clone())?;
+        let wait = self.0.waits.begin(id.clone())?;
+        let job = self.get(id, View::Result).await?;
+        if job.state.is_final() || Instant::now() >= until {
+            return Ok(job);
+        }
+        self.outcome(wait, id, until).await
+    }
+
+    async fn outcome(&self, mut wait: Wait<'_>, id: &JobId, until: Instant) -> Result<Arc<Job>, Error> {
         loop {
+            tokio::select! {
+                job = wait.outcome() => return Ok(job),
+                () = tokio::time::sleep_until(until.min(Instant::now() + WAIT_POLL)) => {}
+                () = self.0.closing.cancelled() => return self.get(id, View::Result).await,
+            }
             let job = self.get(id, View::Result).await?;
             if job.state.is_final() || Instant::now() >= until {
                 return Ok(job);
             }
-            tokio::select! {
-                job = wait.outcome() => return Ok(Job::clone(&job)),
-                () = tokio::time::sleep_until(until.min(Instant::now() + WAIT_POLL)) => {}
-                () = self.0.closing.cancelled() => return self.get(id, View::Result).await,
-            }
         }
+    }
+
+    /// Accepts a job and waits for its end, as [`Engine::submit`] and [`Engine::wait`].
+    ///
+    /// # Errors
+    /// As theirs; [`Error::WatchLimit`] comes before the job is accepted.
+    pub async fn submit_and_wait(&self, item: Submission, until: Instant) -> Result<Submitted, Error> {
+        let id = item.job_id.clone();
+        // Before the job is there: nothing is missed, and nobody has to look whether it has ended already.
+        let wait = self.0.waits.begin(id.clone())?;
+        let group = self.submit(vec![item], Pressure::Refuse).await.map_err(|(_, error)| error)?;
+        let mut submitted = only(group)?;
+        if submitted.deduplicated {
+            submitted.job = self.wait(&submitted.job.id, until).await?;
+        } else {
+            submitted.job = self.outcome(wait, &id, until).await?;
+        }
+        Ok(submitted)
     }
 
     pub async fn list(&self, query: ListQuery) -> Result<ListPage, Error> {
@@ -249,6 +284,11 @@ impl Engine {
     /// The end of the feed.
     pub fn head(&self) -> Position {
         *self.0.store.signals().head.borrow()
+    }
+
+    /// Lets a claim wait until there are jobs, for as many as there are permits, or until the server stops.
+    pub fn claim_wait(&self, slots: Arc<Semaphore>) -> ClaimWait {
+        ClaimWait { slots, end: self.0.draining.clone() }
     }
 
     /// Leases on due jobs. None while the server stops.
@@ -302,6 +342,11 @@ impl Engine {
     }
 }
 
+/// The answer to a group of one.
+pub fn only(group: Vec<Submitted>) -> Result<Submitted, Error> {
+    group.into_iter().next().ok_or_else(|| Error::Internal("no answer to a submit".into()))
+}
+
 /// Deletions leave the feed in memory too, also if the caller has gone meanwhile.
 fn deletes(
     capacity: usize,
@@ -318,7 +363,29 @@ fn deletes(
             let replies = store.delete(now, batch).await?;
             for (job, _) in jobs.iter().zip(&replies).filter(|(_, reply)| reply.is_ok()) {
                 feed.forget(job, head);
+                feed.reopen(job, *store.signals().head.borrow());
             }
+            Ok(replies)
+        }
+    })
+}
+
+/// A job that runs again is not read from memory any more.
+fn retries(
+    capacity: usize,
+    store: &Arc<dyn Store>,
+    clock: &Arc<Clock>,
+    feed: &Arc<Feed>,
+) -> Batcher<Retry, Result<Change, Error>> {
+    let (store, clock, feed) = (store.clone(), clock.clone(), feed.clone());
+    Batcher::spawn(capacity, BATCH, move |batch: Vec<Retry>| {
+        let (store, now, feed) = (store.clone(), clock.now(), feed.clone());
+        async move {
+            let jobs: Vec<_> = batch.iter().map(|retry| retry.job_id.clone()).collect();
+            let replies = store.retry(now, batch).await?;
+            // Beyond the outcome that it had, perhaps beyond its next one: then the store is asked, no harm done.
+            let head = *store.signals().head.borrow();
+            jobs.iter().for_each(|job| feed.reopen(job, head));
             Ok(replies)
         }
     })

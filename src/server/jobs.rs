@@ -20,7 +20,7 @@ use super::{
     streams, tokens,
 };
 use crate::{
-    engine::{Engine, Pressure},
+    engine::{self, Engine, Pressure},
     job::{Error, Job, JobId, Live, State, View},
     proto::{self, job_service_server::JobService},
     store::{Cancel, Delete, ListQuery, Retry, Submission, Submitted},
@@ -101,14 +101,13 @@ impl Jobs {
         if validate_only {
             return Ok(self.would_accept(&item, format));
         }
-        let group = self.engine.submit(vec![item], Pressure::Refuse).await.map_err(|(_, error)| error)?;
-        let mut submitted =
-            group.into_iter().next().ok_or_else(|| Error::Internal("no answer to a submit".into()))?;
-        if let Some(until) = until
-            && !submitted.job.state.is_final()
-        {
-            submitted.job = self.engine.wait(&submitted.job.id, until).await?;
-        }
+        let submitted = match until {
+            Some(until) => self.engine.submit_and_wait(item, until).await?,
+            None => {
+                let group = self.engine.submit(vec![item], Pressure::Refuse).await;
+                engine::only(group.map_err(|(_, error)| error)?)?
+            }
+        };
         Ok(self.answer(&submitted, format))
     }
 

@@ -24,7 +24,7 @@ use super::{
     tokens,
 };
 use crate::{
-    engine::{Engine, Message, Pressure, Watch},
+    engine::{self, Engine, Message, Pressure, Watch},
     job::Error,
     proto::{self, Accepted, StreamSubmitRequest, StreamSubmitResponse, stream_submit_response::Verdict},
 };
@@ -101,8 +101,7 @@ async fn judge(
     only_in_submit("request.", &request)?;
     let item = submission("request.", request, &engine.config().limits, fresh_id(), trace)?;
     let group = engine.submit(vec![item], Pressure::Wait).await.map_err(|(_, error)| error)?;
-    let submitted =
-        group.into_iter().next().ok_or_else(|| Error::Internal("no answer to a submit".into()))?;
+    let submitted = engine::only(group)?;
     Ok(Accepted {
         job_id: submitted.job.id.to_string(),
         deduplicated: submitted.deduplicated,

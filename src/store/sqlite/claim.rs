@@ -45,12 +45,13 @@ fn shares(tx: &mut Tx<'_>, claim: &Claim) -> Vec<(Vec<i64>, usize)> {
     // The shortest first: what it does not need goes to the others.
     let mut queues: Vec<_> = queues.into_values().filter(|(_, available)| *available > 0).collect();
     queues.sort_by_key(|(_, available)| *available);
-    if claim.limit < queues.len() {
+    let wanted = claim.wanted();
+    if wanted < queues.len() {
         // Not enough for all: another one comes first each time.
         let first = fastrand::usize(..queues.len());
         queues.rotate_left(first);
     }
-    let (mut left, mut to_come) = (claim.limit, queues.len());
+    let (mut left, mut to_come) = (wanted, queues.len());
     for (_, quota) in &mut queues {
         *quota = (*quota).min(left.div_ceil(to_come));
         left -= *quota;
@@ -100,5 +101,5 @@ fn lease(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: &LiveRow) -> Resul
     let is_new = row.live.version == 1;
     let row = LiveRow { live, ..row.clone() };
     let job = if is_new { read::of_live(fixed, &row) } else { read::live_job(tx.connection, fixed, &row)? };
-    Ok(Some(Leased { lease: LeaseId { job: row.num, fence }, job, attempt_timeout }))
+    Ok(Some(Leased { lease: LeaseId { job: row.num, fence }, job: job.into(), attempt_timeout }))
 }

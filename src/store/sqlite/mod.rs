@@ -68,8 +68,6 @@ pub struct SqliteStore {
     readers: Readers,
     threads: Mutex<Option<Threads>>,
     writer: Mutex<Option<Arc<Writer>>>,
-    /// The newest time heard of, milliseconds: what a read without one goes by.
-    now: AtomicI64,
     /// When the free space was last looked at.
     looked: AtomicI64,
     dir: PathBuf,
@@ -87,6 +85,8 @@ struct Threads {
 #[derive(Debug)]
 pub struct Shared {
     free_bytes: AtomicU64,
+    /// The newest time heard of, milliseconds: what a call without one goes by.
+    now: AtomicI64,
     counts: Mutex<Vec<LineCounts>>,
 }
 
@@ -94,6 +94,11 @@ impl Shared {
     /// Free bytes on the file system, as of lately.
     pub fn free_bytes(&self) -> u64 {
         self.free_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The newest time heard of.
+    pub fn now(&self) -> Timestamp {
+        Timestamp(self.now.load(Ordering::Relaxed))
     }
 
     fn update_counts(&self, lines: &Lines, places: &[usize]) {
@@ -129,7 +134,7 @@ impl SqliteStore {
         let signals = Arc::new(Signals::new(head));
         let free = open::free_bytes(dir).map_err(|source| OpenError::Io { path: dir.to_owned(), source })?;
         let shared =
-            Arc::new(Shared { free_bytes: AtomicU64::new(free), counts: Mutex::new(lines.counts()) });
+            Arc::new(Shared { free_bytes: free.into(), now: now.0.into(), counts: lines.counts().into() });
         let readers = Readers::open(dir, config.store.readers, config.store.cache_bytes / 2)?;
         let checkpointer = Checkpointer::start(dir, config.store.wal_limit_bytes, signals.clone())?;
         let mut state = State {
@@ -140,6 +145,7 @@ impl SqliteStore {
             signals: signals.clone(),
             shared: shared.clone(),
             durable: Durable::Synced,
+            parked: Vec::new(),
         };
         let recovered = state.now(|tx| tick::recover(tx, now)).map_err(sqlite)?;
         if recovered > 0 {
@@ -157,7 +163,6 @@ impl SqliteStore {
             readers,
             threads: Mutex::new(Some(Threads { writer: thread, checkpointer })),
             writer: Mutex::new(Some(Arc::new(writer))),
-            now: AtomicI64::new(now.0),
             looked: AtomicI64::new(now.0),
             dir: dir.to_owned(),
             _lock: lock,
@@ -170,9 +175,12 @@ impl SqliteStore {
         durable: Durable,
         run: impl FnOnce(&mut tx::Tx<'_>) -> rows::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
+        self.writer()?.call(weight, durable, run).await
+    }
+
+    fn writer(&self) -> Result<Arc<Writer>, Error> {
         let writer = self.writer.lock().clone();
-        let writer = writer.ok_or_else(|| Error::StoreUnavailable("it is closed".to_owned()))?;
-        writer.call(weight, durable, run).await
+        writer.ok_or_else(|| Error::StoreUnavailable("it is closed".to_owned()))
     }
 
     async fn read<T: Send + 'static>(
@@ -192,7 +200,7 @@ impl SqliteStore {
 
     /// Remembers the time, and looks at the free space now and then.
     fn at(&self, now: Timestamp) {
-        self.now.fetch_max(now.0, Ordering::Relaxed);
+        self.shared.now.fetch_max(now.0, Ordering::Relaxed);
         let looked = self.looked.load(Ordering::Relaxed);
         if (now.0 - looked).abs() >= FREE_SPACE_INTERVAL
             && self.looked.compare_exchange(looked, now.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
@@ -200,10 +208,6 @@ impl SqliteStore {
         {
             self.shared.free_bytes.store(free, Ordering::Relaxed);
         }
-    }
-
-    fn last_time(&self) -> Timestamp {
-        Timestamp(self.now.load(Ordering::Relaxed))
     }
 }
 
@@ -227,7 +231,8 @@ impl Store for SqliteStore {
     }
 
     async fn claim(&self, now: Timestamp, claim: Claim) -> Result<Vec<Leased>, Error> {
-        self.write(claim.limit, Durable::Written, move |tx| claim::claim(tx, now, &claim)).await
+        self.at(now);
+        self.writer()?.claim(claim).await
     }
 
     async fn renew(&self, _now: Timestamp, renewals: Vec<Renewal>) -> Result<Vec<Renewed>, Error> {
@@ -291,7 +296,7 @@ impl Store for SqliteStore {
     }
 
     async fn outcomes(&self, after: Position, limit: usize) -> Result<OutcomePage, Error> {
-        let now = self.last_time();
+        let now = self.shared.now();
         self.read(move |connection| feed::outcomes(connection, now, after, limit)).await
     }
 
@@ -302,7 +307,7 @@ impl Store for SqliteStore {
         filter: &Filter,
         limit: usize,
     ) -> Result<OutcomePage, Error> {
-        let (now, filter) = (self.last_time(), filter.clone());
+        let (now, filter) = (self.shared.now(), filter.clone());
         self.read(move |connection| feed::existing(connection, now, after, upto, &filter, limit)).await
     }
 
@@ -311,7 +316,7 @@ impl Store for SqliteStore {
     }
 
     async fn feed_start(&self) -> Result<FeedStart, Error> {
-        let now = self.last_time();
+        let now = self.shared.now();
         self.read(move |connection| feed::feed_start(connection, now)).await
     }
 

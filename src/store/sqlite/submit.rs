@@ -66,7 +66,7 @@ fn submit_one(
                 Err(error) => return Ok(Err(error)),
             };
             remember(tx, now, submission, num, &job.id)?;
-            return Ok(Ok(Submitted { job, deduplicated: true, position: before }));
+            return Ok(Ok(Submitted { job: job.into(), deduplicated: true, position: before }));
         }
         Err(error) => return Ok(Err(error)),
     }
@@ -80,7 +80,7 @@ fn submit_one(
         trace: submission.trace.clone(),
         submitted: now,
     };
-    Ok(Ok(Submitted { job: read::of_live(fixed, &row), deduplicated: false, position: before }))
+    Ok(Ok(Submitted { job: read::of_live(fixed, &row).into(), deduplicated: false, position: before }))
 }
 
 /// The job that is there already, by request_id, job_id or unique_key, in this order.

@@ -165,7 +165,7 @@ impl Pair {
         assert!(stale || leases.len() == limit.min(waiting), "{} of {lines:?}", leases.len());
         for (queue, line) in QUEUES.iter().zip(lines) {
             let of_queue = leases.iter().filter(|leased| leased.job.spec.queue.as_str() == *queue);
-            let taken = ids(of_queue.map(|leased| &leased.job));
+            let taken = ids(of_queue.map(|leased| &*leased.job));
             assert_eq!(taken, line[..taken.len()]);
         }
         for leased in leases {
@@ -213,7 +213,7 @@ impl Pair {
             let lease = self.lease(index);
             expected.push(self.model.settle(now, lease, &report, fraction));
             let progress = self.progress(fraction);
-            settlements.push(Settlement { lease, report, jitter: 1.0, progress });
+            settlements.push(Settlement { lease, report, jitter: 1.0, progress, job: None });
         }
         let settled = self.world.store().settle(now, settlements).await.unwrap();
         let settled: Vec<_> = settled.into_iter().map(|answer| answer.map_err(refusal)).collect();

@@ -48,7 +48,7 @@ impl Writer {
         connection.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(listen)).unwrap();
         let config = Arc::new(Config::default());
         let lines = Lines::load(&connection, &config).unwrap();
-        let shared = Shared { free_bytes: u64::MAX.into(), counts: lines.counts().into() };
+        let shared = Shared { free_bytes: u64::MAX.into(), now: 0.into(), counts: lines.counts().into() };
         let state = State {
             connection,
             config,
@@ -57,6 +57,7 @@ impl Writer {
             signals: Arc::new(Signals::new(Position(0))),
             shared: shared.into(),
             durable: Durable::Synced,
+            parked: Vec::new(),
         };
         Self { state, said, now: Timestamp(1_700_000_000_000) }
     }
@@ -79,6 +80,7 @@ impl Writer {
             limit,
             caps: HashMap::new(),
             lease: Duration::from_secs(30),
+            wait: None,
         };
         self.run(|tx, now| claim::claim(tx, now, &claim)).into_iter().map(|leased| leased.lease).collect()
     }
@@ -90,6 +92,7 @@ impl Writer {
             report: report.clone(),
             jitter: 1.0,
             progress: progress.clone(),
+            job: None,
         });
         let settlements = settlements.collect();
         let settled = self.run(|tx, now| settle::settle(tx, now, settlements));
