@@ -10,7 +10,9 @@ BINARY := $(TARGET)/release/jobwire
 BASELINE := proto/baseline.binpb
 # Bytes. The binary must stay below it.
 MAX_SIZE := 26214400
-STEPS := tools fmt-check clippy proto-lint proto-breaking deny cargo-test release-check transcripts readme
+# kill -9 so often; SEED=n repeats the draws that were printed for n.
+KILLS ?= 50
+STEPS := tools fmt-check clippy proto-lint proto-breaking deny cargo-test release-check kills transcripts readme
 
 export PATH := $(TOOLS)/bin:$(PATH)
 
@@ -59,6 +61,10 @@ release-check: ## Build the release binary and check its size
 	size=$$(wc -c < $(BINARY)); \
 	printf 'jobwire: %s bytes (at most %s), built in %s s\n' "$$size" $(MAX_SIZE) "$$seconds"; \
 	[ "$$size" -lt $(MAX_SIZE) ] || { echo 'The binary is too large: `cargo bloat --release --crates` shows what fills it.'; exit 1; }
+
+kills: ## Kill the release binary again and again: KILLS=2000 for long, SEED=n to repeat
+	JOBWIRE_BIN=$(BINARY) JOBWIRE_TEST_KILLS=$(KILLS) $(if $(SEED),JOBWIRE_TEST_SEED=$(SEED)) \
+		cargo test --locked --test it kill:: -- --nocapture
 
 transcripts: ## The contract's transcripts with the real grpcurl
 	JOBWIRE_BIN=$(BINARY) tests/transcripts.sh
