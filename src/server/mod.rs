@@ -5,6 +5,7 @@
 mod builder;
 mod convert;
 mod deadline;
+mod descriptors;
 mod jobs;
 mod json;
 mod listener;
@@ -256,6 +257,7 @@ fn info(engine: &Engine, handlers: &Handlers, instance: &str) -> proto::GetServe
 /// As [`Server::start`] and [`Server::serve`] say.
 pub async fn run(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), ServeError> {
     let handlers = Handlers::builtin(&config).map_err(ServeError::Config)?;
+    descriptors::raise_limit();
     let stop = stop_signal();
     let server = Server::start(config, handlers).await?;
     ready(server.address());
