@@ -25,6 +25,9 @@ const POLL: Duration = Duration::from_secs(1);
 /// Outcomes of one read.
 const PAGE: usize = 1000;
 
+/// Bytes of outcomes that a follower is given in one read, about: they stay in memory for as long as it is slow.
+const PAGE_BYTES: usize = 1 << 20;
+
 pub struct Feed {
     store: Arc<dyn Store>,
     ring: RwLock<Ring>,
@@ -163,9 +166,15 @@ impl Ring {
             return None;
         }
         let first = self.outcomes.partition_point(|outcome| outcome.position <= after);
-        let outcomes: Vec<_> = self.outcomes.range(first..).take(limit).cloned().collect();
+        let mut bytes = 0;
+        let page = self.outcomes.range(first..).take(limit).take_while(|outcome| {
+            let room = bytes < PAGE_BYTES;
+            bytes += weight(outcome);
+            room
+        });
+        let outcomes: Vec<_> = page.cloned().collect();
         let upto = match outcomes.last() {
-            Some(last) if outcomes.len() == limit => last.position,
+            Some(last) if first + outcomes.len() < self.outcomes.len() => last.position,
             _ => self.end,
         };
         Some(Stretch { outcomes, upto, start: None })
@@ -310,6 +319,19 @@ mod tests {
         assert!(!newest(&ring));
         ring.append(&[outcome(4, "a")], Position(4));
         assert!(newest(&ring));
+    }
+
+    #[test]
+    fn one_read_gives_no_more_than_a_page() {
+        let mut ring = Ring { capacity: usize::MAX, ..Ring::default() };
+        let count = 3 * PAGE_BYTES / weight(&outcome(1, "a")) / 2;
+        ring.append(&(1..=count as i64).map(|n| outcome(n, "a")).collect::<Vec<_>>(), Position(count as i64));
+        let page = ring.read(Position(0), usize::MAX).unwrap();
+        assert_eq!(page.outcomes.iter().map(weight).sum::<usize>().next_multiple_of(PAGE_BYTES), PAGE_BYTES);
+        assert_eq!(page.outcomes.last().unwrap().position, page.upto);
+        let rest = ring.read(page.upto, usize::MAX).unwrap();
+        assert_eq!((page.outcomes.len() + rest.outcomes.len(), rest.upto), (count, ring.end));
+        assert_eq!(ring.read(Position(0), 10).unwrap().upto, Position(10));
     }
 
     #[test]

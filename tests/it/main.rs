@@ -6,6 +6,7 @@ mod batch;
 mod calls;
 mod changes;
 mod command_line;
+mod crowd;
 mod disk;
 mod end_to_end;
 mod examples;

@@ -14,8 +14,8 @@ use crate::{
 /// Rows that one call looks at, at most: a page is a short transaction.
 const SCAN: i64 = 2000;
 
-/// Bytes of outputs on one page, about.
-const PAGE_BYTES: usize = 4 << 20;
+/// Bytes of outputs on one page, about. Every watcher that lags behind holds one.
+const PAGE_BYTES: usize = 1 << 20;
 
 pub fn start(connection: &Connection) -> Result<i64> {
     connection
