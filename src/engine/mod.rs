@@ -12,13 +12,17 @@ mod timers;
 mod waits;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::{
     sync::{Semaphore, broadcast},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::{ContextV7, Uuid};
 
 pub use batcher::Pressure;
 pub use clock::Clock;
@@ -53,6 +57,7 @@ struct Inner {
     config: Arc<Config>,
     store: Arc<dyn Store>,
     clock: Arc<Clock>,
+    ids: Mutex<ContextV7>,
     submits: Batcher<Vec<Submission>, GroupReply>,
     settles: Batcher<Settlement, Result<(), Error>>,
     cancels: Batcher<Cancel, Result<Change, Error>>,
@@ -113,6 +118,7 @@ impl Engine {
             config,
             store,
             clock,
+            ids: Mutex::default(),
         };
         let engine = Self(Arc::new(inner));
         engine.spawn_duties();
@@ -149,6 +155,13 @@ impl Engine {
 
     pub fn leases(&self) -> &Arc<Leases> {
         &self.0.leases
+    }
+
+    /// An id for a job that brings none: a UUIDv7, which sorts by time.
+    pub fn fresh_id(&self) -> JobId {
+        let now = Duration::from_millis(u64::try_from(self.0.clock.now().0).unwrap_or_default());
+        let time = uuid::Timestamp::from_unix(&self.0.ids, now.as_secs(), now.subsec_nanos());
+        Uuid::new_v7(time).to_string().parse().expect("a UUID is a valid id")
     }
 
     /// The log that cursors are valid for.

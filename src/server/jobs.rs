@@ -10,7 +10,6 @@ use futures_util::stream::BoxStream;
 use prost::Message as _;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
-use uuid::Uuid;
 
 use super::{
     convert::{self, Format, filter, format, job, optional_duration, proto_duration, submission, view},
@@ -97,7 +96,7 @@ impl Jobs {
         let format = format("payload_format", request.payload_format, Format::Readable)?;
         let until = self.patience(request.wait.as_ref(), deadline)?;
         let validate_only = request.validate_only;
-        let item = submission("", request, &self.engine.config().limits, fresh_id(), trace)?;
+        let item = submission("", request, &self.engine.config().limits, self.engine.fresh_id(), trace)?;
         if validate_only {
             return Ok(self.would_accept(&item, format));
         }
@@ -167,7 +166,7 @@ impl Jobs {
                 request.payload_format,
                 Format::Readable,
             )?);
-            group.push(submission(&prefix, request, limits, fresh_id(), trace.clone())?);
+            group.push(submission(&prefix, request, limits, self.engine.fresh_id(), trace.clone())?);
         }
         let group = self
             .engine
@@ -314,11 +313,6 @@ pub fn only_in_submit(prefix: &str, request: &proto::SubmitRequest) -> Result<()
         return refused("validate_only");
     }
     Ok(())
-}
-
-/// A UUIDv7: sorts by time.
-pub fn fresh_id() -> JobId {
-    Uuid::now_v7().to_string().parse().expect("a UUID is a valid id")
 }
 
 fn job_id(text: &str) -> Result<JobId, Error> {

@@ -99,12 +99,12 @@ impl Server {
         let api = JobsApi::default();
         let port = Port::open(&config, api.clone(), socket).await;
 
-        let clock = Clock::default();
         let opened = {
-            let (config, now) = (config.clone(), clock.now());
+            let (config, now) = (config.clone(), Clock::default().now());
             spawn_blocking(move || SqliteStore::open(&config.data, config.clone(), now)).await
         };
         let store = opened.map_err(|panic| ServeError::StoreFailed(panic.to_string().into()))??;
+        let clock = Clock::starting_at(store.last_time());
         let engine = Engine::start(config.clone(), store as Arc<dyn Store>, clock);
         let instance = Uuid::now_v7().simple().to_string();
         api.open(engine.clone(), info(&engine, &handlers, &instance));

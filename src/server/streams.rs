@@ -19,7 +19,7 @@ use tonic::{Status, Streaming};
 
 use super::{
     convert::{self, Format, format, submission},
-    jobs::{fresh_id, only_in_submit},
+    jobs::only_in_submit,
     status::{rejection, status},
     tokens,
 };
@@ -99,7 +99,7 @@ async fn judge(
 ) -> Result<Accepted, Error> {
     let request = item.request.ok_or_else(|| Error::invalid("request", "is required"))?;
     only_in_submit("request.", &request)?;
-    let item = submission("request.", request, &engine.config().limits, fresh_id(), trace)?;
+    let item = submission("request.", request, &engine.config().limits, engine.fresh_id(), trace)?;
     let group = engine.submit(vec![item], Pressure::Wait).await.map_err(|(_, error)| error)?;
     let submitted = engine::only(group)?;
     Ok(Accepted {

@@ -5,6 +5,7 @@ mod bad_input;
 mod batch;
 mod calls;
 mod changes;
+mod clock;
 mod command_line;
 mod crowd;
 mod disk;

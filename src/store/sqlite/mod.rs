@@ -130,6 +130,7 @@ impl SqliteStore {
         let log_id = log_id(&connection).map_err(sqlite)?;
         let lines = Lines::load(&connection, &config).map_err(sqlite)?;
         let head = feed::head(&connection).map_err(sqlite)?;
+        let now = now.max(newest_time(&connection).map_err(sqlite)?);
 
         let signals = Arc::new(Signals::new(head));
         let free = open::free_bytes(dir).map_err(|source| OpenError::Io { path: dir.to_owned(), source })?;
@@ -209,6 +210,22 @@ impl SqliteStore {
             self.shared.free_bytes.store(free, Ordering::Relaxed);
         }
     }
+
+    /// The latest time that the store has seen, in a process before this one too: time must not go back behind it.
+    pub fn last_time(&self) -> Timestamp {
+        self.shared.now()
+    }
+}
+
+/// When the last thing happened that is on record.
+fn newest_time(connection: &Connection) -> rusqlite::Result<Timestamp> {
+    connection.query_row(
+        "SELECT max(coalesce((SELECT submitted FROM job ORDER BY num DESC LIMIT 1), 0), \
+         coalesce((SELECT finished FROM done ORDER BY seq DESC LIMIT 1), 0), \
+         coalesce((SELECT max(started) FROM live WHERE state = 3), 0))",
+        [],
+        |row| row.get(0).map(Timestamp),
+    )
 }
 
 /// Draws the name of a new log if this store has none: it is new, or a backup.
