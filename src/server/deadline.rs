@@ -44,9 +44,9 @@ fn failure(error: Error) -> Response {
 }
 
 /// `grpc-timeout`: up to 8 digits and a unit (gRPC over HTTP/2, "Requests").
-fn parse(value: &[u8]) -> Option<Duration> {
+pub(super) fn parse(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;
-    if digits.is_empty() || digits.len() > 8 {
+    if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
     let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
@@ -70,7 +70,7 @@ mod tests {
         assert_eq!(parse(b"5S"), Some(Duration::from_secs(5)));
         assert_eq!(parse(b"99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
         assert_eq!(parse(b"20m"), Some(Duration::from_millis(20)));
-        for bad in [&b""[..], b"S", b"5", b"-5S", b"999999999S", b"5X", b"\xff\xffS"] {
+        for bad in [&b""[..], b"S", b"5", b"-5S", b"+5S", b"999999999S", b"5X", b"\xff\xffS"] {
             assert_eq!(parse(bad), None, "{bad:?}");
         }
     }
