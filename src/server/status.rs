@@ -184,7 +184,7 @@ pub fn rejection(error: &Error) -> Rejection {
         _ => None,
     };
     let field = match told.detail {
-        Detail::Field(path) => path,
+        Detail::Field(path) => cut(&path, MAX_VALUE),
         _ => String::new(),
     };
     let message = match error {
