@@ -91,9 +91,9 @@ impl Config {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Bytes of one payload, at most 3 MiB: a message is 4 MiB.
+    /// Bytes of one payload; with `max_output_bytes` at most 3 MiB, because a message is 4 MiB.
     pub max_payload_bytes: usize,
-    /// Bytes of one output, at most 3 MiB.
+    /// Bytes of one output; with `max_payload_bytes` at most 3 MiB.
     pub max_output_bytes: usize,
     /// Items of one BatchSubmit.
     pub max_batch_items: usize,

@@ -15,6 +15,8 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod engine;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod handlers;
 pub mod job;
 pub mod server;

@@ -7,6 +7,8 @@ mod config;
 mod delete;
 mod error;
 mod filter;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod get;
 mod info;
 mod json;
@@ -27,6 +29,8 @@ mod values;
 mod verify;
 mod watch;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::settings::fuzz::TARGETS as SETTINGS_TARGETS;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};

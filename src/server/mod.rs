@@ -5,6 +5,8 @@
 mod builder;
 mod convert;
 mod deadline;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod jobs;
 mod json;
 mod listener;

@@ -122,6 +122,21 @@ async fn a_payload_may_have_a_mebibyte() {
 }
 
 #[tokio::test]
+async fn the_largest_input_and_output_fit_one_reply() {
+    const HALF: usize = 3 << 19;
+    let server = Server::with(&format!("[limits]\nmax_payload_bytes = {HALF}\nmax_output_bytes = {HALF}\n"));
+    let client = server.client().await;
+    // As `Value`s these would be several times as large.
+    let document = format!("[{}1]", "1,".repeat(HALF / 2 - 2));
+    let id = finish(&client, submit("echo", &document)).await.job_id;
+    let job = get(&client, &id).await;
+    for payload in [job.spec.unwrap().payload.unwrap(), job.output.unwrap()] {
+        assert!(!payload.omitted && payload.size_bytes == document.len() as i64);
+        assert_eq!(payload.body, Some(Body::Text(document.clone())));
+    }
+}
+
+#[tokio::test]
 async fn a_damaged_job_is_not_handed_out() {
     let mut server = Server::start();
     let client = server.client().await;
