@@ -31,7 +31,7 @@ use crate::{
     job::{Error, Job, JobId, Progress, State, View},
     store::{
         Cancel, Change, Claim, Delete, GroupReply, Leased, LineCounts, ListPage, ListQuery, LogId, Position,
-        Retry, Settlement, Store, Submission,
+        Retry, Settlement, Store, Submission, Submitted,
     },
 };
 
@@ -179,6 +179,18 @@ impl Engine {
         self.take_work().map_err(|error| (0, error))?;
         let size: usize = group.iter().map(|item| item.spec.payload.size + 1024).sum();
         self.0.submits.call(group, size, pressure).await.map_err(|error| (0, error))?
+    }
+
+    /// What a submit would be answered, without its effect.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`] says, but a server that is stopping still checks.
+    pub async fn check(&self, item: Submission) -> Result<Submitted, Error> {
+        let size = item.spec.payload.size + 1024;
+        let item = Submission { check_only: true, ..item };
+        let group = self.0.submits.call(vec![item], size, Pressure::Refuse).await?;
+        let submitted = group.map_err(|(_, error)| error)?.into_iter().next();
+        submitted.ok_or_else(|| Error::Internal("no answer to a check".into()))
     }
 
     fn take_work(&self) -> Result<(), Error> {

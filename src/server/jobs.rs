@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 use uuid::Uuid;
 
 use super::{
-    convert::{self, Format, filter, format, job, optional_duration, proto_duration, submission, view},
+    convert::{Format, filter, format, job, optional_duration, proto_duration, submission, view},
     deadline::Deadline,
     listener::Retire,
     status::status,
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     engine::{Engine, Pressure},
-    job::{Error, Job, JobId, Live, State, View},
+    job::{Error, JobId, View},
     proto::{self, job_service_server::JobService},
     store::{Cancel, Delete, ListQuery, Retry, Submission, Submitted},
 };
@@ -96,10 +96,9 @@ impl Jobs {
         let request = request.into_inner();
         let format = format("payload_format", request.payload_format, Format::Readable)?;
         let until = self.patience(request.wait.as_ref(), deadline)?;
-        let validate_only = request.validate_only;
         let item = submission("", request, &self.engine.config().limits, fresh_id(), trace)?;
-        if validate_only {
-            return Ok(self.would_accept(&item, format));
+        if item.check_only {
+            return self.check(item, format).await;
         }
         let group = self.engine.submit(vec![item], Pressure::Refuse).await.map_err(|(_, error)| error)?;
         let mut submitted =
@@ -113,35 +112,15 @@ impl Jobs {
     }
 
     /// The answer to a job that is only checked.
-    fn would_accept(&self, item: &Submission, format: Format) -> proto::SubmitResponse {
-        let now = self.engine.clock().now();
-        let live = Live::admit(&item.spec, now);
-        let job = Job {
-            id: item.job_id.clone(),
-            spec: item.spec.clone(),
-            state: State::Live(live.state),
-            attempt: 0,
-            run: live.run,
-            output: None,
-            error: None,
-            progress: None,
-            cancel_requested: false,
-            worker: None,
-            submit_time: now,
-            next_attempt_time: Some(live.due),
-            start_time: None,
-            finish_time: None,
-            delete_time: None,
-            version: live.version,
-            trace: item.trace.clone(),
-            attempts: Vec::new(),
-        };
-        let mut job = convert::job(&job, View::Result, format, 0);
-        if !item.own_id {
-            // The id would be another one when it is submitted.
-            job.job_id.clear();
+    async fn check(&self, item: Submission, format: Format) -> Result<proto::SubmitResponse, Error> {
+        let own_id = item.own_id;
+        let mut answer = self.answer(&self.engine.check(item).await?, format);
+        if !answer.deduplicated {
+            // Nothing was committed, and the id would be another one when it is submitted.
+            answer.cursor.clear();
+            answer.job.iter_mut().filter(|_| !own_id).for_each(|job| job.job_id.clear());
         }
-        proto::SubmitResponse { job: Some(job), ..Default::default() }
+        Ok(answer)
     }
 
     async fn batch_submit(
