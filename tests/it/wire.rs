@@ -4,6 +4,7 @@ use bytes::{Buf as _, BufMut as _, Bytes};
 use http::uri::PathAndQuery;
 use jobwire::proto::{GetResultRequest, ListJobsRequest, SubmitResponse, job::State};
 use prost::Message as _;
+use prost_reflect::{DescriptorPool, Kind, MessageDescriptor};
 use tonic::{
     Code, Request, Status,
     client::Grpc,
@@ -12,7 +13,7 @@ use tonic::{
 };
 
 use crate::{
-    calls::{finish, get},
+    calls::{Refusal, finish, get},
     support::{Server, submit},
 };
 
@@ -55,10 +56,10 @@ impl Decoder for Raw {
 }
 
 /// Calls a method of any service with a message of any bytes.
-async fn call(channel: &Channel, path: &'static str, message: Vec<u8>) -> Result<Bytes, Status> {
+async fn call(channel: &Channel, path: &str, message: Vec<u8>) -> Result<Bytes, Status> {
     let mut grpc = Grpc::new(channel.clone());
     grpc.ready().await.expect("the server is there");
-    let path = PathAndQuery::from_static(path);
+    let path = path.parse::<PathAndQuery>().expect("a path");
     Ok(grpc.unary(Request::new(message.into()), path, Raw).await?.into_inner())
 }
 
@@ -78,7 +79,7 @@ async fn bytes_that_are_no_message_are_refused() {
     let server = Server::start();
     let channel = server.channel().await;
     let bad_utf8 = field(1, &field(2, b"echo\xff"));
-    let wrong_type = vec![0x08, 0x01];
+    let wrong_type = vec![0x10, 0x01];
     let mut deep = Vec::new();
     for _ in 0..5000 {
         // Value.list_value, ListValue.values.
@@ -98,13 +99,61 @@ async fn bytes_that_are_no_message_are_refused() {
         ("lies", lies),
         ("groups", group),
     ] {
-        let status = call(&channel, SUBMIT, bytes).await.expect_err(what);
-        assert!(matches!(status.code(), Code::Internal | Code::InvalidArgument), "{what}: {status:?}");
+        for method in [SUBMIT, "/jobwire.v1.JobService/StreamSubmit"] {
+            let refused = Refusal::of(call(&channel, method, bytes.clone()).await);
+            assert_eq!(refused.field(), "message", "{what}");
+            refused.is(Code::InvalidArgument, "INVALID_FIELD");
+        }
     }
     let client = server.client().await;
     let list = client.clone().list_jobs(ListJobsRequest::default()).await.unwrap().into_inner();
     assert!(list.jobs.is_empty());
     finish(&client, submit("echo", "1")).await;
+}
+
+/// Messages that are sound but for one text inside of them, one for each text there is.
+fn with_bad_text(message: &MessageDescriptor, around: &mut Vec<String>) -> Vec<(String, Vec<u8>)> {
+    let name = message.full_name().to_owned();
+    if around.contains(&name) {
+        return Vec::new();
+    }
+    around.push(name);
+    let mut found = Vec::new();
+    for inner in message.fields() {
+        let number = inner.number().into();
+        match inner.kind() {
+            Kind::String => found.push((inner.name().to_owned(), field(number, b"a\xc3\x28"))),
+            Kind::Message(message) => {
+                let bad = with_bad_text(&message, around).into_iter();
+                found.extend(
+                    bad.map(|(path, bytes)| (format!("{}.{path}", inner.name()), field(number, &bytes))),
+                );
+            }
+            _ => {}
+        }
+    }
+    around.pop();
+    found
+}
+
+#[tokio::test]
+async fn text_is_utf_8_wherever_it_stands() {
+    let server = Server::start();
+    let channel = server.channel().await;
+    let pool = DescriptorPool::decode(jobwire::proto::DESCRIPTORS).unwrap();
+    let service = pool.get_service_by_name("jobwire.v1.JobService").unwrap();
+    let mut tried = 0;
+    for method in service.methods() {
+        let path = format!("/jobwire.v1.JobService/{}", method.name());
+        for (field, bytes) in with_bad_text(&method.input(), &mut Vec::new()) {
+            let refused = Refusal::of(call(&channel, &path, bytes).await);
+            assert_eq!(refused.field(), "message", "{path} {field}");
+            refused.is(Code::InvalidArgument, "INVALID_FIELD").says(&["UTF-8"]);
+            tried += 1;
+        }
+    }
+    assert!(tried > 50, "{tried}");
+    finish(&server.client().await, submit("echo", "1")).await;
 }
 
 #[tokio::test]
@@ -135,8 +184,8 @@ async fn the_last_of_two_values_counts_and_defaults_may_be_left_out() {
     let status = call(&channel, SUBMIT, Vec::new()).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     call(&channel, "/jobwire.v1.JobService/ListJobs", Vec::new()).await.unwrap();
-    let status = call(&channel, "/jobwire.v1.JobService/NoSuchCall", Vec::new()).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented);
-    let status = call(&channel, "/no.such.Service/Call", Vec::new()).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented);
+    for unknown in ["/jobwire.v1.JobService/NoSuchCall", "/no.such.Service/Call"] {
+        let refused = Refusal::of(call(&channel, unknown, Vec::new()).await);
+        refused.is(Code::Unimplemented, "NOT_SUPPORTED").says(&["no such call"]);
+    }
 }
