@@ -23,7 +23,10 @@ use http::{HeaderName, HeaderValue, header};
 use tokio::{net::TcpListener, task::spawn_blocking};
 use tonic::{server::NamedService as _, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::{
+    cors::{AllowOrigin, CorsLayer},
+    propagate_header::PropagateHeaderLayer,
+};
 use uuid::Uuid;
 
 pub use self::{builder::Builder, signals::stop_signal};
@@ -49,6 +52,9 @@ const CLOSING: Duration = Duration::from_secs(5);
 
 /// Calls get this long to be told that the store has failed.
 const FAILING: Duration = Duration::from_millis(500);
+
+/// What a caller calls its call: told back with the answer, whatever it is.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The names in health checks: all of the server, and its service.
 const CHECKED: [&str; 2] = ["", "jobwire.v1.JobService"];
@@ -211,15 +217,17 @@ fn router(config: &Config, routes: Routes) -> Router {
         .prepare()
         .into_axum_router()
         .layer(middleware::from_fn(move |request, next| deadline::enforce(cap, request, next)))
-        .layer(tonic_web::GrpcWebLayer::new());
+        .layer(tonic_web::GrpcWebLayer::new())
+        .layer(PropagateHeaderLayer::new(REQUEST_ID));
     let origins: Vec<HeaderValue> =
         config.web.allowed_origins.iter().filter_map(|origin| origin.parse().ok()).collect();
     if origins.is_empty() {
         return router;
     }
-    let own = ["grpc-timeout", "x-grpc-web", "x-user-agent", "traceparent", "tracestate"]
+    let own = ["grpc-timeout", "x-grpc-web", "x-user-agent", "traceparent", "tracestate", "x-request-id"]
         .map(HeaderName::from_static);
-    let told = ["grpc-status", "grpc-message", "grpc-status-details-bin"].map(HeaderName::from_static);
+    let told = ["grpc-status", "grpc-message", "grpc-status-details-bin", "x-request-id"]
+        .map(HeaderName::from_static);
     router.layer(
         CorsLayer::new()
             .allow_origin(AllowOrigin::list(origins))

@@ -219,13 +219,13 @@ async fn an_origin_that_is_named_is_let_in() {
     let server = Server::with(&format!("[web]\nallowed_origins = [\"{ORIGIN}\"]\n"));
     let allowed = preflight(&server, ORIGIN).await;
     assert_eq!(allowed.header("access-control-allow-origin"), ORIGIN);
-    for name in ["content-type", "x-grpc-web", "grpc-timeout"] {
+    for name in ["content-type", "x-grpc-web", "grpc-timeout", "x-request-id"] {
         assert!(allowed.header("access-control-allow-headers").contains(name), "{name}");
     }
     assert!(allowed.header("access-control-allow-methods").contains("POST"));
     let answer = call(&server, "Submit", &submit("nobody", "1"), &[("origin", ORIGIN)]).await;
     assert_eq!(answer.header("access-control-allow-origin"), ORIGIN);
-    for name in ["grpc-status", "grpc-message", "grpc-status-details-bin"] {
+    for name in ["grpc-status", "grpc-message", "grpc-status-details-bin", "x-request-id"] {
         assert!(answer.header("access-control-expose-headers").contains(name), "{name}");
     }
     for other in ["https://evil.example.org", "null", "https://app.example.org.evil.org"] {
