@@ -19,6 +19,8 @@ pub mod engine;
 pub mod fuzz;
 pub mod handlers;
 pub mod job;
+#[cfg(test)]
+mod reached;
 pub mod server;
 pub mod store;
 pub mod worker;
