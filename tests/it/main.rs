@@ -10,6 +10,7 @@ mod disk;
 mod end_to_end;
 mod examples;
 mod flaky;
+mod floods;
 mod frames;
 mod health;
 mod kill;

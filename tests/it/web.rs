@@ -198,6 +198,36 @@ async fn half_a_frame_does_nothing() {
     finish(&server.client().await, submit("echo", "1")).await;
 }
 
+#[tokio::test]
+async fn garbage_of_a_browser_is_refused() {
+    let server = Server::start();
+    let text = ("content-type", "application/grpc-web-text");
+    for (header, body) in [
+        (WEB, Vec::new()),
+        (WEB, vec![0, 0]),
+        (WEB, vec![0xff; 1000]),
+        (WEB, [&[0, 0xff, 0xff, 0xff, 0xff][..], &[0; 100]].concat()),
+        (WEB, [&[0, 0, 0, 0, 3][..], b"\xff\xff\xff"].concat()),
+        // Trailers, which a request has none of.
+        (WEB, [&[0x80, 0, 0, 0, 3][..], b"a:b"].concat()),
+        (text, b"!!!!".to_vec()),
+        (text, b"AAAA".to_vec()),
+        (text, vec![b'A'; 1001]),
+    ] {
+        let told = format!("{header:?} {body:.40?}");
+        let answer = send(&server, Method::POST, "Submit", &[header], body).await;
+        let (_, trailers) = answer.read::<SubmitResponse>();
+        let code = trailers.lines().find_map(|line| line.strip_prefix("grpc-status:")).map(str::trim);
+        let code = code.unwrap_or_else(|| answer.header("grpc-status"));
+        assert!(answer.status == StatusCode::OK && !["", "0"].contains(&code), "{told}: {code:?}");
+    }
+    let answer = send(&server, Method::GET, "Submit", &[WEB], Vec::new()).await;
+    assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
+    let answer = send(&server, Method::POST, "Submit", &[("content-type", "text/plain")], Vec::new()).await;
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+    finish(&server.client().await, submit("echo", "1")).await;
+}
+
 async fn preflight(server: &Server, origin: &str) -> Answer {
     let headers = [
         ("origin", origin),

@@ -1,10 +1,13 @@
 //! Messages made by hand, byte by byte.
 
 use bytes::{Buf as _, BufMut as _, Bytes};
-use http::uri::PathAndQuery;
+use http::{HeaderMap, StatusCode, uri::PathAndQuery};
+use http_body_util::Full;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use jobwire::proto::{GetResultRequest, ListJobsRequest, SubmitResponse, job::State};
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, Kind, MessageDescriptor};
+use tokio::net::TcpStream;
 use tonic::{
     Code, Request, Status,
     client::Grpc,
@@ -15,6 +18,7 @@ use tonic::{
 use crate::{
     calls::{Refusal, finish, get},
     support::{Server, submit},
+    vanish::framed,
 };
 
 /// Passes bytes through.
@@ -154,6 +158,58 @@ async fn text_is_utf_8_wherever_it_stands() {
     }
     assert!(tried > 50, "{tried}");
     finish(&server.client().await, submit("echo", "1")).await;
+}
+
+/// The answer to a request over HTTP/2 that no client library would send.
+async fn odd(server: &Server, headers: &[(&str, &str)], body: Vec<u8>) -> (StatusCode, HeaderMap) {
+    let stream = TcpStream::connect(server.address()).await.unwrap();
+    let io = TokioIo::new(stream);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    let mut request = http::Request::post(format!("http://{}{SUBMIT}", server.address()));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let answer = sender.send_request(request.body(Full::<Bytes>::from(body)).unwrap()).await.unwrap();
+    (answer.status(), answer.headers().clone())
+}
+
+const GRPC: (&str, &str) = ("content-type", "application/grpc");
+
+#[tokio::test]
+async fn what_is_almost_grpc_is_told_why_not() {
+    let server = Server::start();
+    let sound = framed(&submit("echo", "1"));
+    for content_type in ["text/plain", "application/json", "application/x-www-form-urlencoded", ""] {
+        let (status, _) = odd(&server, &[("content-type", content_type)], sound.clone()).await;
+        assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{content_type}");
+    }
+    assert_eq!(odd(&server, &[], sound.clone()).await.0, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    let of = |flag: u8, length: u32, body: &[u8]| [&[flag][..], &length.to_be_bytes(), body].concat();
+    for (what, body, reason) in [
+        ("nothing", Vec::new(), "INVALID_FIELD"),
+        ("half a head", vec![0, 0, 0], "INVALID_FIELD"),
+        ("half a message", sound[..sound.len() - 1].to_vec(), "INVALID_FIELD"),
+        ("compressed without saying how", of(1, 3, b"abc"), "INVALID_FIELD"),
+        ("a flag that there is not", of(7, 3, b"abc"), "INVALID_FIELD"),
+        ("a byte too much", of(0, (4 << 20) + 1, b""), "TOO_LARGE"),
+        ("four gigabytes", of(0, u32::MAX, b""), "TOO_LARGE"),
+    ] {
+        let (status, headers) = odd(&server, &[GRPC], body).await;
+        assert_eq!(status, StatusCode::OK);
+        let refused = Refusal::read(Status::from_header_map(&headers).expect(what));
+        assert_eq!(refused.field(), "message", "{what}");
+        refused.is(Code::InvalidArgument, reason);
+    }
+    for encoding in ["gzip", "deflate", "zstd", "x"] {
+        let (_, headers) = odd(&server, &[GRPC, ("grpc-encoding", encoding)], of(1, 3, b"abc")).await;
+        let refused = Refusal::read(Status::from_header_map(&headers).expect(encoding));
+        refused.is(Code::Unimplemented, "NOT_SUPPORTED").says(&[encoding]);
+    }
+    let client = server.client().await;
+    assert!(client.clone().list_jobs(ListJobsRequest::default()).await.unwrap().into_inner().jobs.is_empty());
+    finish(&client, submit("echo", "1")).await;
 }
 
 #[tokio::test]
