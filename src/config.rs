@@ -118,6 +118,9 @@ pub struct Limits {
     pub submit_buffer_items: usize,
     /// Bytes of payload that wait for their commit in memory.
     pub submit_buffer_bytes: usize,
+    /// Bytes of large messages in memory, those from 64 KiB on: of requests that are coming in, and as many of replies
+    /// that were not taken yet.
+    pub message_buffer_bytes: usize,
     /// Longest retention a job may ask for.
     #[serde(with = "duration")]
     pub max_retention: Duration,
@@ -144,6 +147,7 @@ impl Default for Limits {
             max_lines: 10_000,
             submit_buffer_items: 10_000,
             submit_buffer_bytes: 64 << 20,
+            message_buffer_bytes: 128 << 20,
             max_retention: Duration::from_secs(90 * 24 * 3600),
             max_delay: Duration::from_secs(366 * 24 * 3600),
             max_attempt_timeout: Duration::from_secs(24 * 3600),

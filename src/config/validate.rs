@@ -106,6 +106,7 @@ impl Config {
         check.within("limits.max_lines", limits.max_lines, 1..=1_000_000);
         check.within("limits.submit_buffer_items", limits.submit_buffer_items, 1..=1_000_000);
         check.within("limits.submit_buffer_bytes", limits.submit_buffer_bytes, 1..=16 << 30);
+        check.within("limits.message_buffer_bytes", limits.message_buffer_bytes, 8 << 20..=16 << 30);
         for (key, bytes) in [
             ("limits.max_unfinished_bytes", limits.max_unfinished_bytes),
             ("limits.submit_buffer_bytes", limits.submit_buffer_bytes as u64),

@@ -16,7 +16,10 @@ use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
-use super::status::{of_library, status};
+use super::{
+    room::Room,
+    status::{of_library, status},
+};
 use crate::job::Error;
 
 /// When the caller stops waiting.
@@ -31,7 +34,7 @@ impl Deadline {
 }
 
 /// Runs a call within its deadline, and never longer than `cap` until its headers are there.
-pub async fn enforce(cap: Duration, mut request: Request, next: Next) -> Response {
+pub async fn enforce(cap: Duration, room: Room, mut request: Request, next: Next) -> Response {
     if !is_grpc(request.headers()) {
         return StatusCode::UNSUPPORTED_MEDIA_TYPE.into_response();
     }
@@ -41,9 +44,10 @@ pub async fn enforce(cap: Duration, mut request: Request, next: Next) -> Respons
     if let Some(deadline) = deadline {
         request.extensions_mut().insert(Deadline(deadline));
     }
+    let request = request.map(|body| room.request(body, cap));
     let end = deadline.map_or(now + cap, |deadline| deadline.min(now + cap));
     match timeout_at(end, AssertUnwindSafe(next.run(request)).catch_unwind()).await {
-        Ok(Ok(response)) => explained(response),
+        Ok(Ok(response)) => Room::hold(explained(response)),
         Ok(Err(_)) => failure(Error::Internal("a call panicked".into())),
         Err(_) => failure(Error::DeadlineExceeded),
     }

@@ -16,6 +16,7 @@ use super::{
     convert::{Format, filter, format, job, optional_duration, proto_duration, submission, view},
     deadline::Deadline,
     listener::Retire,
+    room::Room,
     status::status,
     streams, tokens,
 };
@@ -41,18 +42,30 @@ const MAX_REPLY: usize = 4_000_000;
 
 /// The service. It answers UNAVAILABLE until there is an engine: the store recovers while the port is open, so that
 /// health checks can tell.
-#[derive(Clone, Default)]
-pub struct JobsApi(Arc<OnceLock<Jobs>>);
+#[derive(Clone)]
+pub struct JobsApi {
+    jobs: Arc<OnceLock<Jobs>>,
+    room: Room,
+}
 
 impl JobsApi {
+    pub fn new(room: Room) -> Self {
+        Self { jobs: Arc::default(), room }
+    }
+
+    /// What a call is answered with, if there is room for it.
+    fn reply<T: prost::Message>(&self, answer: Result<T, Error>) -> Answer<T> {
+        answer.and_then(|reply| self.room.reply(reply)).map_err(status)
+    }
+
     /// From now on calls are served.
     pub fn open(&self, engine: Engine, info: proto::GetServerInfoResponse) {
         // The first one stays; there is no second.
-        let _ = self.0.set(Jobs { engine, info });
+        let _ = self.jobs.set(Jobs { engine, info });
     }
 
     fn jobs(&self) -> Result<&Jobs, Status> {
-        self.0.get().ok_or_else(|| status(Error::StoreUnavailable("it recovers after a start".into())))
+        self.jobs.get().ok_or_else(|| status(Error::StoreUnavailable("it recovers after a start".into())))
     }
 }
 
@@ -284,6 +297,12 @@ fn fitting<T: prost::Message>(format: Format, reply: impl Fn(Format) -> T) -> T 
     if format == Format::Readable && asked.encoded_len() > MAX_REPLY { reply(Format::Text) } else { asked }
 }
 
+fn leave_output_out(response: &mut proto::SubmitResponse) {
+    if let Some(output) = response.job.as_mut().and_then(|job| job.output.as_mut()) {
+        (output.body, output.omitted) = (None, true);
+    }
+}
+
 /// An item of a batch or a stream cannot wait, nor be checked alone.
 pub fn only_in_submit(prefix: &str, request: &proto::SubmitRequest) -> Result<(), Error> {
     let refused = |field| Err(Error::invalid(format!("{prefix}{field}"), "works in Submit only"));
@@ -327,14 +346,16 @@ impl JobService for JobsApi {
     type WatchResultsStream = BoxStream<'static, Result<proto::WatchResultsResponse, Status>>;
 
     async fn submit(&self, request: Request<proto::SubmitRequest>) -> Answer<proto::SubmitResponse> {
-        self.jobs()?.submit(request).await.map(Response::new).map_err(status)
+        let answer = self.jobs()?.submit(request).await.map_err(status)?;
+        Ok(self.room.reply_at_least(answer, leave_output_out))
     }
 
     async fn batch_submit(
         &self,
         request: Request<proto::BatchSubmitRequest>,
     ) -> Answer<proto::BatchSubmitResponse> {
-        self.jobs()?.batch_submit(request).await.map(Response::new).map_err(status)
+        let answer = self.jobs()?.batch_submit(request).await.map_err(status)?;
+        Ok(self.room.reply_at_least(answer, |all| all.responses.iter_mut().for_each(leave_output_out)))
     }
 
     async fn stream_submit(
@@ -351,7 +372,7 @@ impl JobService for JobsApi {
         &self,
         request: Request<proto::GetResultRequest>,
     ) -> Answer<proto::GetResultResponse> {
-        self.jobs()?.get_result(request).await.map(Response::new).map_err(status)
+        self.reply(self.jobs()?.get_result(request).await)
     }
 
     async fn watch_results(
@@ -364,22 +385,22 @@ impl JobService for JobsApi {
     }
 
     async fn get_job(&self, request: Request<proto::GetJobRequest>) -> Answer<proto::GetJobResponse> {
-        self.jobs()?.get_job(request.into_inner()).await.map(Response::new).map_err(status)
+        self.reply(self.jobs()?.get_job(request.into_inner()).await)
     }
 
     async fn list_jobs(&self, request: Request<proto::ListJobsRequest>) -> Answer<proto::ListJobsResponse> {
-        self.jobs()?.list_jobs(request.into_inner()).await.map(Response::new).map_err(status)
+        self.reply(self.jobs()?.list_jobs(request.into_inner()).await)
     }
 
     async fn cancel_job(
         &self,
         request: Request<proto::CancelJobRequest>,
     ) -> Answer<proto::CancelJobResponse> {
-        self.jobs()?.cancel_job(request.into_inner()).await.map(Response::new).map_err(status)
+        self.reply(self.jobs()?.cancel_job(request.into_inner()).await)
     }
 
     async fn retry_job(&self, request: Request<proto::RetryJobRequest>) -> Answer<proto::RetryJobResponse> {
-        self.jobs()?.retry_job(request.into_inner()).await.map(Response::new).map_err(status)
+        self.reply(self.jobs()?.retry_job(request.into_inner()).await)
     }
 
     async fn delete_job(

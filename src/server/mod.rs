@@ -10,6 +10,7 @@ pub(crate) mod fuzz;
 mod jobs;
 mod json;
 mod listener;
+mod room;
 mod signals;
 mod socket;
 mod status;
@@ -30,7 +31,7 @@ use tower_http::{
 use uuid::Uuid;
 
 pub use self::{builder::Builder, signals::stop_signal};
-use self::{convert::proto_duration, jobs::JobsApi, listener::Listener};
+use self::{convert::proto_duration, jobs::JobsApi, listener::Listener, room::Room};
 use crate::{
     config::{Config, InvalidSettings},
     engine::{Clock, Engine},
@@ -103,8 +104,9 @@ impl Server {
         let listen = |source| ServeError::Listen { address: config.listen, source };
         let socket = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = socket.local_addr().map_err(listen)?;
-        let api = JobsApi::default();
-        let port = Port::open(&config, api.clone(), socket).await;
+        let room = Room::new(config.limits.message_buffer_bytes);
+        let api = JobsApi::new(room.clone());
+        let port = Port::open(&config, api.clone(), room, socket).await;
 
         let clock = Clock::default();
         let opened = {
@@ -165,13 +167,13 @@ impl Server {
 
 impl Port {
     /// Answers from now on, with health NOT_SERVING.
-    async fn open(config: &Config, api: JobsApi, socket: TcpListener) -> Self {
+    async fn open(config: &Config, api: JobsApi, room: Room, socket: TcpListener) -> Self {
         let (health, health_service) = tonic_health::server::health_reporter();
         let jobs = JobServiceServer::new(api)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         let routes = with_reflection(Routes::new(jobs).add_service(health_service));
-        let listener = Arc::new(Listener::new(config.http2.clone(), router(config, routes)));
+        let listener = Arc::new(Listener::new(config.http2.clone(), router(config, room, routes)));
         let port = Self { listener: listener.clone(), health };
         port.set_serving(false).await;
         tokio::spawn(async move { listener.accept(socket).await });
@@ -211,12 +213,12 @@ fn with_reflection(routes: Routes) -> Routes {
 }
 
 /// The layers around the services, outermost last.
-fn router(config: &Config, routes: Routes) -> Router {
+fn router(config: &Config, room: Room, routes: Routes) -> Router {
     let cap = config.limits.max_unary;
     let router = routes
         .prepare()
         .into_axum_router()
-        .layer(middleware::from_fn(move |request, next| deadline::enforce(cap, request, next)))
+        .layer(middleware::from_fn(move |request, next| deadline::enforce(cap, room.clone(), request, next)))
         .layer(tonic_web::GrpcWebLayer::new())
         .layer(PropagateHeaderLayer::new(REQUEST_ID));
     let origins: Vec<HeaderValue> =

@@ -9,19 +9,20 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
+use tonic::Code;
 
 use crate::{
-    calls::{eventually, finish},
+    calls::{Refusal, eventually, finish},
     frames::{
-        CONTINUATION, Connection, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS,
-        frame,
+        ACK, CONTINUATION, Connection, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM,
+        SETTINGS, WINDOW_UPDATE, frame,
     },
     support::{Server, submit},
     vanish::{framed, path},
 };
 
 /// Bytes that a flood may cost.
-const BOUND: u64 = 64 << 20;
+const BOUND: u64 = 128 << 20;
 
 /// Error codes of RFC 9113.
 const ENHANCE_YOUR_CALM: u32 = 11;
@@ -180,6 +181,87 @@ async fn thousands_who_say_nothing_are_refused_or_let_go() {
         let mut nothing = Vec::new();
         let ended = timeout(Duration::from_secs(30), silent.read_to_end(&mut nothing)).await;
         assert!(ended.is_ok() && nothing.is_empty());
+    }
+    target.stands().await;
+}
+
+/// A response that ends with its headers is a refusal; one that goes on waits to be taken.
+async fn refused(connection: &mut Connection, calls: usize) -> usize {
+    let mut refused = 0;
+    for _ in 0..calls {
+        let headers = connection.next(HEADERS).await.expect("an answer");
+        refused += usize::from(headers.flags & END_STREAM != 0);
+    }
+    refused
+}
+
+const ROOM: &str = "[limits]\nmessage_buffer_bytes = 16777216\n";
+
+#[tokio::test]
+async fn replies_that_nobody_takes_have_so_much_room() {
+    let target = Target::with(ROOM).await;
+    let client = target.server.client().await;
+    let large = submit("echo", &format!("\"{}\"", "x".repeat((1 << 20) - 2)));
+    let id = finish(&client, large.clone()).await.job_id;
+    let get = GetResultRequest { job_id: id, ..Default::default() };
+    let mut connection = Connection::open(&target.server).await;
+    // SETTINGS_INITIAL_WINDOW_SIZE 0.
+    connection.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await;
+    for n in 0..200u32 {
+        connection.send(&frame(HEADERS, END_HEADERS, 2 * n + 1, &path("GetResult"))).await;
+        connection.send(&frame(DATA, END_STREAM, 2 * n + 1, &framed(&get))).await;
+    }
+    assert_eq!(refused(&mut connection, 200).await, 200 - 15);
+    // Others find no room for large replies, but for all else; and what was done is told.
+    let full = Refusal::of(client.clone().get_result(get.clone()).await);
+    assert!(full.quota().contains("memory") && full.retry_delay() > Duration::ZERO);
+    full.is(Code::ResourceExhausted, "QUEUE_FULL");
+    let output = finish(&client, large).await.output.unwrap();
+    assert!(output.omitted && output.body.is_none() && output.size_bytes == 1 << 20, "{output:.100?}");
+    drop(connection);
+    eventually(async || client.clone().get_result(get.clone()).await.ok()).await;
+    target.stands().await;
+}
+
+/// Sends so many bytes of DATA, as windows allow.
+async fn send(connection: &mut Connection, stream: u32, mut bytes: usize, room: &mut usize) {
+    while bytes > 0 {
+        while *room < 16_000 {
+            let update = connection.next(WINDOW_UPDATE).await.expect("the server reads");
+            if update.stream == 0 {
+                *room += u32::from_be_bytes(update.payload.try_into().unwrap()) as usize;
+            }
+        }
+        let part = bytes.min(16_000);
+        connection.send(&frame(DATA, 0, stream, &vec![0; part])).await;
+        (*room, bytes) = (*room - part, bytes - part);
+    }
+}
+
+#[tokio::test]
+async fn requests_that_never_end_have_so_much_room() {
+    const PART: usize = 900_000;
+    let config = format!("{ROOM}max_wait = \"1s\"\nmax_unary = \"3s\"\n");
+    let target = Target::with(&config).await;
+    let client = target.server.client().await;
+    let large = submit("echo", &format!("\"{}\"", "x".repeat((1 << 20) - 2)));
+    for method in ["Submit", "StreamSubmit"] {
+        let mut connection = Connection::open(&target.server).await;
+        connection.send(&frame(SETTINGS, ACK, 0, &[])).await;
+        let mut room = 65_535;
+        for n in 0..40u32 {
+            connection.send(&frame(HEADERS, END_HEADERS, 2 * n + 1, &path(method))).await;
+            // A message of 4 MiB, so far.
+            connection.send(&frame(DATA, 0, 2 * n + 1, &[0, 0, 0x40, 0, 0])).await;
+            room -= 5;
+            send(&mut connection, 2 * n + 1, PART, &mut room).await;
+        }
+        let full = Refusal::of(client.clone().submit(large.clone()).await);
+        full.is(Code::ResourceExhausted, "QUEUE_FULL");
+        finish(&client, submit("echo", "1")).await;
+        // They are not waited for without end.
+        eventually(async || client.clone().submit(large.clone()).await.ok()).await;
+        drop(connection);
     }
     target.stands().await;
 }

@@ -110,7 +110,7 @@ fn sound(url: &url::Url) {
         Host::Ipv6(v6) => check(Host::Ipv6(v6), v6.into()),
         // What a resolver could take for a number must not pass for a name.
         Host::Domain(name) => {
-            let last = name.strip_suffix('.').unwrap_or(&name).rsplit('.').next().unwrap_or_default();
+            let last = name.strip_suffix('.').unwrap_or(name).rsplit('.').next().unwrap_or_default();
             let number = !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit());
             assert!(!number && name.parse::<IpAddr>().is_err(), "{url}");
         }
