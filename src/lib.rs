@@ -2,7 +2,8 @@
 //!
 //! The map of the crate, from the edge inwards:
 //!
-//! - [`cli`]: the `jobwire` program. [`client`]: what it talks to a server with, for other programs too.
+//! - [`cli`]: the `jobwire` program. [`client`]: what it talks to a server with, for other programs too. [`bench`]: load
+//!   for a server.
 //! - [`server`]: the services on one port. Only it and the client know gRPC.
 //! - [`engine`]: batches calls, runs the timers, lets watchers follow the feed.
 //! - [`worker`]: runs attempts. [`handlers`]: the built-in kinds, and the register of a program's own.
@@ -11,6 +12,7 @@
 //!
 //! A program that brings its own handlers starts with [`Server::builder`].
 
+pub mod bench;
 pub mod cli;
 pub mod client;
 pub mod config;

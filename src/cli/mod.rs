@@ -1,6 +1,7 @@
 //! The command line. One file for each subcommand; what they do is in the rest of the crate.
 
 mod backup;
+mod bench;
 mod cancel;
 mod completions;
 mod config;
@@ -71,6 +72,7 @@ enum Command {
     Info(info::Info),
     Backup(backup::Backup),
     Verify(verify::Verify),
+    Bench(bench::Bench),
     #[command(subcommand)]
     Config(config::Config),
     Completions(completions::Completions),
@@ -107,6 +109,7 @@ impl Command {
             Self::Info(command) => command.run(shell).await,
             Self::Backup(command) => command.run(shell),
             Self::Verify(command) => command.run(shell),
+            Self::Bench(command) => command.run(shell).await,
             Self::Config(command) => command.run(shell),
             Self::Completions(command) => command.run(shell),
         }

@@ -35,6 +35,7 @@ use tonic::{
 use uuid::Uuid;
 
 use self::backoff::{Backoff, Repeat};
+pub(crate) use self::address::normalise;
 pub use self::error::{Error, Failure};
 use crate::proto::{
     BatchSubmitRequest, BatchSubmitResponse, CancelJobRequest, DeleteJobRequest, GetJobRequest,

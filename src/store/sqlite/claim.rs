@@ -64,8 +64,8 @@ fn shares(tx: &mut Tx<'_>, claim: &Claim) -> Vec<(Vec<i64>, usize)> {
 fn first_in_line(tx: &Tx<'_>, now: Timestamp, lines: &[i64], quota: usize) -> Result<Vec<i64>> {
     let mut ranked: Vec<(i64, i64)> = Vec::new();
     let mut statement = tx.connection.prepare_cached(
-        "SELECT rank, num FROM live INDEXED BY live_ready WHERE line = ?1 AND state = 2 \
-         AND (wake IS NULL OR wake > ?3) ORDER BY rank, num LIMIT ?2",
+        "SELECT rank, num FROM live INDEXED BY live_ready WHERE line = +?1 AND state = 2 \
+         AND (wake IS NULL OR wake > ?3) ORDER BY rank, num LIMIT +?2",
     )?;
     for line in lines {
         let rows =
@@ -97,7 +97,8 @@ fn lease(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: &LiveRow) -> Resul
     tx.update_live(row, &live)?;
     let policy = &tx.lines.get(row.line)?.policy;
     let attempt_timeout = fixed.spec.attempt_timeout.unwrap_or(policy.attempt_timeout);
+    let is_new = row.live.version == 1;
     let row = LiveRow { live, ..row.clone() };
-    let job = read::live_job(tx.connection, fixed, &row)?;
+    let job = if is_new { read::of_live(fixed, &row) } else { read::live_job(tx.connection, fixed, &row)? };
     Ok(Some(Leased { lease: LeaseId { job: row.num, fence }, job, attempt_timeout }))
 }

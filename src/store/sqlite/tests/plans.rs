@@ -9,7 +9,7 @@ use std::{
 };
 
 use rusqlite::{
-    Connection,
+    Connection, StatementStatus,
     trace::{TraceEvent, TraceEventCodes},
 };
 
@@ -180,7 +180,27 @@ fn check(connection: &Connection, statements: &BTreeSet<String>) {
     for sql in statements {
         let plan = plan(connection, sql);
         assert!(plan.iter().all(|step| is_cheap(step)), "{sql}: {plan:#?}");
+        assert_eq!(prepared_again(connection, sql), 0, "planned anew for each value: write `= +?` in {sql}");
     }
+}
+
+/// How often SQLite plans a statement anew because its parameters have changed.
+fn prepared_again(connection: &Connection, sql: &str) -> i32 {
+    if !sql.starts_with("SELECT") {
+        // To write twice is not possible everywhere, and a PRAGMA takes effect while it is prepared.
+        return 0;
+    }
+    let mut statement = connection.prepare(sql).unwrap();
+    for value in 1..=2 {
+        for parameter in 1..=statement.parameter_count() {
+            statement.raw_bind_parameter(parameter, value).unwrap();
+        }
+        let mut rows = statement.raw_query();
+        while rows.next().unwrap().is_some() {}
+        drop(rows);
+        statement.clear_bindings();
+    }
+    statement.get_status(StatementStatus::RePrepare)
 }
 
 #[test]
