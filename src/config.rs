@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use jiff::fmt::serde::unsigned_duration::friendly::compact::required as duration;
 
+pub(crate) use self::validate::key;
 pub use self::validate::{InvalidSetting, InvalidSettings};
 
 /// The settings of one server, complete and with defaults filled in.

@@ -381,7 +381,8 @@ impl Display for Span {
     }
 }
 
-fn key(path: &str, name: &str) -> String {
+/// `path.name`, as a key of the file: quoted where it must be.
+pub(crate) fn key(path: &str, name: &str) -> String {
     let bare = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     if bare { format!("{path}.{name}") } else { format!("{path}.{name:?}") }
 }

@@ -137,8 +137,8 @@ fn commands_are_absolute() {
 fn commands_hold_no_nul() {
     let error = refused_command(ExecCommand { program: "/bin/a\0b".into(), ..command(&[]) });
     assert_eq!(error.key, "exec.commands.hash.program");
-    let error = refused_command(ExecCommand { env: [("A".into(), "\0".into())].into(), ..command(&[]) });
-    assert_eq!(error.key, "exec.commands.hash.env.A");
+    let error = refused_command(ExecCommand { env: [("A.B".into(), "\0".into())].into(), ..command(&[]) });
+    assert_eq!(error.key, "exec.commands.hash.env.\"A.B\"");
 }
 
 #[test]

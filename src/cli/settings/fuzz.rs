@@ -59,7 +59,7 @@ fn holds(settings: &Settings) {
 fn variable_seeds() -> Vec<Vec<u8>> {
     lines(
         "LIMITS__MAX_WAIT=30s\nHTTP__ALLOW_HOSTS=a,b:1\nQUEUES__MAIL__MAX_ATTEMPTS=3\nLISTEN=127.0.0.1:1\n\
-         LIMITS=1\nDEFAULTS__BACKOFF_MULTIPLIER=1.5\nHTTP__ENABLED=false\nEXEC__COMMANDS__A__PROGRAM=/x\nLIMITS____X=1",
+         LIMITS=1\nDEFAULTS__BACKOFF_MULTIPLIER=1.5\nHTTP__ENABLED=false\nEXEC__COMMANDS__A.B__PROGRAM=/\0\nEXEC__COMMANDS__A__PROGRAM=/x\nLIMITS____X=1",
     )
 }
 
