@@ -10,7 +10,7 @@ use fastrand::Rng;
 use super::{Target, targets};
 
 /// Inputs for each target.
-const INPUTS: usize = 20_000;
+const INPUTS: usize = 8000;
 
 /// Bytes of an input, about.
 const MAX_LEN: usize = 2048;

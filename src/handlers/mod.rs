@@ -10,6 +10,7 @@ mod registry;
 mod sleep;
 mod span;
 #[cfg(any(test, fuzzing))]
+#[cfg_attr(fuzzing, allow(dead_code))] // Targets need a part of it.
 mod testing;
 mod typed;
 
