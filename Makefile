@@ -16,7 +16,7 @@ STEPS := tools fmt-check clippy proto-lint proto-breaking deny cargo-test releas
 
 export PATH := $(TOOLS)/bin:$(PATH)
 
-.PHONY: help test $(STEPS) build fmt advisories proto-baseline
+.PHONY: help test $(STEPS) build fmt advisories fuzz proto-baseline
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -80,6 +80,9 @@ fmt: ## Format the code
 
 advisories: ## Known vulnerabilities in dependencies; needs the network
 	cargo deny --locked check advisories
+
+fuzz: ## Fuzz what parses bytes from outside: SECONDS=60 each, TARGETS="cursor submit" for some
+	tools/fuzz.sh $(or $(SECONDS),60) $(TARGET) $(TARGETS)
 
 proto-baseline: ## Record the contract as landed; refuses what would break callers
 	@if [ -e $(BASELINE) ]; then buf breaking --against $(BASELINE); fi

@@ -17,8 +17,12 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod engine;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod handlers;
 pub mod job;
+#[cfg(test)]
+mod reached;
 pub mod server;
 pub mod store;
 pub mod worker;

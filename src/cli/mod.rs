@@ -8,6 +8,8 @@ mod config;
 mod delete;
 mod error;
 mod filter;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod get;
 mod info;
 mod json;
@@ -28,6 +30,8 @@ mod values;
 mod verify;
 mod watch;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::settings::fuzz::TARGETS as SETTINGS_TARGETS;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};

@@ -198,6 +198,18 @@ impl Engine {
         self.0.submits.call(group, size, pressure).await.map_err(|error| (0, error))?
     }
 
+    /// What a submit would be answered, without its effect.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`] says, but a server that is stopping still checks.
+    pub async fn check(&self, item: Submission) -> Result<Submitted, Error> {
+        let size = item.spec.payload.size + 1024;
+        let item = Submission { check_only: true, ..item };
+        let group = self.0.submits.call(vec![item], size, Pressure::Refuse).await?;
+        let submitted = group.map_err(|(_, error)| error)?.into_iter().next();
+        submitted.ok_or_else(|| Error::Internal("no answer to a check".into()))
+    }
+
     fn take_work(&self) -> Result<(), Error> {
         if self.0.draining.is_cancelled() { Err(Error::Draining) } else { Ok(()) }
     }

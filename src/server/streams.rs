@@ -20,7 +20,7 @@ use tonic::{Status, Streaming};
 use super::{
     convert::{self, Format, format, submission},
     jobs::only_in_submit,
-    status::{rejection, status},
+    status::{of_library, rejection, status},
     tokens,
 };
 use crate::{
@@ -58,7 +58,9 @@ pub fn submits(
     let items = requests
         .then(move |item| hold(room.clone(), item))
         .scan((), move |(), item| {
-            std::future::ready(item.map_err(|status| broken.get_or_init(|| status).code()).ok())
+            std::future::ready(
+                item.map_err(|end| broken.get_or_init(|| of_library(&end).unwrap_or(end)).code()).ok(),
+            )
         })
         .take_until(stop);
     let verdicts = items

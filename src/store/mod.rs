@@ -176,6 +176,8 @@ pub struct Submission {
     pub spec: Arc<JobSpec>,
     /// Refuse, instead of answering with the job that holds the unique key.
     pub reject_duplicate: bool,
+    /// Answer as if it were accepted, but store nothing.
+    pub check_only: bool,
     pub trace: BTreeMap<String, String>,
 }
 

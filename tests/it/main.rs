@@ -12,6 +12,7 @@ mod disk;
 mod end_to_end;
 mod examples;
 mod flaky;
+mod floods;
 mod frames;
 mod health;
 mod kill;

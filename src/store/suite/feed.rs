@@ -214,7 +214,8 @@ pub async fn outcomes_that_are_told_are_those_that_are_read(open: Open) {
     let store = world.store();
     let mut told = store.signals().outcomes.subscribe();
     let first = job("labelled").label("a", "b").priority(3).payload("in").request("r");
-    for new in [first, job("plain"), job("kept").spec(|spec| spec.retention = Some(secs(6000))), job("twice")] {
+    for new in [first, job("plain"), job("kept").spec(|spec| spec.retention = Some(secs(6000))), job("twice")]
+    {
         let leased = world.start(new).await;
         world.sleep(secs(1));
         if leased.job.id.as_str() == "twice" {

@@ -76,6 +76,7 @@ macro_rules! store_suite {
             room {
                 a_full_store_refuses_new_jobs
                 a_full_store_still_answers_repeats
+                a_check_asks_for_room_but_takes_none
                 a_queue_has_a_limit_of_its_own
                 bytes_are_limited
                 a_group_may_be_too_much
