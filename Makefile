@@ -16,7 +16,7 @@ STEPS := tools fmt-check clippy proto-lint proto-breaking deny cargo-test releas
 
 export PATH := $(TOOLS)/bin:$(PATH)
 
-.PHONY: help test $(STEPS) build fmt advisories fuzz proto-baseline
+.PHONY: help test $(STEPS) build fmt advisories fuzz proto-baseline peers
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -77,6 +77,9 @@ build: ## The release binary
 
 fmt: ## Format the code
 	cargo fmt
+
+peers: ## Measure jobwire beside other job services, half an hour; installs them
+	benches/peers/run.sh --write docs/benchmarks.md
 
 advisories: ## Known vulnerabilities in dependencies; needs the network
 	cargo deny --locked check advisories
