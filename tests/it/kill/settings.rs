@@ -27,7 +27,7 @@ pub fn draw(rng: &mut Rng) -> String {
         rng,
         "limits",
         &[
-            ("max_payload_bytes", &["1000", "100000", "3000000"]),
+            ("max_payload_bytes", &["1000", "100000", "2000000"]),
             ("max_batch_items", &["1", "20", "1000"]),
             ("max_unfinished", &["50", "1000"]),
             ("submit_buffer_items", &["1", "50"]),
