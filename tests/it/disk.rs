@@ -5,7 +5,6 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -20,7 +19,7 @@ use tonic_health::pb::{
 };
 use tonic_types::StatusExt as _;
 
-use crate::support::{Client, PATIENCE, Server, jobwire, program, seconds, submit, told};
+use crate::support::{Client, PATIENCE, Server, compile, jobwire, program, seconds, submit, told};
 
 /// Where the control files are, and the library that looks for them.
 struct Faults {
@@ -30,14 +29,7 @@ struct Faults {
 impl Faults {
     fn new() -> Self {
         let faults = Self { dir: tempfile::tempdir().expect("a temporary directory") };
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/faults.c");
-        let compiled = Command::new("cc")
-            .args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"])
-            .arg(faults.path("faults.so"))
-            .arg(source)
-            .arg("-ldl")
-            .status();
-        assert!(compiled.expect("a C compiler, as SQLite needs one too").success());
+        compile("faults.c", &faults.path("faults.so"));
         faults
     }
 

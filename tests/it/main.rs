@@ -16,6 +16,7 @@ mod kill;
 mod limits;
 mod list;
 mod listener;
+mod powerloss;
 mod result;
 mod states;
 mod stop;

@@ -190,6 +190,17 @@ pub fn told(command: &mut Command) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(said).expect("text"))
 }
 
+/// Compiles a library that is preloaded into the program.
+pub fn compile(source: &str, library: &Path) {
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o"])
+        .arg(library)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it").join(source))
+        .arg("-ldl")
+        .status();
+    assert!(compiled.expect("a C compiler, as SQLite needs one too").success());
+}
+
 /// A JSON document, from its text.
 pub fn json(text: &str) -> Payload {
     Payload {
