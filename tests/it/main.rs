@@ -9,6 +9,7 @@ mod command_line;
 mod disk;
 mod end_to_end;
 mod examples;
+mod faults;
 mod flaky;
 mod frames;
 mod health;

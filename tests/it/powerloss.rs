@@ -12,7 +12,6 @@ mod trace;
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -22,13 +21,13 @@ use std::{
 use jobwire::proto::SubmitRequest;
 
 use self::{
-    check::{Checker, put},
+    check::Checker,
     disk::{Broken, Disk, Loss},
     ledger::{Fact, Known},
     load::Load,
     trace::{Deed, Event, Recorder},
 };
-use crate::support::Server;
+use crate::{faults::Faults, support::Server};
 
 /// States of one run, unless JOBWIRE_TEST_STATES says.
 const STATES: usize = 2000;
@@ -141,27 +140,31 @@ impl Recording {
     }
 }
 
-/// Several lives of a server on one disk: the first one makes the store, then they are killed, lose their disk for a
-/// while, are stopped.
+/// Several lives of a server on one disk. The first one makes the store and is killed; the second one meets a disk that
+/// cannot sync any more, the third one is stopped, the fourth one does not empty its log.
 async fn record() -> Recording {
     let recorder = Arc::new(Recorder::new());
+    let faults = Faults::new();
     let load = Load::new(recorder.clone());
-    let config = |limit: usize| {
-        format!(
-            "data = {:?}\n[store]\nwal_limit_bytes = {limit}\n",
-            recorder.disk().join("data").to_str().expect("text")
-        )
-    };
     let base = Disk::of(&recorder.disk());
-    let variables = recorder.variables(None);
-    let start = |limit| {
-        let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        Server::with_variables(&config(limit), &variables)
+    let start =
+        |log_limit: usize| recorder.server(&faults, &format!("[store]\nwal_limit_bytes = {log_limit}\n"));
+    let (small, large) = (1 << 20, 64 << 20);
+
+    load.run(start(small), 60, async |server| recorder.kill(server).await).await;
+    let no_sync = async |server: &mut Server| {
+        faults.begin("sync");
+        server.ended().await;
+        faults.end("sync");
     };
-    for _ in 0..2 {
-        let mut server = start(1 << 20);
-        load.run(&mut server, 60, async |server| server.kill()).await;
-    }
+    load.run(start(small), 30, no_sync).await;
+    let stop = async |server: &mut Server| {
+        server.signal("TERM");
+        server.ended().await;
+    };
+    load.run(start(small), 40, stop).await;
+    load.run(start(large), 140, async |server| recorder.kill(server).await).await;
+    load.run(start(small), 10, async |server| recorder.kill(server).await).await;
     let recording = Recording::of(base, &load);
     assert_complete(&recording, &recorder);
     recording
@@ -181,19 +184,28 @@ fn assert_complete(recording: &Recording, recorder: &Recorder) {
     });
 }
 
+fn recorded() -> Recording {
+    tokio::runtime::Runtime::new().expect("a runtime").block_on(record())
+}
+
+fn states() -> usize {
+    std::env::var("JOBWIRE_TEST_STATES").map_or(STATES, |text| text.parse().expect("a number of states"))
+}
+
 #[test]
 fn what_was_told_survives_lost_power() {
-    let states =
-        std::env::var("JOBWIRE_TEST_STATES").map_or(STATES, |text| text.parse().expect("a number of states"));
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let recording = runtime.block_on(record());
-    let problems = recording.check(&recording.crashes(states), Broken::Nothing, false);
+    let recording = recorded();
+    let problems = recording.check(&recording.crashes(states()), Broken::Nothing, false);
     assert!(problems.is_empty(), "{problems:#?}");
+}
 
-    // And if the syncs were without effect, it would show.
+/// Or the test above would see nothing.
+#[test]
+fn every_sync_is_needed() {
+    let recording = recorded();
     for broken in [Broken::Everything, Broken::Log, Broken::Database, Broken::Directories] {
-        let problems = recording.check(&recording.crashes(states), broken, true);
+        let problems = recording.check(&recording.crashes(states()), broken, true);
         println!("{problems:#?}");
-        assert!(!problems.is_empty(), "nobody needs these syncs: {broken:?}");
+        assert!(!problems.is_empty(), "nothing is lost without these syncs: {broken:?}");
     }
 }

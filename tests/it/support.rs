@@ -24,7 +24,7 @@ pub struct Server {
     address: String,
     dir: Arc<TempDir>,
     config: String,
-    variables: Vec<(String, String)>,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Server {
@@ -39,10 +39,9 @@ impl Server {
     }
 
     /// The same with variables in the process's environment.
-    pub fn with_variables(config: &str, variables: &[(&str, &str)]) -> Self {
+    pub fn with_variables(config: &str, variables: &[(&'static str, String)]) -> Self {
         let dir = Arc::new(tempfile::tempdir().expect("a temporary directory"));
-        let variables = variables.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Self::spawn(dir, config.to_owned(), variables)
+        Self::spawn(dir, config.to_owned(), variables.to_owned())
     }
 
     /// Starts on a data directory that is there already.
@@ -50,7 +49,7 @@ impl Server {
         Self::with(&format!("data = {:?}", data.to_str().expect("text")))
     }
 
-    fn spawn(dir: Arc<TempDir>, config: String, variables: Vec<(String, String)>) -> Self {
+    fn spawn(dir: Arc<TempDir>, config: String, variables: Vec<(&'static str, String)>) -> Self {
         let file = dir.path().join("jobwire.toml");
         std::fs::write(&file, &config).expect("the configuration is written");
         let mut command = program();

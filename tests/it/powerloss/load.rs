@@ -40,7 +40,7 @@ impl Load {
     }
 
     /// Does so many things, then `end`s the server while more is under way.
-    pub async fn run(&self, server: &mut Server, things: usize, end: impl AsyncFnOnce(&mut Server)) {
+    pub async fn run(&self, mut server: Server, things: usize, end: impl AsyncFnOnce(&mut Server)) {
         let done = Arc::new(AtomicUsize::new(0));
         let ending = Arc::new(AtomicBool::new(false));
         let mut tasks = vec![tokio::spawn(self.clone().watch(server.client().await))];
@@ -63,7 +63,7 @@ impl Load {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         ending.store(true, Ordering::Relaxed);
-        end(server).await;
+        end(&mut server).await;
         for task in tasks {
             task.await.expect("a client ends with the server, and not by itself");
         }
@@ -111,7 +111,7 @@ impl Load {
         while let Some(reply) = verdicts.message().await? {
             match reply.verdict.expect("a verdict") {
                 Verdict::Accepted(accepted) => self.note(Fact::Accepted(accepted.job_id)),
-                Verdict::Rejected(why) => panic!("{why:?}"),
+                Verdict::Rejected(why) => return Err(Status::unknown(why.message)),
             }
         }
         Ok(())
@@ -143,8 +143,10 @@ impl Load {
         request.wait = Some(seconds(20.0));
         let job_id = request.job_id.clone();
         let job = client.submit(request).await?.into_inner().job.expect("a job");
-        assert_eq!(job.state(), State::Failed, "{job:?}");
         self.ledger.note_job(&self.recorder, &job);
+        if job.state() != State::Failed {
+            return Err(Status::unknown(format!("{job:?}")));
+        }
         let request = RetryJobRequest { job_id: job_id.clone(), ..Default::default() };
         let job = client.retry_job(request).await?.into_inner().job.expect("a job");
         self.note(Fact::Retried((job_id, job.run as u32)));

@@ -1,6 +1,8 @@
 /* Preloaded into a process under test: writes down, in order, all that it does to the files below the directory
  * RECORD_ROOT, in the file RECORD_TO. What a call did is there before the call returns: whoever hears from the process
- * and then looks at the length of the record knows that all of it came before. trace.rs reads it.
+ * and then looks at the length of the record knows that all of it came before. trace.rs reads it. When the file
+ * RECORD_KILL exists, the process dies after the next record: a kill from outside could come between a call and its
+ * record.
  *
  * The index of the log (-shm) is left out: it is mapped memory, and worth nothing after a crash. */
 #define _GNU_SOURCE
@@ -9,6 +11,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -39,6 +42,7 @@ static void put(char what, uint64_t file, uint64_t place, const void *bytes, siz
     struct record head = {.what = what, .size = size, .file = file, .place = place};
     struct iovec parts[] = {{&head, sizeof head}, {(void *)bytes, size}};
     if (writev(out, parts, 2) != (ssize_t)(sizeof head + size)) abort();
+    if (access(getenv("RECORD_KILL"), F_OK) == 0) raise(SIGKILL);
 }
 
 /* The name below the root, or NULL. */
@@ -79,10 +83,7 @@ static int open_as(const char *function, const char *path, int flags, mode_t mod
         fd = real(path, flags, mode);
     }
     int error = errno;
-    if (fd >= 0) {
-        put(created ? 'C' : 'O', inode(fd), 0, name, strlen(name));
-        if (!created && (flags & O_TRUNC)) put('T', inode(fd), 0, NULL, 0);
-    }
+    if (fd >= 0) put(created ? 'C' : 'O', inode(fd), 0, name, strlen(name));
     pthread_mutex_unlock(&order);
     errno = error;
     return fd;

@@ -6,6 +6,13 @@ use std::{
     sync::Arc,
 };
 
+use tempfile::TempDir;
+
+use crate::{
+    faults::Faults,
+    support::{Server, compile},
+};
+
 /// One thing that a process did to its files.
 #[derive(Clone, Debug)]
 pub struct Event {
@@ -62,15 +69,16 @@ pub fn read(path: &Path) -> Vec<Event> {
 
 /// Where a process is recorded, and the files that it works on.
 pub struct Recorder {
-    dir: tempfile::TempDir,
+    dir: TempDir,
 }
 
 impl Recorder {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        crate::support::compile("powerloss/recorder.c", &dir.path().join("recorder.so"));
         fs::create_dir(dir.path().join("disk")).expect("a directory");
-        Self { dir }
+        let recorder = Self { dir };
+        compile("powerloss/recorder.c", &recorder.library());
+        recorder
     }
 
     /// The root of all that is recorded.
@@ -87,17 +95,31 @@ impl Recorder {
         fs::metadata(self.record()).map_or(0, |metadata| metadata.len())
     }
 
-    /// What brings it into a process, together with other libraries that fail calls.
-    pub fn variables(&self, beside: Option<&Path>) -> Vec<(&'static str, String)> {
-        let text = |path: &Path| path.to_str().expect("text").to_owned();
-        let mut preload = text(&self.dir.path().join("recorder.so"));
-        if let Some(beside) = beside {
-            preload = format!("{preload}:{}", text(beside));
-        }
-        vec![
+    /// Starts a server on the disk, recorded. Its calls go on to the `faults`.
+    pub fn server(&self, faults: &Faults, config: &str) -> Server {
+        let text = |path: PathBuf| path.to_str().expect("text").to_owned();
+        let preload = format!("{}:{}", text(self.library()), text(faults.library()));
+        let mut variables = faults.variables().to_vec();
+        variables.retain(|(name, _)| *name != "LD_PRELOAD");
+        variables.extend([
             ("LD_PRELOAD", preload),
-            ("RECORD_ROOT", text(&self.disk())),
-            ("RECORD_TO", text(&self.record())),
-        ]
+            ("RECORD_ROOT", text(self.disk())),
+            ("RECORD_TO", text(self.record())),
+            ("RECORD_KILL", text(self.dir.path().join("kill"))),
+        ]);
+        let config = format!("data = {:?}\n{config}", text(self.disk().join("data")));
+        Server::with_variables(&config, &variables)
+    }
+
+    /// `kill -9` between two calls.
+    pub async fn kill(&self, server: &mut Server) {
+        let file = self.dir.path().join("kill");
+        fs::write(&file, "").expect("a control file");
+        server.ended().await;
+        fs::remove_file(&file).expect("the control file");
+    }
+
+    fn library(&self) -> PathBuf {
+        self.dir.path().join("recorder.so")
     }
 }
