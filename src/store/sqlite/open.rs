@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior, config::DbConfig};
 
 /// The database, inside the data directory.
 pub const DATABASE: &str = "jobwire.db";
@@ -166,6 +166,10 @@ fn common(path: &Path, connection: &Connection, cache_bytes: usize) -> Result<()
     set(path, connection, "mmap_size", "0")?;
     set(path, connection, "temp_store", "2")?;
     set(path, connection, "cache_size", &format!("-{}", (cache_bytes >> 10).max(512)))?;
+    // Or every statement with a bound LIMIT is planned anew at every execution.
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)
+        .map_err(|source| OpenError::Sqlite { path: path.to_owned(), source })?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(())
 }
