@@ -21,16 +21,19 @@ use std::{
 use jobwire::proto::SubmitRequest;
 
 use self::{
-    check::Checker,
+    check::{Checker, put},
     disk::{Broken, Disk, Loss},
-    ledger::{Fact, Known},
+    ledger::{Fact, Known, Ledger},
     load::Load,
     trace::{Deed, Event, Recorder},
 };
 use crate::{faults::Faults, support::Server};
 
 /// States of one run, unless JOBWIRE_TEST_STATES says.
-const STATES: usize = 2000;
+const STATES: usize = 1000;
+
+/// Losses of power after which a start is recorded.
+const RECOVERIES: usize = 3;
 
 /// All that happened, and what was known when.
 struct Recording {
@@ -86,13 +89,13 @@ impl Recording {
             .filter(|&at| !matches!(self.events[at].deed, Deed::Write { .. } | Deed::Open { .. }))
             .flat_map(|at| [at, at + 1])
             .collect();
-        let first = self.facts.first().map_or(0, |(at, _)| *at);
-        let creation = self.events.partition_point(|event| event.end <= first);
+        let first = self.facts.iter().find(|(at, _)| *at > 0).map_or(0, |(at, _)| *at);
+        let start = self.events.partition_point(|event| event.end <= first);
         let mut crashes: Vec<_> = (0..count)
             .map(|_| Crash {
                 after: match fastrand::u8(..100) {
                     0..50 => critical[fastrand::usize(..critical.len())],
-                    50..60 => fastrand::usize(..=creation),
+                    50..60 => fastrand::usize(..=start),
                     _ => fastrand::usize(..=self.events.len()),
                 },
                 loss: match fastrand::u8(..100) {
@@ -145,7 +148,7 @@ impl Recording {
 async fn record() -> Recording {
     let recorder = Arc::new(Recorder::new());
     let faults = Faults::new();
-    let load = Load::new(recorder.clone());
+    let load = Load::new(recorder.clone(), Ledger::default());
     let base = Disk::of(&recorder.disk());
     let start =
         |log_limit: usize| recorder.server(&faults, &format!("[store]\nwal_limit_bytes = {log_limit}\n"));
@@ -165,6 +168,18 @@ async fn record() -> Recording {
     load.run(start(small), 40, stop).await;
     load.run(start(large), 140, async |server| recorder.kill(server).await).await;
     load.run(start(small), 10, async |server| recorder.kill(server).await).await;
+    let recording = Recording::of(base, &load);
+    assert_complete(&recording, &recorder);
+    recording
+}
+
+/// A server on what a loss of power has left.
+async fn recover(files: &BTreeMap<String, Vec<u8>>, ledger: Ledger) -> Recording {
+    let recorder = Arc::new(Recorder::new());
+    put(files, &recorder.disk());
+    let base = Disk::of(&recorder.disk());
+    let load = Load::new(recorder.clone(), ledger);
+    load.run(recorder.server(&Faults::new(), ""), 5, async |server| recorder.kill(server).await).await;
     let recording = Recording::of(base, &load);
     assert_complete(&recording, &recorder);
     recording
@@ -199,7 +214,21 @@ fn what_was_told_survives_lost_power() {
     assert!(problems.is_empty(), "{problems:#?}");
 }
 
-/// Or the test above would see nothing.
+/// The first start after lost power writes too, and may be the last.
+#[test]
+fn a_recovery_survives_lost_power() {
+    let first = recorded();
+    let mut problems = Vec::new();
+    first.visit(&first.crashes(RECOVERIES), Broken::Nothing, |crash, disk, known| {
+        let files = disk.after(crash.loss, crash.torn);
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let second = runtime.block_on(recover(&files, Ledger::of(&first.plans, known)));
+        problems.extend(second.check(&second.crashes(states() / 10), Broken::Nothing, false));
+    });
+    assert!(problems.is_empty(), "{problems:#?}");
+}
+
+/// Or the tests above would see nothing.
 #[test]
 fn every_sync_is_needed() {
     let recording = recorded();

@@ -49,7 +49,22 @@ impl Server {
         Self::with(&format!("data = {:?}", data.to_str().expect("text")))
     }
 
+    /// The same, or what it said instead of starting.
+    pub fn try_with_variables(config: &str, variables: &[(&'static str, String)]) -> Result<Self, String> {
+        let dir = Arc::new(tempfile::tempdir().expect("a temporary directory"));
+        Self::try_spawn(dir, config.to_owned(), variables.to_owned())
+    }
+
     fn spawn(dir: Arc<TempDir>, config: String, variables: Vec<(&'static str, String)>) -> Self {
+        Self::try_spawn(dir, config, variables)
+            .unwrap_or_else(|said| panic!("the server did not start: {said}"))
+    }
+
+    fn try_spawn(
+        dir: Arc<TempDir>,
+        config: String,
+        variables: Vec<(&'static str, String)>,
+    ) -> Result<Self, String> {
         let file = dir.path().join("jobwire.toml");
         std::fs::write(&file, &config).expect("the configuration is written");
         let mut command = program();
@@ -75,11 +90,11 @@ impl Server {
         let stdout = child.stdout.take().expect("stdout is piped");
         BufReader::new(stdout).read_line(&mut line).expect("stdout is text");
         let address = line.trim().strip_prefix("listening on ").map(str::to_owned);
-        let address = address.unwrap_or_else(|| {
-            let log = std::fs::read_to_string(dir.path().join("log")).unwrap_or_default();
-            panic!("the server did not start: {line:?}\n{log}")
-        });
-        Self { child, address, dir, config, variables }
+        let Some(address) = address else {
+            child.wait().expect("the process can be reaped");
+            return Err(std::fs::read_to_string(dir.path().join("log")).unwrap_or_default());
+        };
+        Ok(Self { child, address, dir, config, variables })
     }
 
     /// `host:port`.

@@ -79,6 +79,18 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// What was known before the record begins. The feed is watched from its beginning again.
+    pub fn of(plans: &BTreeMap<String, SubmitRequest>, known: &Known) -> Self {
+        let ended = known.ended.clone().into_iter().map(|(run, outcome)| Fact::Ended(run, outcome));
+        let facts = ended
+            .chain(known.accepted.iter().cloned().map(Fact::Accepted))
+            .chain(known.cancelled.iter().cloned().map(Fact::Cancelled))
+            .chain(known.runs.clone().into_iter().map(Fact::Retried))
+            .chain(known.deleting.iter().cloned().map(Fact::DeleteAsked))
+            .chain(known.deleted.iter().cloned().map(Fact::Deleted));
+        Self { plans: plans.clone().into(), facts: Mutex::new(facts.map(|fact| (0, fact)).collect()) }
+    }
+
     /// Notes what will be asked for.
     pub fn plan(&self, request: &SubmitRequest) {
         self.plans.lock().unwrap().insert(request.job_id.clone(), request.clone());

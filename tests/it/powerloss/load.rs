@@ -35,8 +35,8 @@ pub struct Load {
 }
 
 impl Load {
-    pub fn new(recorder: Arc<Recorder>) -> Self {
-        Self { recorder, ledger: Arc::default(), cursor: Arc::default() }
+    pub fn new(recorder: Arc<Recorder>, ledger: Ledger) -> Self {
+        Self { recorder, ledger: ledger.into(), cursor: Arc::default() }
     }
 
     /// Does so many things, then `end`s the server while more is under way.
