@@ -18,7 +18,7 @@ use jobwire::{
     store::{Store, sqlite, sqlite::SqliteStore},
 };
 
-use crate::support::{Client, Server, jobwire, seconds, submit};
+use crate::support::{Client, Server, jobwire, memory_dir, seconds, submit};
 
 /// Damages of one run, unless JOBWIRE_TEST_DAMAGES says.
 const DAMAGES: usize = 400;
@@ -165,7 +165,11 @@ async fn judge(sound: &Sound, files: &Files, place: &str) -> End {
             Ok(None) => differs = true,
             Ok(Some(is)) => {
                 let body = |job: &Job| job.spec.payload.bytes();
-                assert!(body(&is) == body(was), "{} {place}: {id} has another payload", sound.name);
+                assert!(
+                    body(&is) == body(was),
+                    "{} {place}: {id} has another payload: {is:?} {was:?}",
+                    sound.name
+                );
                 let output = |job: &Job| job.output.as_ref().map(|output| output.bytes());
                 // The log may have lost the end of the job.
                 let ended = is.state.is_final() && was.state.is_final();
@@ -174,6 +178,9 @@ async fn judge(sound: &Sound, files: &Files, place: &str) -> End {
                     "{} {place}: {id} has another output: {is:?} {was:?}",
                     sound.name
                 );
+                if is != *was && std::env::var("SHOW").is_ok() {
+                    eprintln!("{} {place} verified {verified}\n{is:?}\n{was:?}", sound.name);
+                }
                 differs |= is != *was;
             }
         }
@@ -201,7 +208,7 @@ fn read(data: &Path) -> Files {
 }
 
 fn put(files: &Files) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = memory_dir();
     for (name, bytes) in files {
         fs::write(dir.path().join(name), bytes).expect("a file");
     }

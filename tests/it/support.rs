@@ -204,6 +204,11 @@ pub fn told(command: &mut Command) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(said).expect("text"))
 }
 
+/// A directory in memory where that is possible: for what is opened so often that syncs would take the most time.
+pub fn memory_dir() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary directory")
+}
+
 /// Compiles a library that is preloaded into the program.
 pub fn compile(source: &str, library: &Path) {
     let compiled = Command::new("cc")

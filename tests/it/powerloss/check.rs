@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::ledger::{Known, Outcome, Run};
+use crate::support::memory_dir;
 
 /// Jobs of one page.
 const PAGE: usize = 1000;
@@ -37,10 +38,8 @@ impl Checker {
         let mut config = Config::default();
         config.store.readers = 1;
         config.store.reserve_bytes = 0;
-        // In memory where that is possible: what is proven here needs no disk.
-        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
         Self {
-            dir: dir.expect("a temporary directory"),
+            dir: memory_dir(),
             config: config.into(),
             plans,
             log: None,
@@ -66,11 +65,6 @@ impl Checker {
             return Err("the log of outcomes has another name".into());
         }
         Ok(())
-    }
-
-    /// The files as they are now, for a look at them.
-    pub fn keep(self) -> PathBuf {
-        self.dir.keep()
     }
 }
 
