@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::{
     calls::{Watch, accept, finish, place, result},
     flaky::Flaky,
-    support::{Client, Server, compile_preload, seconds, spec, submit},
+    support::{Client, Server, compile, seconds, spec, submit},
     watch::after,
 };
 
@@ -24,7 +24,7 @@ struct TimeOfDay {
 impl TimeOfDay {
     fn new() -> Self {
         let time = Self { dir: tempfile::tempdir().expect("a temporary directory") };
-        compile_preload("clock", time.dir.path());
+        compile("clock.c", &time.path("clock.so"));
         time.set(0);
         time
     }
@@ -41,7 +41,7 @@ impl TimeOfDay {
 
     fn server(&self, config: &str) -> Server {
         let [library, offset] = ["clock.so", "offset"].map(|name| self.path(name).display().to_string());
-        Server::with_variables(config, &[("LD_PRELOAD", &library), ("CLOCK_OFFSET", &offset)])
+        Server::with_variables(config, &[("LD_PRELOAD", library), ("CLOCK_OFFSET", offset)])
     }
 }
 

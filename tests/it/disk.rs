@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     fs,
     os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -12,62 +12,16 @@ use jobwire::{
     proto::{GetResultRequest, ListJobsRequest, SubmitRequest, job::State},
     store::sqlite,
 };
-use tempfile::TempDir;
 use tonic::{Code, Status};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use tonic_types::StatusExt as _;
 
-use crate::support::{Client, PATIENCE, Server, compile_preload, jobwire, program, seconds, submit, told};
-
-/// Where the control files are, and the library that looks for them.
-struct Faults {
-    dir: TempDir,
-}
-
-impl Faults {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        compile_preload("faults", dir.path());
-        Self { dir }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn server(&self, config: &str) -> Server {
-        let variables = self.variables();
-        let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        Server::with_variables(config, &variables)
-    }
-
-    /// What brings them into a process.
-    fn variables(&self) -> [(&'static str, String); 5] {
-        let text = |name| self.path(name).to_str().expect("text").to_owned();
-        [
-            ("LD_PRELOAD", text("faults.so")),
-            ("FAULT_SYNC", text("sync")),
-            ("FAULT_BACK", text("back")),
-            ("FAULT_WRITE", text("write")),
-            ("FAULT_LOG", text("log")),
-        ]
-    }
-
-    fn begin(&self, fault: &str) {
-        fs::write(self.path(fault), "").expect("a control file");
-    }
-
-    fn end(&self, fault: &str) {
-        fs::remove_file(self.path(fault)).expect("the control file");
-    }
-
-    /// Syncs of the database that worked, so far.
-    fn syncs(&self) -> usize {
-        fs::read(self.path("log")).map_or(0, |log| log.len())
-    }
-}
+use crate::{
+    faults::Faults,
+    support::{Client, PATIENCE, Server, jobwire, program, seconds, submit, told},
+};
 
 #[tokio::test]
 async fn a_sync_that_fails_is_the_last() {

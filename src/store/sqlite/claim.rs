@@ -65,8 +65,8 @@ fn shares(tx: &mut Tx<'_>, claim: &Claim) -> Vec<(Vec<i64>, usize)> {
 fn first_in_line(tx: &Tx<'_>, now: Timestamp, lines: &[i64], quota: usize) -> Result<Vec<i64>> {
     let mut ranked: Vec<(i64, i64)> = Vec::new();
     let mut statement = tx.connection.prepare_cached(
-        "SELECT rank, num FROM live INDEXED BY live_ready WHERE line = +?1 AND state = 2 \
-         AND (wake IS NULL OR wake > ?3) ORDER BY rank, num LIMIT +?2",
+        "SELECT rank, num FROM live INDEXED BY live_ready WHERE line = ?1 AND state = 2 \
+         AND (wake IS NULL OR wake > ?3) ORDER BY rank, num LIMIT ?2",
     )?;
     for line in lines {
         let rows =

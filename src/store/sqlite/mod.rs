@@ -136,7 +136,8 @@ impl SqliteStore {
         let free = open::free_bytes(dir).map_err(|source| OpenError::Io { path: dir.to_owned(), source })?;
         let shared =
             Arc::new(Shared { free_bytes: free.into(), now: now.0.into(), counts: lines.counts().into() });
-        let readers = Readers::open(dir, config.store.readers, config.store.cache_bytes / 2)?;
+        let readers =
+            Readers::open(dir, config.store.readers, config.store.cache_bytes / 2, signals.clone())?;
         let checkpointer = Checkpointer::start(dir, config.store.wal_limit_bytes, signals.clone())?;
         let mut state = State {
             connection,

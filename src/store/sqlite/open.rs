@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior, config::DbConfig};
 
 /// The database, inside the data directory.
 pub const DATABASE: &str = "jobwire.db";
@@ -60,7 +60,7 @@ pub fn lock_directory(dir: &Path) -> Result<File, OpenError> {
         let path = path.to_owned();
         move |source| OpenError::Io { path, source }
     };
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io(dir))?;
+    make_directory(dir).map_err(io(dir))?;
     refuse_network(dir)?;
     let path = dir.join(LOCK);
     let lock = OpenOptions::new()
@@ -82,6 +82,20 @@ pub fn lock_directory(dir: &Path) -> Result<File, OpenError> {
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(io(dir))?;
     }
     Ok(lock)
+}
+
+/// Makes a directory and those above it. What is made is there after lost power: a synced file is worth nothing if the
+/// way to it is gone.
+fn make_directory(dir: &Path) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_directory(parent)?;
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !dir.is_dir() => return Err(error),
+        _ => sync_directory(parent),
+    }
 }
 
 #[cfg(target_os = "linux")]
@@ -152,6 +166,10 @@ fn common(path: &Path, connection: &Connection, cache_bytes: usize) -> Result<()
     set(path, connection, "mmap_size", "0")?;
     set(path, connection, "temp_store", "2")?;
     set(path, connection, "cache_size", &format!("-{}", (cache_bytes >> 10).max(512)))?;
+    // Or every statement with a bound LIMIT is planned anew at every execution.
+    connection
+        .set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)
+        .map_err(|source| OpenError::Sqlite { path: path.to_owned(), source })?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(())
 }

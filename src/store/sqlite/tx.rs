@@ -162,7 +162,7 @@ impl Tx<'_> {
             self.connection
                 .prepare_cached(
                     "DELETE FROM failure WHERE num = ?1 AND (run, attempt) <= (SELECT run, attempt FROM failure \
-                     WHERE num = ?1 ORDER BY run DESC, attempt DESC LIMIT 1 OFFSET +?2)",
+                     WHERE num = ?1 ORDER BY run DESC, attempt DESC LIMIT 1 OFFSET ?2)",
                 )?
                 .execute(params![row.num, Attempt::KEPT as i64])?;
         }
