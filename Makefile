@@ -10,11 +10,13 @@ BINARY := $(TARGET)/release/jobwire
 BASELINE := proto/baseline.binpb
 # Bytes. The binary must stay below it.
 MAX_SIZE := 26214400
-STEPS := tools fmt-check clippy proto-lint proto-breaking deny cargo-test release-check transcripts readme
+# kill -9 so often; SEED=n repeats the draws that were printed for n.
+KILLS ?= 50
+STEPS := tools fmt-check clippy proto-lint proto-breaking deny cargo-test release-check kills transcripts readme
 
 export PATH := $(TOOLS)/bin:$(PATH)
 
-.PHONY: help test $(STEPS) build fmt advisories proto-baseline
+.PHONY: help test $(STEPS) build fmt advisories fuzz proto-baseline peers
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -60,6 +62,10 @@ release-check: ## Build the release binary and check its size
 	printf 'jobwire: %s bytes (at most %s), built in %s s\n' "$$size" $(MAX_SIZE) "$$seconds"; \
 	[ "$$size" -lt $(MAX_SIZE) ] || { echo 'The binary is too large: `cargo bloat --release --crates` shows what fills it.'; exit 1; }
 
+kills: ## Kill the release binary again and again: KILLS=2000 for long, SEED=n to repeat
+	JOBWIRE_BIN=$(BINARY) JOBWIRE_TEST_KILLS=$(KILLS) $(if $(SEED),JOBWIRE_TEST_SEED=$(SEED)) \
+		cargo test --locked --test it kill:: -- --nocapture
+
 transcripts: ## The contract's transcripts with the real grpcurl
 	JOBWIRE_BIN=$(BINARY) tests/transcripts.sh
 
@@ -72,8 +78,14 @@ build: ## The release binary
 fmt: ## Format the code
 	cargo fmt
 
+peers: ## Measure jobwire beside other job services, half an hour; installs them
+	benches/peers/run.sh --write docs/benchmarks.md
+
 advisories: ## Known vulnerabilities in dependencies; needs the network
 	cargo deny --locked check advisories
+
+fuzz: ## Fuzz what parses bytes from outside: SECONDS=60 each, TARGETS="cursor submit" for some
+	tools/fuzz.sh $(or $(SECONDS),60) $(TARGET) $(TARGETS)
 
 proto-baseline: ## Record the contract as landed; refuses what would break callers
 	@if [ -e $(BASELINE) ]; then buf breaking --against $(BASELINE); fi

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use jiff::fmt::serde::unsigned_duration::friendly::compact::required as duration;
 
+pub(crate) use self::validate::key;
 pub use self::validate::{InvalidSetting, InvalidSettings};
 
 /// The settings of one server, complete and with defaults filled in.
@@ -91,9 +92,9 @@ impl Config {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Bytes of one payload, at most 3 MiB: a message is 4 MiB.
+    /// Bytes of one payload; with `max_output_bytes` at most 3 MiB, because a message is 4 MiB.
     pub max_payload_bytes: usize,
-    /// Bytes of one output, at most 3 MiB.
+    /// Bytes of one output; with `max_payload_bytes` at most 3 MiB.
     pub max_output_bytes: usize,
     /// Items of one BatchSubmit.
     pub max_batch_items: usize,
@@ -118,6 +119,9 @@ pub struct Limits {
     pub submit_buffer_items: usize,
     /// Bytes of payload that wait for their commit in memory.
     pub submit_buffer_bytes: usize,
+    /// Bytes of large messages in memory, those from 64 KiB on: of requests that are coming in, and as many of replies
+    /// that were not taken yet.
+    pub message_buffer_bytes: usize,
     /// Longest retention a job may ask for.
     #[serde(with = "duration")]
     pub max_retention: Duration,
@@ -144,6 +148,7 @@ impl Default for Limits {
             max_lines: 10_000,
             submit_buffer_items: 10_000,
             submit_buffer_bytes: 64 << 20,
+            message_buffer_bytes: 128 << 20,
             max_retention: Duration::from_secs(90 * 24 * 3600),
             max_delay: Duration::from_secs(366 * 24 * 3600),
             max_attempt_timeout: Duration::from_secs(24 * 3600),

@@ -2,7 +2,8 @@
 //!
 //! The map of the crate, from the edge inwards:
 //!
-//! - [`cli`]: the `jobwire` program. [`client`]: what it talks to a server with, for other programs too.
+//! - [`cli`]: the `jobwire` program. [`client`]: what it talks to a server with, for other programs too. [`bench`]: load
+//!   for a server.
 //! - [`server`]: the services on one port. Only it and the client know gRPC.
 //! - [`engine`]: batches calls, runs the timers, lets watchers follow the feed.
 //! - [`worker`]: runs attempts. [`handlers`]: the built-in kinds, and the register of a program's own.
@@ -11,12 +12,17 @@
 //!
 //! A program that brings its own handlers starts with [`Server::builder`].
 
+pub mod bench;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod engine;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod handlers;
 pub mod job;
+#[cfg(test)]
+mod reached;
 pub mod server;
 pub mod store;
 pub mod worker;

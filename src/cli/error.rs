@@ -26,6 +26,8 @@ pub(super) enum Error {
     Serve(#[from] ServeError),
     #[error(transparent)]
     Maintenance(#[from] MaintenanceError),
+    #[error(transparent)]
+    Bench(#[from] crate::bench::Error),
     #[error("cannot read {what}: {source}")]
     Read { what: String, source: io::Error },
     #[error("cannot write to stdout: {0}")]

@@ -1,12 +1,15 @@
 //! The command line. One file for each subcommand; what they do is in the rest of the crate.
 
 mod backup;
+mod bench;
 mod cancel;
 mod completions;
 mod config;
 mod delete;
 mod error;
 mod filter;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod get;
 mod info;
 mod json;
@@ -27,6 +30,8 @@ mod values;
 mod verify;
 mod watch;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::settings::fuzz::TARGETS as SETTINGS_TARGETS;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -67,6 +72,7 @@ enum Command {
     Info(info::Info),
     Backup(backup::Backup),
     Verify(verify::Verify),
+    Bench(bench::Bench),
     #[command(subcommand)]
     Config(config::Config),
     Completions(completions::Completions),
@@ -103,6 +109,7 @@ impl Command {
             Self::Info(command) => command.run(shell).await,
             Self::Backup(command) => command.run(shell),
             Self::Verify(command) => command.run(shell),
+            Self::Bench(command) => command.run(shell).await,
             Self::Config(command) => command.run(shell),
             Self::Completions(command) => command.run(shell),
         }

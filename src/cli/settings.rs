@@ -1,6 +1,8 @@
 //! The settings of a server from their four layers: default < file < environment < flag.
 
 mod decode;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod tree;
 
 use std::{
@@ -113,11 +115,24 @@ impl Settings {
         for node in sources.flags() {
             tree.merge(node, "")?;
         }
+        Self::of(tree)
+    }
+
+    /// Checks what all layers together say.
+    fn of(tree: Node) -> Result<Self, Error> {
         let mut origins = BTreeMap::new();
         tree.origins("", &mut origins);
         let config: Config = decode::decode(&tree)?;
         config.validate().map_err(|invalid| {
-            let locate = |key: &str| origins.get(key).cloned();
+            let locate = |key: &str| {
+                // Of an item, where its list comes from; of a group, where the first of its values does.
+                let key = key.rsplit_once('[').filter(|_| key.ends_with(']')).map_or(key, |(list, _)| list);
+                let inside = |path: &str| path.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'));
+                origins
+                    .iter()
+                    .find(|(path, _)| *path == key || inside(path))
+                    .map(|(_, origin)| origin.clone())
+            };
             let problem = |e: crate::config::InvalidSetting| Problem {
                 origin: locate(&e.key),
                 path: e.key,

@@ -9,7 +9,10 @@ use super::{
     json::{Named, compact, pretty},
     table,
 };
-use crate::{client::Client, proto::Job};
+use crate::{
+    client::{self, Client},
+    proto::Job,
+};
 
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Server and output")]
@@ -40,6 +43,11 @@ pub(super) enum Format {
 impl Shell {
     pub(super) async fn connect(&self) -> Result<Client, Error> {
         Ok(Client::connect(&self.server).await?)
+    }
+
+    /// The server's address in full.
+    pub(super) fn address(&self) -> Result<String, Error> {
+        Ok(client::normalise(&self.server)?)
     }
 
     pub(super) fn format(&self) -> Format {

@@ -7,6 +7,9 @@ use jiff::{Timestamp, civil::DateTime, fmt::friendly::SpanParser, tz::TimeZone};
 
 use crate::proto::job::State;
 
+/// 0001-01-01T00:00:00Z, the first moment that a message holds.
+const FIRST_SECOND: i64 = -62_135_596_800;
+
 /// `30s`, `5m`, `1h 30m`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let parsed = SpanParser::new().parse_unsigned_duration(text);
@@ -27,6 +30,9 @@ pub(super) fn timestamp(text: &str) -> Result<prost_types::Timestamp, String> {
     });
     let time =
         time.map_err(|_| "write a time such as 2026-05-01T12:00:00Z or `2026-05-01 12:00`".to_owned())?;
+    if time.as_second() < FIRST_SECOND {
+        return Err("is before the year 1".to_owned());
+    }
     Ok(prost_types::Timestamp { seconds: time.as_second(), nanos: time.subsec_nanosecond() }.normalized())
 }
 
@@ -105,6 +111,8 @@ mod tests {
             timestamp("1969-12-31T23:59:59.5Z").unwrap(),
             prost_types::Timestamp { seconds: -1, nanos: 500_000_000 }
         );
+        assert!(timestamp("0001-01-01T00:00:00Z").is_ok());
+        assert!(timestamp("0000-12-31T23:59:59Z").is_err());
         assert!(timestamp("tomorrow").is_err());
     }
 

@@ -10,7 +10,7 @@ use super::Error;
 const DEFAULT_PORT: u16 = 50051;
 
 /// Reads an address and writes it out in full, `http://host:port`.
-pub(super) fn normalise(address: &str) -> Result<String, Error> {
+pub(crate) fn normalise(address: &str) -> Result<String, Error> {
     let refuse = |why: &str| Error::Address { address: address.to_owned(), why: why.to_owned() };
     let rest = match address.trim().split_once("://") {
         None => address.trim(),

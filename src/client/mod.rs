@@ -34,6 +34,7 @@ use tonic::{
 };
 use uuid::Uuid;
 
+pub(crate) use self::address::normalise;
 use self::backoff::{Backoff, Repeat};
 pub use self::error::{Error, Failure};
 use crate::proto::{

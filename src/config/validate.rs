@@ -11,11 +11,11 @@ use url::Url;
 
 use super::{Config, ExecCommand, ExecParam, Queue};
 use crate::{
-    handlers::Template,
-    job::{Kind, QueueName},
+    handlers::{Template, check_command, is_allowed_host},
+    job::{Error, Kind, QueueName},
 };
 
-/// A message is 4 MiB, and holds more than the payload.
+/// A message is 4 MiB, and holds more than an input and an output.
 const MAX_BODY_BYTES: usize = 3 << 20;
 const MAX_WINDOW: u32 = i32::MAX as u32;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -84,6 +84,13 @@ impl Config {
         let limits = &self.limits;
         check.within("limits.max_payload_bytes", limits.max_payload_bytes, 1..=MAX_BODY_BYTES);
         check.within("limits.max_output_bytes", limits.max_output_bytes, 1..=MAX_BODY_BYTES);
+        check.that(
+            limits.max_payload_bytes.saturating_add(limits.max_output_bytes) <= MAX_BODY_BYTES,
+            "limits.max_output_bytes",
+            format_args!(
+                "must be at most {MAX_BODY_BYTES} together with limits.max_payload_bytes: a message holds both"
+            ),
+        );
         check.within("limits.max_batch_items", limits.max_batch_items, 1..=10_000);
         check.duration("limits.max_wait", limits.max_wait, HOUR);
         check.duration("limits.max_unary", limits.max_unary, HOUR);
@@ -99,6 +106,7 @@ impl Config {
         check.within("limits.max_lines", limits.max_lines, 1..=1_000_000);
         check.within("limits.submit_buffer_items", limits.submit_buffer_items, 1..=1_000_000);
         check.within("limits.submit_buffer_bytes", limits.submit_buffer_bytes, 1..=16 << 30);
+        check.within("limits.message_buffer_bytes", limits.message_buffer_bytes, 8 << 20..=16 << 30);
         for (key, bytes) in [
             ("limits.max_unfinished_bytes", limits.max_unfinished_bytes),
             ("limits.submit_buffer_bytes", limits.submit_buffer_bytes as u64),
@@ -238,7 +246,7 @@ impl Config {
         let http = &self.http;
         for (index, host) in http.allow_hosts.iter().enumerate() {
             check.that(
-                is_host(host),
+                is_allowed_host(host),
                 &format!("http.allow_hosts[{index}]"),
                 format_args!("must be `name` or `name:port`, without a scheme and a path, not `{host}`"),
             );
@@ -278,6 +286,7 @@ impl Check {
     }
 
     fn command(&mut self, name: &str, command: &ExecCommand) {
+        let before = self.found.len();
         let path = key("exec.commands", name);
         let at = |field: &str| format!("{path}.{field}");
         if let Err(error) = Kind::parse("its name", name) {
@@ -305,6 +314,12 @@ impl Check {
         }
         for (name, param) in &command.params {
             self.param(&key(&at("params"), name), param);
+        }
+        // What the kind asks beyond that would be found at the start only.
+        if self.found.len() == before
+            && let Err(Error::Invalid { field, why }) = check_command(name, command)
+        {
+            self.fail(&field, why);
         }
     }
 
@@ -366,7 +381,8 @@ impl Display for Span {
     }
 }
 
-fn key(path: &str, name: &str) -> String {
+/// `path.name`, as a key of the file: quoted where it must be.
+pub(crate) fn key(path: &str, name: &str) -> String {
     let bare = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     if bare { format!("{path}.{name}") } else { format!("{path}.{name:?}") }
 }
@@ -375,11 +391,6 @@ fn is_origin(text: &str) -> bool {
     Url::parse(text).is_ok_and(|url| {
         matches!(url.scheme(), "http" | "https") && url.origin().ascii_serialization() == text
     })
-}
-
-fn is_host(text: &str) -> bool {
-    let full = format!("http://{text}/");
-    !text.contains(['/', '@', '?', '#']) && Url::parse(&full).is_ok_and(|url| url.has_host())
 }
 
 #[cfg(test)]

@@ -49,8 +49,8 @@ fn other_machines_are_let_in_only_on_purpose() {
 #[test]
 fn bounds_are_kept_and_named() {
     type Change = fn(&mut Config);
-    let cases: [(Change, &str); 19] = [
-        (|c| c.limits.max_payload_bytes = (3 << 20) + 1, "limits.max_payload_bytes"),
+    let cases: [(Change, &str); 20] = [
+        (|c| c.limits.max_payload_bytes = 0, "limits.max_payload_bytes"),
         (|c| c.limits.max_output_bytes = 0, "limits.max_output_bytes"),
         (|c| c.limits.max_wait = Duration::ZERO, "limits.max_wait"),
         (|c| c.limits.max_wait = Duration::from_secs(60), "limits.max_wait"),
@@ -66,6 +66,7 @@ fn bounds_are_kept_and_named() {
         (|c| c.defaults.retention = 100 * DAY, "defaults.retention"),
         (|c| c.http.max_redirects = 11, "http.max_redirects"),
         (|c| c.http.allow_hosts = vec!["http://a/".into()], "http.allow_hosts[0]"),
+        (|c| c.http.allow_hosts = vec!["a:".into()], "http.allow_hosts[0]"),
         (|c| c.web.allowed_origins = vec!["*".into()], "web.allowed_origins[0]"),
         (|c| c.web.allowed_origins = vec!["https://a.example/".into()], "web.allowed_origins[0]"),
         (|c| c.data = PathBuf::new(), "data"),
@@ -73,6 +74,17 @@ fn bounds_are_kept_and_named() {
     for (change, key) in cases {
         assert_eq!(refused(change).key, key);
     }
+}
+
+#[test]
+fn an_input_and_an_output_fit_one_message() {
+    let mut config = Config::default();
+    (config.limits.max_payload_bytes, config.limits.max_output_bytes) = (1 << 20, 2 << 20);
+    config.validate().unwrap();
+    assert_eq!(
+        refused(|c| (c.limits.max_payload_bytes, c.limits.max_output_bytes) = (2 << 20, (1 << 20) + 1)).key,
+        "limits.max_output_bytes"
+    );
 }
 
 #[test]
@@ -119,6 +131,14 @@ fn commands_are_absolute() {
     let params = [("file".to_owned(), ExecParam::Path { root: "data".into() })].into();
     let error = refused_command(ExecCommand { params, ..command(&["{file}"]) });
     assert_eq!(error.key, "exec.commands.hash.params.file.root");
+}
+
+#[test]
+fn commands_hold_no_nul() {
+    let error = refused_command(ExecCommand { program: "/bin/a\0b".into(), ..command(&[]) });
+    assert_eq!(error.key, "exec.commands.hash.program");
+    let error = refused_command(ExecCommand { env: [("A.B".into(), "\0".into())].into(), ..command(&[]) });
+    assert_eq!(error.key, "exec.commands.hash.env.\"A.B\"");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The end of the feed in memory, shared by all who follow it: watchers and waits.
 //!
-//! One tailer reads the store when its head moves (and every second, should a wake-up be lost) and appends to a ring
-//! of recent outcomes. Followers sleep on the tail, read from the ring, and from the store when they lag behind it.
+//! One tailer takes the outcomes that the store hands over after its commits, reads from the store what it does not
+//! hand over (looking every second, should a wake-up be lost), and appends all of them to a ring of recent outcomes.
+//! Followers sleep on the tail, read from the ring, and from the store when they lag behind it.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,11 +11,11 @@ use std::{
 };
 
 use parking_lot::RwLock;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use super::waits::Waits;
 use crate::{
-    job::{Error, JobId},
+    job::{Error, Job, JobId, Timestamp},
     store::{FeedStart, Outcome, OutcomePage, Position, Store},
 };
 
@@ -23,6 +24,9 @@ const POLL: Duration = Duration::from_secs(1);
 
 /// Outcomes of one read.
 const PAGE: usize = 1000;
+
+/// Bytes of outcomes that a follower is given in one read, about: they stay in memory for as long as it is slow.
+const PAGE_BYTES: usize = 1 << 20;
 
 pub struct Feed {
     store: Arc<dyn Store>,
@@ -33,15 +37,25 @@ pub struct Feed {
 #[derive(Default)]
 struct Ring {
     outcomes: VecDeque<Outcome>,
-    /// Where the outcomes of a job are, should it be deleted.
-    by_job: HashMap<JobId, Vec<Position>>,
-    /// Jobs deleted since the tailer began to read, as [`Feed::forget`] says: what it brings may have them still.
+    by_job: HashMap<JobId, Places>,
+    /// Jobs that were deleted, as [`Feed::forget`] says, while outcomes up to that position were still to come.
     deleted: HashMap<JobId, Position>,
+    /// The same of jobs that were reopened.
+    reopened: HashMap<JobId, Position>,
     /// Every outcome after this position, and up to `end`, is in the ring.
     after: Position,
     end: Position,
     bytes: usize,
     capacity: usize,
+}
+
+/// Where the outcomes of a job are.
+#[derive(Default)]
+struct Places {
+    /// In order.
+    all: Vec<Position>,
+    /// Up to here they are history: something happened to the job since.
+    history: Position,
 }
 
 /// Some outcomes, and how far they reach.
@@ -74,6 +88,17 @@ impl Feed {
         Ok(Stretch { outcomes, upto, start: Some(start) })
     }
 
+    /// A job that is final, if its end is in memory and was the last that happened to it.
+    pub fn newest(&self, job: &JobId, now: Timestamp) -> Option<Arc<Job>> {
+        let job = self.ring.read().newest(job)?;
+        job.delete_time.is_none_or(|time| time > now).then_some(job)
+    }
+
+    /// A job has changed after its end: its outcomes up to a position are history.
+    pub fn reopen(&self, job: &JobId, upto: Position) {
+        self.ring.write().reopen(job, upto);
+    }
+
     /// A job was deleted: its outcomes up to a position have left the feed. Later ones are of another job that took
     /// its id.
     pub fn forget(&self, job: &JobId, upto: Position) {
@@ -83,9 +108,14 @@ impl Feed {
     /// Keeps the ring up with the store, and wakes those who wait for one job. Runs until the store fails.
     pub async fn follow(&self, waits: &Waits) {
         let mut head = self.store.signals().head.subscribe();
+        let mut told = self.store.signals().outcomes.subscribe();
         loop {
-            head.borrow_and_update();
-            let end = self.ring.write().begin_read();
+            let known = *head.borrow_and_update();
+            let end = self.take(&mut told, waits);
+            if end >= known && tokio::time::timeout(POLL, head.changed()).await.is_ok() {
+                continue;
+            }
+            // Something was not handed over, or for long there was no wake-up at all.
             let page = match self.store.outcomes(end, PAGE).await {
                 Ok(page) => page,
                 Err(error) => {
@@ -98,15 +128,35 @@ impl Feed {
                 }
             };
             if page.upto > end {
-                self.ring.write().append(&page.outcomes, page.upto);
-                self.tail.send_replace(page.upto);
-                // Last: whoever is woken and begins to watch finds it in the feed.
-                waits.wake(&page.outcomes);
-                continue;
+                self.append(&page.outcomes, page.upto, waits);
             }
-            // A lost wake-up costs at most one POLL.
-            let _ = tokio::time::timeout(POLL, head.changed()).await;
         }
+    }
+
+    /// Appends what the store has handed over. Answers with the end of the ring.
+    fn take(&self, told: &mut broadcast::Receiver<Arc<Vec<Outcome>>>, waits: &Waits) -> Position {
+        let mut end = self.ring.read().end;
+        loop {
+            match told.try_recv() {
+                Ok(outcomes) => {
+                    let (Some(first), Some(last)) = (outcomes.first(), outcomes.last()) else { continue };
+                    // After a gap the store is read, which has these too.
+                    if first.position.0 == end.0 + 1 {
+                        end = last.position;
+                        self.append(&outcomes, end, waits);
+                    }
+                }
+                Err(broadcast::error::TryRecvError::Lagged(_)) => {}
+                Err(_) => return end,
+            }
+        }
+    }
+
+    fn append(&self, outcomes: &[Outcome], upto: Position, waits: &Waits) {
+        self.ring.write().append(outcomes, upto);
+        self.tail.send_replace(upto);
+        // Last: whoever is woken and begins to watch finds it in the feed.
+        waits.wake(outcomes);
     }
 }
 
@@ -116,18 +166,34 @@ impl Ring {
             return None;
         }
         let first = self.outcomes.partition_point(|outcome| outcome.position <= after);
-        let outcomes: Vec<_> = self.outcomes.range(first..).take(limit).cloned().collect();
+        let mut bytes = 0;
+        let page = self.outcomes.range(first..).take(limit).take_while(|outcome| {
+            let room = bytes < PAGE_BYTES;
+            bytes += weight(outcome);
+            room
+        });
+        let outcomes: Vec<_> = page.cloned().collect();
         let upto = match outcomes.last() {
-            Some(last) if outcomes.len() == limit => last.position,
+            Some(last) if first + outcomes.len() < self.outcomes.len() => last.position,
             _ => self.end,
         };
         Some(Stretch { outcomes, upto, start: None })
     }
 
-    /// The position that the tailer goes on from.
-    fn begin_read(&mut self) -> Position {
-        self.deleted.clear();
-        self.end
+    fn newest(&self, job: &JobId) -> Option<Arc<Job>> {
+        let Places { all, history } = self.by_job.get(job)?;
+        let place = *all.last().filter(|&place| place > history)?;
+        let index = self.outcomes.partition_point(|outcome| outcome.position < place);
+        self.outcomes.get(index).map(|outcome| outcome.job.clone())
+    }
+
+    fn reopen(&mut self, job: &JobId, upto: Position) {
+        if let Some(places) = self.by_job.get_mut(job) {
+            places.history = places.history.max(upto);
+        }
+        if upto > self.end {
+            self.reopened.insert(job.clone(), upto);
+        }
     }
 
     fn append(&mut self, outcomes: &[Outcome], upto: Position) {
@@ -136,10 +202,16 @@ impl Ring {
                 continue;
             }
             self.bytes += weight(outcome);
-            self.by_job.entry(outcome.job.id.clone()).or_default().push(outcome.position);
+            let places = self.by_job.entry(outcome.job.id.clone()).or_default();
+            places.all.push(outcome.position);
+            if let Some(&upto) = self.reopened.get(&outcome.job.id) {
+                places.history = places.history.max(upto);
+            }
             self.outcomes.push_back(outcome.clone());
         }
         self.end = upto;
+        self.deleted.retain(|_, late| *late > upto);
+        self.reopened.retain(|_, late| *late > upto);
         while self.bytes > self.capacity
             && let Some(oldest) = self.outcomes.pop_front()
         {
@@ -150,7 +222,9 @@ impl Ring {
     }
 
     fn forget(&mut self, job: &JobId, upto: Position) {
-        self.deleted.insert(job.clone(), upto);
+        if upto > self.end {
+            self.deleted.insert(job.clone(), upto);
+        }
         for place in self.keep_places(job, |place| place > upto) {
             let index = self.outcomes.partition_point(|outcome| outcome.position < place);
             if let Some(gone) = self.outcomes.remove(index) {
@@ -161,10 +235,11 @@ impl Ring {
 
     /// Answers with those that are not kept.
     fn keep_places(&mut self, job: &JobId, kept: impl Fn(Position) -> bool) -> Vec<Position> {
-        let Some(places) = self.by_job.remove(job) else { return Vec::new() };
-        let (keep, gone): (Vec<_>, Vec<_>) = places.into_iter().partition(|&place| kept(place));
+        let Some(mut places) = self.by_job.remove(job) else { return Vec::new() };
+        let (keep, gone): (Vec<_>, Vec<_>) = places.all.into_iter().partition(|&place| kept(place));
         if !keep.is_empty() {
-            self.by_job.insert(job.clone(), keep);
+            places.all = keep;
+            self.by_job.insert(job.clone(), places);
         }
         gone
     }
@@ -217,11 +292,10 @@ mod tests {
     #[test]
     fn a_deleted_job_is_forgotten_and_its_successor_is_not() {
         let mut ring = Ring { capacity: 1 << 20, ..Ring::default() };
-        let early: Vec<_> = (1..=3).map(|n| outcome(n, if n == 2 { "b" } else { "a" })).collect();
-        ring.append(&early, Position(3));
+        ring.append(&[outcome(1, "a"), outcome(2, "b")], Position(2));
         ring.forget(&"a".parse().unwrap(), Position(3));
         assert_eq!(positions(&ring), [2]);
-        // What was read before the deletion, and what another job of the same id did after it.
+        // What was handed over before the deletion, and what another job of the same id did after it.
         ring.append(&[outcome(3, "a"), outcome(4, "a")], Position(4));
         assert_eq!(positions(&ring), [2, 4]);
         ring.forget(&"a".parse().unwrap(), Position(3));
@@ -229,11 +303,43 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_was_reopened_is_final_again_with_its_next_outcome() {
+        let mut ring = Ring { capacity: 1 << 20, ..Ring::default() };
+        let newest = |ring: &Ring| ring.newest(&"a".parse().unwrap()).is_some();
+        assert!(!newest(&ring));
+        ring.append(&[outcome(1, "a")], Position(1));
+        assert!(newest(&ring));
+        ring.reopen(&"a".parse().unwrap(), Position(1));
+        assert!(!newest(&ring));
+        ring.append(&[outcome(2, "a")], Position(2));
+        assert!(newest(&ring));
+        // The store knew of its end, and of what followed, before the ring did.
+        ring.reopen(&"a".parse().unwrap(), Position(3));
+        ring.append(&[outcome(3, "a")], Position(3));
+        assert!(!newest(&ring));
+        ring.append(&[outcome(4, "a")], Position(4));
+        assert!(newest(&ring));
+    }
+
+    #[test]
+    fn one_read_gives_no_more_than_a_page() {
+        let mut ring = Ring { capacity: usize::MAX, ..Ring::default() };
+        let count = 3 * PAGE_BYTES / weight(&outcome(1, "a")) / 2;
+        ring.append(&(1..=count as i64).map(|n| outcome(n, "a")).collect::<Vec<_>>(), Position(count as i64));
+        let page = ring.read(Position(0), usize::MAX).unwrap();
+        assert_eq!(page.outcomes.iter().map(weight).sum::<usize>().next_multiple_of(PAGE_BYTES), PAGE_BYTES);
+        assert_eq!(page.outcomes.last().unwrap().position, page.upto);
+        let rest = ring.read(page.upto, usize::MAX).unwrap();
+        assert_eq!((page.outcomes.len() + rest.outcomes.len(), rest.upto), (count, ring.end));
+        assert_eq!(ring.read(Position(0), 10).unwrap().upto, Position(10));
+    }
+
+    #[test]
     fn a_full_ring_drops_the_oldest_and_all_that_it_knew_of_them() {
         let mut ring = Ring { capacity: 3 * weight(&outcome(1, "a")), ..Ring::default() };
         ring.append(&(1..=10).map(|n| outcome(n, "a")).collect::<Vec<_>>(), Position(10));
         assert_eq!((positions(&ring), ring.after), (vec![8, 9, 10], Position(7)));
-        assert_eq!(ring.by_job[&"a".parse::<JobId>().unwrap()].len(), 3);
+        assert_eq!(ring.by_job[&"a".parse::<JobId>().unwrap()].all.len(), 3);
         ring.forget(&"a".parse().unwrap(), Position(10));
         assert_eq!((positions(&ring), ring.bytes, ring.by_job.len()), (Vec::<i64>::new(), 0, 0));
     }

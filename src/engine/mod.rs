@@ -12,26 +12,34 @@ mod timers;
 mod waits;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::{
     sync::{Semaphore, broadcast},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::{ContextV7, Uuid};
 
 pub use batcher::Pressure;
 pub use clock::Clock;
 pub use leases::{Held, Leases, Revocation};
 pub use watch::{Event, GapReason, Message, OnGap, Start, Watch, WatchRequest};
 
-use self::{batcher::Batcher, feed::Feed, waits::Waits};
+use self::{
+    batcher::Batcher,
+    feed::Feed,
+    waits::{Wait, Waits},
+};
 use crate::{
     config::Config,
     job::{Error, Job, JobId, Progress, State, View},
     store::{
-        Cancel, Change, Claim, Delete, GroupReply, Leased, LineCounts, ListPage, ListQuery, LogId, Position,
-        Retry, Settlement, Store, Submission,
+        Cancel, Change, Claim, ClaimWait, Delete, GroupReply, Leased, LineCounts, ListPage, ListQuery, LogId,
+        Position, Retry, Settlement, Store, Submission, Submitted,
     },
 };
 
@@ -49,6 +57,7 @@ struct Inner {
     config: Arc<Config>,
     store: Arc<dyn Store>,
     clock: Arc<Clock>,
+    ids: Mutex<ContextV7>,
     submits: Batcher<Vec<Submission>, GroupReply>,
     settles: Batcher<Settlement, Result<(), Error>>,
     cancels: Batcher<Cancel, Result<Change, Error>>,
@@ -96,7 +105,7 @@ impl Engine {
             submits: batcher!(submit, submit_capacity),
             settles: batcher!(settle, submit_capacity),
             cancels: batcher!(cancel, writes),
-            retries: batcher!(retry, writes),
+            retries: retries(writes, &store, &clock, &feed),
             deletes: deletes(writes, &store, &clock, &feed),
             feed,
             waits: Waits::new(limits.max_waits),
@@ -109,6 +118,7 @@ impl Engine {
             config,
             store,
             clock,
+            ids: Mutex::default(),
         };
         let engine = Self(Arc::new(inner));
         engine.spawn_duties();
@@ -147,6 +157,13 @@ impl Engine {
         &self.0.leases
     }
 
+    /// An id for a job that brings none: a UUIDv7, which sorts by time.
+    pub fn fresh_id(&self) -> JobId {
+        let now = Duration::from_millis(u64::try_from(self.0.clock.now().0).unwrap_or_default());
+        let time = uuid::Timestamp::from_unix(&self.0.ids, now.as_secs(), now.subsec_nanos());
+        Uuid::new_v7(time).to_string().parse().expect("a UUID is a valid id")
+    }
+
     /// The log that cursors are valid for.
     pub fn log_id(&self) -> LogId {
         self.0.store.log_id()
@@ -181,6 +198,18 @@ impl Engine {
         self.0.submits.call(group, size, pressure).await.map_err(|error| (0, error))?
     }
 
+    /// What a submit would be answered, without its effect.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`] says, but a server that is stopping still checks.
+    pub async fn check(&self, item: Submission) -> Result<Submitted, Error> {
+        let size = item.spec.payload.size + 1024;
+        let item = Submission { check_only: true, ..item };
+        let group = self.0.submits.call(vec![item], size, Pressure::Refuse).await?;
+        let submitted = group.map_err(|(_, error)| error)?.into_iter().next();
+        submitted.ok_or_else(|| Error::Internal("no answer to a check".into()))
+    }
+
     fn take_work(&self) -> Result<(), Error> {
         if self.0.draining.is_cancelled() { Err(Error::Draining) } else { Ok(()) }
     }
@@ -189,7 +218,12 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::JobNotFound`].
-    pub async fn get(&self, id: &JobId, view: View) -> Result<Job, Error> {
+    pub async fn get(&self, id: &JobId, view: View) -> Result<Arc<Job>, Error> {
+        if view <= View::Result
+            && let Some(job) = self.0.feed.newest(id, self.0.clock.now())
+        {
+            return Ok(job);
+        }
         let (mut jobs, _) = self.0.store.get(vec![id.clone()], view).await?;
         let mut job = jobs.pop().flatten().ok_or_else(|| Error::JobNotFound { job_id: id.to_string() })?;
         if job.state == State::RUNNING
@@ -197,27 +231,53 @@ impl Engine {
         {
             job.progress = Some(newer);
         }
-        Ok(job)
+        Ok(job.into())
     }
 
     /// A job once it is final, or as it is at `until` or when the server stops.
     ///
     /// # Errors
     /// [`Error::JobNotFound`]; [`Error::WatchLimit`] if too many wait.
-    pub async fn wait(&self, id: &JobId, until: Instant) -> Result<Job, Error> {
+    pub async fn wait(&self, id: &JobId, until: Instant) -> Result<Arc<Job>, Error> {
         // Registered first, looked second: an end between the two is not missed.
-        let mut wait = self.0.waits.begin(id.clone())?;
+        let wait = self.0.waits.begin(id.clone())?;
+        let job = self.get(id, View::Result).await?;
+        if job.state.is_final() || Instant::now() >= until {
+            return Ok(job);
+        }
+        self.outcome(wait, id, until).await
+    }
+
+    async fn outcome(&self, mut wait: Wait<'_>, id: &JobId, until: Instant) -> Result<Arc<Job>, Error> {
         loop {
+            tokio::select! {
+                job = wait.outcome() => return Ok(job),
+                () = tokio::time::sleep_until(until.min(Instant::now() + WAIT_POLL)) => {}
+                () = self.0.closing.cancelled() => return self.get(id, View::Result).await,
+            }
             let job = self.get(id, View::Result).await?;
             if job.state.is_final() || Instant::now() >= until {
                 return Ok(job);
             }
-            tokio::select! {
-                job = wait.outcome() => return Ok(Job::clone(&job)),
-                () = tokio::time::sleep_until(until.min(Instant::now() + WAIT_POLL)) => {}
-                () = self.0.closing.cancelled() => return self.get(id, View::Result).await,
-            }
         }
+    }
+
+    /// Accepts a job and waits for its end, as [`Engine::submit`] and [`Engine::wait`].
+    ///
+    /// # Errors
+    /// As theirs; [`Error::WatchLimit`] comes before the job is accepted.
+    pub async fn submit_and_wait(&self, item: Submission, until: Instant) -> Result<Submitted, Error> {
+        let id = item.job_id.clone();
+        // Before the job is there: nothing is missed, and nobody has to look whether it has ended already.
+        let wait = self.0.waits.begin(id.clone())?;
+        let group = self.submit(vec![item], Pressure::Refuse).await.map_err(|(_, error)| error)?;
+        let mut submitted = only(group)?;
+        if submitted.deduplicated {
+            submitted.job = self.wait(&submitted.job.id, until).await?;
+        } else {
+            submitted.job = self.outcome(wait, &id, until).await?;
+        }
+        Ok(submitted)
     }
 
     pub async fn list(&self, query: ListQuery) -> Result<ListPage, Error> {
@@ -249,6 +309,11 @@ impl Engine {
     /// The end of the feed.
     pub fn head(&self) -> Position {
         *self.0.store.signals().head.borrow()
+    }
+
+    /// Lets a claim wait until there are jobs, for as many as there are permits, or until the server stops.
+    pub fn claim_wait(&self, slots: Arc<Semaphore>) -> ClaimWait {
+        ClaimWait { slots, end: self.0.draining.clone() }
     }
 
     /// Leases on due jobs. None while the server stops.
@@ -302,6 +367,11 @@ impl Engine {
     }
 }
 
+/// The answer to a group of one.
+pub fn only(group: Vec<Submitted>) -> Result<Submitted, Error> {
+    group.into_iter().next().ok_or_else(|| Error::Internal("no answer to a submit".into()))
+}
+
 /// Deletions leave the feed in memory too, also if the caller has gone meanwhile.
 fn deletes(
     capacity: usize,
@@ -318,7 +388,29 @@ fn deletes(
             let replies = store.delete(now, batch).await?;
             for (job, _) in jobs.iter().zip(&replies).filter(|(_, reply)| reply.is_ok()) {
                 feed.forget(job, head);
+                feed.reopen(job, *store.signals().head.borrow());
             }
+            Ok(replies)
+        }
+    })
+}
+
+/// A job that runs again is not read from memory any more.
+fn retries(
+    capacity: usize,
+    store: &Arc<dyn Store>,
+    clock: &Arc<Clock>,
+    feed: &Arc<Feed>,
+) -> Batcher<Retry, Result<Change, Error>> {
+    let (store, clock, feed) = (store.clone(), clock.clone(), feed.clone());
+    Batcher::spawn(capacity, BATCH, move |batch: Vec<Retry>| {
+        let (store, now, feed) = (store.clone(), clock.now(), feed.clone());
+        async move {
+            let jobs: Vec<_> = batch.iter().map(|retry| retry.job_id.clone()).collect();
+            let replies = store.retry(now, batch).await?;
+            // Beyond the outcome that it had, perhaps beyond its next one: then the store is asked, no harm done.
+            let head = *store.signals().head.borrow();
+            jobs.iter().for_each(|job| feed.reopen(job, head));
             Ok(replies)
         }
     })

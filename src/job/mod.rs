@@ -5,6 +5,8 @@
 
 mod error;
 mod filter;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod name;
 mod outcome;
 mod payload;

@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{Key, Kind, Payload, QueueName, RetryOptions, Timestamp};
 
@@ -32,6 +32,11 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
+    /// The same without the body of its payload.
+    pub fn omit_payload(&self) -> Arc<Self> {
+        Arc::new(Self { payload: self.payload.omit_body(), ..self.clone() })
+    }
+
     /// A job of `kind` in the default queue, due at once, everything else left to the queue.
     pub fn new(kind: Kind, payload: Payload) -> Self {
         Self {

@@ -1,15 +1,25 @@
-//! The layer around every call: its deadline, and a net for panics.
+//! The layer around every call: its deadline, a net for panics, and the library's own refusals in the contract's terms.
 //!
 //! The library's own timeout answers CANCELLED and ends at the response headers, so `grpc-timeout` is read here: it
 //! bounds unary calls, and goes along with the request for those that wait or stream.
 
 use std::{panic::AssertUnwindSafe, time::Duration};
 
-use axum::{body::Body, extract::Request, middleware::Next, response::Response};
+use axum::{
+    body::Body,
+    extract::Request,
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
 use futures_util::FutureExt as _;
+use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 use tokio::time::{Instant, timeout_at};
+use tonic::Status;
 
-use super::status::status;
+use super::{
+    room::Room,
+    status::{of_library, status},
+};
 use crate::job::Error;
 
 /// When the caller stops waiting.
@@ -24,19 +34,40 @@ impl Deadline {
 }
 
 /// Runs a call within its deadline, and never longer than `cap` until its headers are there.
-pub async fn enforce(cap: Duration, mut request: Request, next: Next) -> Response {
+pub async fn enforce(cap: Duration, room: Room, mut request: Request, next: Next) -> Response {
+    if !is_grpc(request.headers()) {
+        return StatusCode::UNSUPPORTED_MEDIA_TYPE.into_response();
+    }
     let now = Instant::now();
     let asked = request.headers().get("grpc-timeout").and_then(|value| parse(value.as_bytes()));
     let deadline = asked.and_then(|timeout| now.checked_add(timeout));
     if let Some(deadline) = deadline {
         request.extensions_mut().insert(Deadline(deadline));
     }
+    let request = request.map(|body| room.request(body, cap));
     let end = deadline.map_or(now + cap, |deadline| deadline.min(now + cap));
     match timeout_at(end, AssertUnwindSafe(next.run(request)).catch_unwind()).await {
-        Ok(Ok(response)) => response,
+        Ok(Ok(response)) => Room::hold(explained(response)),
         Ok(Err(_)) => failure(Error::Internal("a call panicked".into())),
         Err(_) => failure(Error::DeadlineExceeded),
     }
+}
+
+/// The protocol asks for it, and forms of web pages cannot say it.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn explained(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    if headers.contains_key("grpc-status")
+        && !headers.contains_key("grpc-status-details-bin")
+        && let Some(told) = Status::from_header_map(headers).as_ref().and_then(of_library)
+    {
+        // Fails only for a message that is no header, and these are escaped.
+        let _ = told.add_header(headers);
+    }
+    response
 }
 
 fn failure(error: Error) -> Response {
@@ -44,9 +75,9 @@ fn failure(error: Error) -> Response {
 }
 
 /// `grpc-timeout`: up to 8 digits and a unit (gRPC over HTTP/2, "Requests").
-fn parse(value: &[u8]) -> Option<Duration> {
+pub(super) fn parse(value: &[u8]) -> Option<Duration> {
     let (unit, digits) = value.split_last()?;
-    if digits.is_empty() || digits.len() > 8 {
+    if !(1..=8).contains(&digits.len()) || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
     let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
@@ -70,7 +101,7 @@ mod tests {
         assert_eq!(parse(b"5S"), Some(Duration::from_secs(5)));
         assert_eq!(parse(b"99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
         assert_eq!(parse(b"20m"), Some(Duration::from_millis(20)));
-        for bad in [&b""[..], b"S", b"5", b"-5S", b"999999999S", b"5X", b"\xff\xffS"] {
+        for bad in [&b""[..], b"S", b"5", b"-5S", b"+5S", b"999999999S", b"5X", b"\xff\xffS"] {
             assert_eq!(parse(bad), None, "{bad:?}");
         }
     }

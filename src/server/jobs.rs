@@ -10,18 +10,18 @@ use futures_util::stream::BoxStream;
 use prost::Message as _;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
-use uuid::Uuid;
 
 use super::{
-    convert::{self, Format, filter, format, job, optional_duration, proto_duration, submission, view},
+    convert::{Format, filter, format, job, optional_duration, proto_duration, submission, view},
     deadline::Deadline,
     listener::Retire,
+    room::Room,
     status::status,
     streams, tokens,
 };
 use crate::{
-    engine::{Engine, Pressure},
-    job::{Error, Job, JobId, Live, State, View},
+    engine::{self, Engine, Pressure},
+    job::{Error, JobId, View},
     proto::{self, job_service_server::JobService},
     store::{Cancel, Delete, ListQuery, Retry, Submission, Submitted},
 };
@@ -41,18 +41,30 @@ const MAX_REPLY: usize = 4_000_000;
 
 /// The service. It answers UNAVAILABLE until there is an engine: the store recovers while the port is open, so that
 /// health checks can tell.
-#[derive(Clone, Default)]
-pub struct JobsApi(Arc<OnceLock<Jobs>>);
+#[derive(Clone)]
+pub struct JobsApi {
+    jobs: Arc<OnceLock<Jobs>>,
+    room: Room,
+}
 
 impl JobsApi {
+    pub fn new(room: Room) -> Self {
+        Self { jobs: Arc::default(), room }
+    }
+
+    /// What a call is answered with, if there is room for it.
+    fn reply<T: prost::Message>(&self, answer: Result<T, Error>) -> Answer<T> {
+        answer.and_then(|reply| self.room.reply(reply)).map_err(status)
+    }
+
     /// From now on calls are served.
     pub fn open(&self, engine: Engine, info: proto::GetServerInfoResponse) {
         // The first one stays; there is no second.
-        let _ = self.0.set(Jobs { engine, info });
+        let _ = self.jobs.set(Jobs { engine, info });
     }
 
     fn jobs(&self) -> Result<&Jobs, Status> {
-        self.0.get().ok_or_else(|| status(Error::StoreUnavailable("it recovers after a start".into())))
+        self.jobs.get().ok_or_else(|| status(Error::StoreUnavailable("it recovers after a start".into())))
     }
 }
 
@@ -96,52 +108,30 @@ impl Jobs {
         let request = request.into_inner();
         let format = format("payload_format", request.payload_format, Format::Readable)?;
         let until = self.patience(request.wait.as_ref(), deadline)?;
-        let validate_only = request.validate_only;
-        let item = submission("", request, &self.engine.config().limits, fresh_id(), trace)?;
-        if validate_only {
-            return Ok(self.would_accept(&item, format));
+        let item = submission("", request, &self.engine.config().limits, self.engine.fresh_id(), trace)?;
+        if item.check_only {
+            return self.check(item, format).await;
         }
-        let group = self.engine.submit(vec![item], Pressure::Refuse).await.map_err(|(_, error)| error)?;
-        let mut submitted =
-            group.into_iter().next().ok_or_else(|| Error::Internal("no answer to a submit".into()))?;
-        if let Some(until) = until
-            && !submitted.job.state.is_final()
-        {
-            submitted.job = self.engine.wait(&submitted.job.id, until).await?;
-        }
+        let submitted = match until {
+            Some(until) => self.engine.submit_and_wait(item, until).await?,
+            None => {
+                let group = self.engine.submit(vec![item], Pressure::Refuse).await;
+                engine::only(group.map_err(|(_, error)| error)?)?
+            }
+        };
         Ok(self.answer(&submitted, format))
     }
 
     /// The answer to a job that is only checked.
-    fn would_accept(&self, item: &Submission, format: Format) -> proto::SubmitResponse {
-        let now = self.engine.clock().now();
-        let live = Live::admit(&item.spec, now);
-        let job = Job {
-            id: item.job_id.clone(),
-            spec: item.spec.clone(),
-            state: State::Live(live.state),
-            attempt: 0,
-            run: live.run,
-            output: None,
-            error: None,
-            progress: None,
-            cancel_requested: false,
-            worker: None,
-            submit_time: now,
-            next_attempt_time: Some(live.due),
-            start_time: None,
-            finish_time: None,
-            delete_time: None,
-            version: live.version,
-            trace: item.trace.clone(),
-            attempts: Vec::new(),
-        };
-        let mut job = convert::job(&job, View::Result, format, 0);
-        if !item.own_id {
-            // The id would be another one when it is submitted.
-            job.job_id.clear();
+    async fn check(&self, item: Submission, format: Format) -> Result<proto::SubmitResponse, Error> {
+        let own_id = item.own_id;
+        let mut answer = self.answer(&self.engine.check(item).await?, format);
+        if !answer.deduplicated {
+            // Nothing was committed, and the id would be another one when it is submitted.
+            answer.cursor.clear();
+            answer.job.iter_mut().filter(|_| !own_id).for_each(|job| job.job_id.clear());
         }
-        proto::SubmitResponse { job: Some(job), ..Default::default() }
+        Ok(answer)
     }
 
     async fn batch_submit(
@@ -168,7 +158,7 @@ impl Jobs {
                 request.payload_format,
                 Format::Readable,
             )?);
-            group.push(submission(&prefix, request, limits, fresh_id(), trace.clone())?);
+            group.push(submission(&prefix, request, limits, self.engine.fresh_id(), trace.clone())?);
         }
         let group = self
             .engine
@@ -305,6 +295,12 @@ fn fitting<T: prost::Message>(format: Format, reply: impl Fn(Format) -> T) -> T 
     if format == Format::Readable && asked.encoded_len() > MAX_REPLY { reply(Format::Text) } else { asked }
 }
 
+fn leave_output_out(response: &mut proto::SubmitResponse) {
+    if let Some(output) = response.job.as_mut().and_then(|job| job.output.as_mut()) {
+        (output.body, output.omitted) = (None, true);
+    }
+}
+
 /// An item of a batch or a stream cannot wait, nor be checked alone.
 pub fn only_in_submit(prefix: &str, request: &proto::SubmitRequest) -> Result<(), Error> {
     let refused = |field| Err(Error::invalid(format!("{prefix}{field}"), "works in Submit only"));
@@ -315,11 +311,6 @@ pub fn only_in_submit(prefix: &str, request: &proto::SubmitRequest) -> Result<()
         return refused("validate_only");
     }
     Ok(())
-}
-
-/// A UUIDv7: sorts by time.
-pub fn fresh_id() -> JobId {
-    Uuid::now_v7().to_string().parse().expect("a UUID is a valid id")
 }
 
 fn job_id(text: &str) -> Result<JobId, Error> {
@@ -348,14 +339,16 @@ impl JobService for JobsApi {
     type WatchResultsStream = BoxStream<'static, Result<proto::WatchResultsResponse, Status>>;
 
     async fn submit(&self, request: Request<proto::SubmitRequest>) -> Answer<proto::SubmitResponse> {
-        self.jobs()?.submit(request).await.map(Response::new).map_err(status)
+        let answer = self.jobs()?.submit(request).await.map_err(status)?;
+        Ok(self.room.reply_at_least(answer, leave_output_out))
     }
 
     async fn batch_submit(
         &self,
         request: Request<proto::BatchSubmitRequest>,
     ) -> Answer<proto::BatchSubmitResponse> {
-        self.jobs()?.batch_submit(request).await.map(Response::new).map_err(status)
+        let answer = self.jobs()?.batch_submit(request).await.map_err(status)?;
+        Ok(self.room.reply_at_least(answer, |all| all.responses.iter_mut().for_each(leave_output_out)))
     }
 
     async fn stream_submit(
@@ -372,7 +365,7 @@ impl JobService for JobsApi {
         &self,
         request: Request<proto::GetResultRequest>,
     ) -> Answer<proto::GetResultResponse> {
-        self.jobs()?.get_result(request).await.map(Response::new).map_err(status)
+        self.reply(self.jobs()?.get_result(request).await)
     }
 
     async fn watch_results(
@@ -385,22 +378,22 @@ impl JobService for JobsApi {
     }
 
     async fn get_job(&self, request: Request<proto::GetJobRequest>) -> Answer<proto::GetJobResponse> {
-        self.jobs()?.get_job(request.into_inner()).await.map(Response::new).map_err(status)
+        self.reply(self.jobs()?.get_job(request.into_inner()).await)
     }
 
     async fn list_jobs(&self, request: Request<proto::ListJobsRequest>) -> Answer<proto::ListJobsResponse> {
-        self.jobs()?.list_jobs(request.into_inner()).await.map(Response::new).map_err(status)
+        self.reply(self.jobs()?.list_jobs(request.into_inner()).await)
     }
 
     async fn cancel_job(
         &self,
         request: Request<proto::CancelJobRequest>,
     ) -> Answer<proto::CancelJobResponse> {
-        self.jobs()?.cancel_job(request.into_inner()).await.map(Response::new).map_err(status)
+        self.reply(self.jobs()?.cancel_job(request.into_inner()).await)
     }
 
     async fn retry_job(&self, request: Request<proto::RetryJobRequest>) -> Answer<proto::RetryJobResponse> {
-        self.jobs()?.retry_job(request.into_inner()).await.map(Response::new).map_err(status)
+        self.reply(self.jobs()?.retry_job(request.into_inner()).await)
     }
 
     async fn delete_job(

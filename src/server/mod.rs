@@ -5,9 +5,13 @@
 mod builder;
 mod convert;
 mod deadline;
+mod descriptors;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod jobs;
 mod json;
 mod listener;
+mod room;
 mod signals;
 mod socket;
 mod status;
@@ -21,11 +25,14 @@ use http::{HeaderName, HeaderValue, header};
 use tokio::{net::TcpListener, task::spawn_blocking};
 use tonic::{server::NamedService as _, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::{
+    cors::{AllowOrigin, CorsLayer},
+    propagate_header::PropagateHeaderLayer,
+};
 use uuid::Uuid;
 
 pub use self::{builder::Builder, signals::stop_signal};
-use self::{convert::proto_duration, jobs::JobsApi, listener::Listener};
+use self::{convert::proto_duration, jobs::JobsApi, listener::Listener, room::Room};
 use crate::{
     config::{Config, InvalidSettings},
     engine::{Clock, Engine},
@@ -47,6 +54,9 @@ const CLOSING: Duration = Duration::from_secs(5);
 
 /// Calls get this long to be told that the store has failed.
 const FAILING: Duration = Duration::from_millis(500);
+
+/// What a caller calls its call: told back with the answer, whatever it is.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The names in health checks: all of the server, and its service.
 const CHECKED: [&str; 2] = ["", "jobwire.v1.JobService"];
@@ -95,15 +105,16 @@ impl Server {
         let listen = |source| ServeError::Listen { address: config.listen, source };
         let socket = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = socket.local_addr().map_err(listen)?;
-        let api = JobsApi::default();
-        let port = Port::open(&config, api.clone(), socket).await;
+        let room = Room::new(config.limits.message_buffer_bytes);
+        let api = JobsApi::new(room.clone());
+        let port = Port::open(&config, api.clone(), room, socket).await;
 
-        let clock = Clock::default();
         let opened = {
-            let (config, now) = (config.clone(), clock.now());
+            let (config, now) = (config.clone(), Clock::default().now());
             spawn_blocking(move || SqliteStore::open(&config.data, config.clone(), now)).await
         };
         let store = opened.map_err(|panic| ServeError::StoreFailed(panic.to_string().into()))??;
+        let clock = Clock::starting_at(store.last_time());
         let engine = Engine::start(config.clone(), store as Arc<dyn Store>, clock);
         let instance = Uuid::now_v7().simple().to_string();
         api.open(engine.clone(), info(&engine, &handlers, &instance));
@@ -157,13 +168,13 @@ impl Server {
 
 impl Port {
     /// Answers from now on, with health NOT_SERVING.
-    async fn open(config: &Config, api: JobsApi, socket: TcpListener) -> Self {
+    async fn open(config: &Config, api: JobsApi, room: Room, socket: TcpListener) -> Self {
         let (health, health_service) = tonic_health::server::health_reporter();
         let jobs = JobServiceServer::new(api)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         let routes = with_reflection(Routes::new(jobs).add_service(health_service));
-        let listener = Arc::new(Listener::new(config.http2.clone(), router(config, routes)));
+        let listener = Arc::new(Listener::new(config.http2.clone(), router(config, room, routes)));
         let port = Self { listener: listener.clone(), health };
         port.set_serving(false).await;
         tokio::spawn(async move { listener.accept(socket).await });
@@ -203,21 +214,23 @@ fn with_reflection(routes: Routes) -> Routes {
 }
 
 /// The layers around the services, outermost last.
-fn router(config: &Config, routes: Routes) -> Router {
+fn router(config: &Config, room: Room, routes: Routes) -> Router {
     let cap = config.limits.max_unary;
     let router = routes
         .prepare()
         .into_axum_router()
-        .layer(middleware::from_fn(move |request, next| deadline::enforce(cap, request, next)))
-        .layer(tonic_web::GrpcWebLayer::new());
+        .layer(middleware::from_fn(move |request, next| deadline::enforce(cap, room.clone(), request, next)))
+        .layer(tonic_web::GrpcWebLayer::new())
+        .layer(PropagateHeaderLayer::new(REQUEST_ID));
     let origins: Vec<HeaderValue> =
         config.web.allowed_origins.iter().filter_map(|origin| origin.parse().ok()).collect();
     if origins.is_empty() {
         return router;
     }
-    let own = ["grpc-timeout", "x-grpc-web", "x-user-agent", "traceparent", "tracestate"]
+    let own = ["grpc-timeout", "x-grpc-web", "x-user-agent", "traceparent", "tracestate", "x-request-id"]
         .map(HeaderName::from_static);
-    let told = ["grpc-status", "grpc-message", "grpc-status-details-bin"].map(HeaderName::from_static);
+    let told = ["grpc-status", "grpc-message", "grpc-status-details-bin", "x-request-id"]
+        .map(HeaderName::from_static);
     router.layer(
         CorsLayer::new()
             .allow_origin(AllowOrigin::list(origins))
@@ -256,6 +269,7 @@ fn info(engine: &Engine, handlers: &Handlers, instance: &str) -> proto::GetServe
 /// As [`Server::start`] and [`Server::serve`] say.
 pub async fn run(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), ServeError> {
     let handlers = Handlers::builtin(&config).map_err(ServeError::Config)?;
+    descriptors::raise_limit();
     let stop = stop_signal();
     let server = Server::start(config, handlers).await?;
     ready(server.address());

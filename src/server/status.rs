@@ -158,6 +158,33 @@ pub fn status(error: Error) -> Status {
     Status::with_error_details(code, message, details)
 }
 
+/// A refusal that the library made before the call was reached, in the contract's terms; None if there is nothing to
+/// add.
+pub fn of_library(refusal: &Status) -> Option<Status> {
+    let field = || "message".to_owned();
+    match refusal.code() {
+        // What came is no message.
+        Code::Internal => Some(status(Error::invalid(field(), refusal.message()))),
+        Code::OutOfRange => {
+            let limit = super::MAX_MESSAGE as u64;
+            // Its text names the size first.
+            let numbers = refusal.message().split(|c: char| !c.is_ascii_digit());
+            let size = numbers.filter_map(|number| number.parse().ok()).next().unwrap_or(limit);
+            Some(status(Error::TooLarge { field: field(), limit, size }))
+        }
+        Code::Unimplemented => {
+            let message = match refusal.message() {
+                "" => "there is no such call: reflection and GetServerInfo tell what there is",
+                why => why,
+            };
+            let mut details = ErrorDetails::new();
+            details.set_error_info("NOT_SUPPORTED", DOMAIN, HashMap::new());
+            Some(Status::with_error_details(Code::Unimplemented, cut(message, MAX_MESSAGE), details))
+        }
+        _ => None,
+    }
+}
+
 /// A bug. The caller gets a name to ask for, the log the rest.
 fn internal(what: &str, details: &mut ErrorDetails) -> String {
     let id = Uuid::new_v4().simple().to_string();
@@ -184,7 +211,7 @@ pub fn rejection(error: &Error) -> Rejection {
         _ => None,
     };
     let field = match told.detail {
-        Detail::Field(path) => path,
+        Detail::Field(path) => cut(&path, MAX_VALUE),
         _ => String::new(),
     };
     let message = match error {

@@ -19,12 +19,12 @@ use tonic::{Status, Streaming};
 
 use super::{
     convert::{self, Format, format, submission},
-    jobs::{fresh_id, only_in_submit},
-    status::{rejection, status},
+    jobs::only_in_submit,
+    status::{of_library, rejection, status},
     tokens,
 };
 use crate::{
-    engine::{Engine, Message, Pressure, Watch},
+    engine::{self, Engine, Message, Pressure, Watch},
     job::Error,
     proto::{self, Accepted, StreamSubmitRequest, StreamSubmitResponse, stream_submit_response::Verdict},
 };
@@ -58,7 +58,9 @@ pub fn submits(
     let items = requests
         .then(move |item| hold(room.clone(), item))
         .scan((), move |(), item| {
-            std::future::ready(item.map_err(|status| broken.get_or_init(|| status).code()).ok())
+            std::future::ready(
+                item.map_err(|end| broken.get_or_init(|| of_library(&end).unwrap_or(end)).code()).ok(),
+            )
         })
         .take_until(stop);
     let verdicts = items
@@ -99,10 +101,9 @@ async fn judge(
 ) -> Result<Accepted, Error> {
     let request = item.request.ok_or_else(|| Error::invalid("request", "is required"))?;
     only_in_submit("request.", &request)?;
-    let item = submission("request.", request, &engine.config().limits, fresh_id(), trace)?;
+    let item = submission("request.", request, &engine.config().limits, engine.fresh_id(), trace)?;
     let group = engine.submit(vec![item], Pressure::Wait).await.map_err(|(_, error)| error)?;
-    let submitted =
-        group.into_iter().next().ok_or_else(|| Error::Internal("no answer to a submit".into()))?;
+    let submitted = engine::only(group)?;
     Ok(Accepted {
         job_id: submitted.job.id.to_string(),
         deduplicated: submitted.deduplicated,

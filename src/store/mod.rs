@@ -11,7 +11,8 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::job::{
     Error, Fence, Filter, Job, JobId, JobSpec, Key, Kind, Progress, QueueName, Report, State, Timestamp,
@@ -44,6 +45,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Hands out leases on due jobs, in order of rank within a queue, turn by turn among queues. A job whose time is
     /// over is not handed out, though no [`tick`](Self::tick) has ended it yet.
+    ///
+    /// With [`Claim::wait`] the answer may come once there is something to hand out; a store may also answer at once.
     async fn claim(&self, now: Timestamp, claim: Claim) -> Result<Vec<Leased>, Error>;
 
     /// Prolongs leases and stores the newest progress of their attempts.
@@ -125,6 +128,9 @@ pub struct Signals {
     pub due: watch::Sender<u64>,
     /// Jobs that changed without an outcome. Sent only while somebody listens.
     pub changed: broadcast::Sender<JobId>,
+    /// Outcomes right after their commit, in the order of the feed, each as [`Store::outcomes`] has it. A store may
+    /// leave some out, but none between the first and the last of a message.
+    pub outcomes: broadcast::Sender<Arc<Vec<Outcome>>>,
     /// Set once, with the reason, when the store has failed.
     pub failed: watch::Sender<Option<Arc<str>>>,
 }
@@ -136,6 +142,7 @@ impl Signals {
             head: watch::Sender::new(head),
             due: watch::Sender::new(0),
             changed: broadcast::Sender::new(1024),
+            outcomes: broadcast::Sender::new(16),
             failed: watch::Sender::new(None),
         }
     }
@@ -169,6 +176,8 @@ pub struct Submission {
     pub spec: Arc<JobSpec>,
     /// Refuse, instead of answering with the job that holds the unique key.
     pub reject_duplicate: bool,
+    /// Answer as if it were accepted, but store nothing.
+    pub check_only: bool,
     pub trace: BTreeMap<String, String>,
 }
 
@@ -178,7 +187,7 @@ pub type GroupReply = Result<Vec<Submitted>, (usize, Error)>;
 /// A job that was accepted, or was there already.
 #[derive(Clone, Debug)]
 pub struct Submitted {
-    pub job: Job,
+    pub job: Arc<Job>,
     pub deduplicated: bool,
     /// At or before the commit: what follows cannot miss the job's end.
     pub position: Position,
@@ -195,6 +204,23 @@ pub struct Claim {
     /// At most so many from these queues.
     pub caps: HashMap<QueueName, usize>,
     pub lease: Duration,
+    pub wait: Option<ClaimWait>,
+}
+
+/// Lets a claim wait for jobs.
+#[derive(Clone, Debug)]
+pub struct ClaimWait {
+    /// As many jobs as there are permits when the answer is made, up to the claim's limit.
+    pub slots: Arc<Semaphore>,
+    /// Ends the wait, with nothing.
+    pub end: CancellationToken,
+}
+
+impl Claim {
+    /// How many jobs are wanted now.
+    pub fn wanted(&self) -> usize {
+        self.wait.as_ref().map_or(self.limit, |wait| self.limit.min(wait.slots.available_permits()))
+    }
 }
 
 /// A grant: the right to run one attempt for a time.
@@ -210,7 +236,7 @@ pub struct LeaseId {
 pub struct Leased {
     pub lease: LeaseId,
     /// In [`View::Full`], without the history.
-    pub job: Job,
+    pub job: Arc<Job>,
     pub attempt_timeout: Duration,
 }
 
@@ -240,6 +266,8 @@ pub struct Settlement {
     pub jitter: f64,
     /// The newest progress of the attempt, for the next one.
     pub progress: Option<Progress>,
+    /// The job as it was leased, if the worker has it: the store need not read it to tell its end.
+    pub job: Option<Arc<Job>>,
 }
 
 #[derive(Clone, Debug)]

@@ -54,7 +54,8 @@ pub async fn run(
     let Some(report) = verdict else { return };
     let report = bounded(report, &engine.config().limits);
     let newest = progress.borrow().clone();
-    let settlement = Settlement { lease, report, jitter: fastrand::f64(), progress: newest };
+    let settlement =
+        Settlement { lease, report, jitter: fastrand::f64(), progress: newest, job: Some(job.clone()) };
     match engine.settle(settlement).await {
         Ok(()) => {}
         Err(Error::LeaseLost) => {

@@ -70,24 +70,32 @@ impl Dispatcher {
     pub async fn run(self) {
         let mut due = self.engine.due();
         loop {
-            let Some(permits) = self.free_slots().await else { return };
+            // The first one free: how many there are counts when the jobs are handed out.
+            tokio::select! {
+                () = self.engine.drained() => return,
+                free = self.slots.acquire() => drop(free),
+            }
             due.borrow_and_update();
-            let limit = permits.len();
-            let leased = match self.engine.claim(self.claim(limit)).await {
+            let claim = self.claim();
+            let limit = claim.wanted();
+            let leased = match self.engine.claim(claim).await {
                 Ok(leased) => leased,
                 Err(error) => {
                     tracing::error!(%error, "no more jobs are claimed");
                     return;
                 }
             };
-            let more = leased.len() == limit;
-            for (leased, permit) in leased.into_iter().zip(permits) {
+            let found = leased.len();
+            for leased in leased {
+                // There is a permit for each: nobody else takes any.
+                let Ok(permit) = self.slots.clone().acquire_owned().await else { return };
                 let slot = self.occupy(&leased.job.spec.queue, permit);
                 if self.pool.send(Assignment { leased, slot }).await.is_err() {
                     return;
                 }
             }
-            if !more {
+            let waits = !self.limits_queues() && found > 0;
+            if found < limit && !waits {
                 tokio::select! {
                     () = self.engine.drained() => return,
                     _ = due.changed() => {}
@@ -98,23 +106,10 @@ impl Dispatcher {
         }
     }
 
-    /// All free slots, at least one; None once the engine drains.
-    async fn free_slots(&self) -> Option<Vec<OwnedSemaphorePermit>> {
-        let first = tokio::select! {
-            () = self.engine.drained() => return None,
-            permit = self.slots.clone().acquire_owned() => permit.ok()?,
-        };
-        let mut permits = vec![first];
-        while permits.len() < MOST
-            && let Ok(permit) = self.slots.clone().try_acquire_owned()
-        {
-            permits.push(permit);
-        }
-        Some(permits)
-    }
-
-    fn claim(&self, limit: usize) -> Claim {
+    fn claim(&self) -> Claim {
         let config = self.engine.config();
+        // What a queue may still run is only known now: a claim with such limits is not left to wait.
+        let wait = (!self.limits_queues()).then(|| self.engine.claim_wait(self.slots.clone()));
         let running = self.running.lock();
         let caps = config.queues.iter().filter_map(|(queue, settings)| {
             let queue = QueueName::parse("queues", queue).ok()?;
@@ -125,9 +120,10 @@ impl Dispatcher {
             worker: self.worker.clone(),
             queues: None,
             kinds: self.kinds.clone(),
-            limit,
+            limit: if wait.is_some() { MOST } else { self.slots.available_permits().min(MOST) },
             caps: caps.collect(),
             lease: config.workers.lease,
+            wait,
         }
     }
 

@@ -6,7 +6,7 @@ use jobwire::proto::{
     CancelJobRequest, DeleteJobRequest, GetJobRequest, GetServerInfoRequest, Job, JobSpec, RetryJobRequest,
     SubmitRequest, job::State, job_error::Cause, job_spec::Start,
 };
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 use crate::{
     calls::{Refusal, finish, get, place, reach, result},
@@ -187,6 +187,24 @@ async fn an_etag_guards_against_what_happened_meanwhile() {
     }
     let delete = DeleteJobRequest { job_id: id, etag: now, ..Default::default() };
     client.clone().delete_job(delete).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_call_hears_the_name_that_its_caller_gave_it() {
+    let server = Server::start();
+    let client = server.client().await;
+    let named = || {
+        let mut request = Request::new(GetJobRequest { job_id: "nothing".into(), ..Default::default() });
+        request.metadata_mut().insert("x-request-id", "call-7".parse().unwrap());
+        request
+    };
+    let status = client.clone().get_job(named()).await.unwrap_err();
+    assert_eq!(status.metadata().get("x-request-id").unwrap(), "call-7");
+    let request = named().map(|_| GetServerInfoRequest {});
+    let answer = client.clone().get_server_info(request).await.unwrap();
+    assert_eq!(answer.metadata().get("x-request-id").unwrap(), "call-7");
+    let answer = client.clone().get_server_info(GetServerInfoRequest {}).await.unwrap();
+    assert_eq!(answer.metadata().get("x-request-id"), None);
 }
 
 #[tokio::test]

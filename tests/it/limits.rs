@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jobwire::proto::{JobSpec, Payload, SubmitRequest, job::State, payload::Body};
+use prost::Message as _;
 use tonic::Code;
 
 use crate::{
@@ -35,6 +36,8 @@ async fn a_backlog_is_bounded_by_count() {
     let known = SubmitRequest { job_id: "known".into(), ..submit("nobody", "1") };
     place(&client, known.clone()).await;
     is_full(refused(&client, submit("nobody", "1")).await, "backlog", "2");
+    let check = SubmitRequest { validate_only: true, ..submit("nobody", "1") };
+    is_full(refused(&client, check).await, "backlog", "2");
     // What is there already needs no room.
     assert!(accept(&client, known).await.deduplicated);
     cancel(&client, &first).await.unwrap();
@@ -116,9 +119,30 @@ async fn a_payload_may_have_a_mebibyte() {
         ("1048576", "1048577")
     );
     too_large.is(Code::InvalidArgument, "TOO_LARGE").says(&["1048577", "1048576"]);
-    // A message that is too large is the library's to refuse, with the code of an expired cursor: hence reasons.
-    let status = client.clone().submit(data(4 << 20)).await.unwrap_err();
-    assert_eq!((status.code(), status.details().len()), (Code::OutOfRange, 0));
+    // A message that is too large is refused before it is read.
+    let size = data(4 << 20).encoded_len();
+    let too_large = refused(&client, data(4 << 20)).await;
+    assert_eq!(too_large.field(), "message");
+    assert_eq!(
+        (&*too_large.metadata["limit"], &*too_large.metadata["size"]),
+        ("4194304", &*size.to_string())
+    );
+    too_large.is(Code::InvalidArgument, "TOO_LARGE");
+}
+
+#[tokio::test]
+async fn the_largest_input_and_output_fit_one_reply() {
+    const HALF: usize = 3 << 19;
+    let server = Server::with(&format!("[limits]\nmax_payload_bytes = {HALF}\nmax_output_bytes = {HALF}\n"));
+    let client = server.client().await;
+    // As `Value`s these would be several times as large.
+    let document = format!("[{}1]", "1,".repeat(HALF / 2 - 2));
+    let id = finish(&client, submit("echo", &document)).await.job_id;
+    let job = get(&client, &id).await;
+    for payload in [job.spec.unwrap().payload.unwrap(), job.output.unwrap()] {
+        assert!(!payload.omitted && payload.size_bytes == document.len() as i64);
+        assert_eq!(payload.body, Some(Body::Text(document.clone())));
+    }
 }
 
 #[tokio::test]

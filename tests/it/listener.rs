@@ -1,12 +1,18 @@
 //! The port: limits of connections and streams, and peers that mean no good.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
 
+use jobwire::proto::{GetServerInfoRequest, job_service_client::JobServiceClient};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     time::timeout,
 };
+use tonic::transport::Endpoint;
 
 use crate::{
     calls::eventually,
@@ -14,7 +20,7 @@ use crate::{
         ACK, Connection, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, RST_STREAM, SETTINGS,
         WINDOW_UPDATE, frame, headers,
     },
-    support::{PATIENCE, Server, submit},
+    support::{PATIENCE, Server, program, submit},
 };
 
 const SUBMIT: &str = "/jobwire.v1.JobService/Submit";
@@ -111,7 +117,7 @@ async fn garbage_is_not_answered_for_long() {
     let server = Server::start();
     let random: Vec<u8> = (0..100_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let after_preface = [PREFACE, &random].concat();
-    let post = b"POST /jobwire.v1.JobService/Submit HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello";
+    let post = b"POST /jobwire.v1.JobService/Submit HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 5\r\n\r\nhello";
     let endless = [b"GET /", &vec![b'a'; 1 << 20][..]].concat();
     for (what, bytes) in [
         ("random", &random[..]),
@@ -127,7 +133,6 @@ async fn garbage_is_not_answered_for_long() {
     }
     let mut stream = connect(&server).await;
     stream.write_all(post).await.unwrap();
-    stream.shutdown().await.unwrap();
     let answer = String::from_utf8(end(&mut stream).await).unwrap();
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
     serves(&server).await;
@@ -206,4 +211,39 @@ async fn a_connection_that_says_nothing_does_not_hold_up_a_stop() {
     assert!(server.ended().await.success());
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     drop((silent, half));
+}
+
+#[tokio::test]
+async fn more_connections_fit_than_a_shell_allows_to_begin_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = program();
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -S -n 64; exec \"$0\" serve --listen 127.0.0.1:0"])
+        .arg(program.get_program());
+    let server = command.env("JOBWIRE_DATA", dir.path()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut server = Killed(server);
+    let mut line = String::new();
+    BufReader::new(server.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("listening on ").unwrap().to_owned();
+    let mut clients = Vec::new();
+    for _ in 0..200 {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        let called = timeout(PATIENCE, async {
+            let mut client = JobServiceClient::new(endpoint.connect().await.unwrap());
+            client.get_server_info(GetServerInfoRequest {}).await.unwrap();
+            client
+        });
+        clients.push(called.await.expect("there is room for one more"));
+    }
+}
+
+/// A process that does not outlive its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

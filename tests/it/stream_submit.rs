@@ -7,6 +7,7 @@ use jobwire::proto::{
     ListJobsRequest, StreamSubmitRequest, StreamSubmitResponse, SubmitRequest,
     stream_submit_response::Verdict,
 };
+use prost::Message as _;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, Streaming};
@@ -18,6 +19,13 @@ use crate::{
 
 fn item(sequence: i64, request: SubmitRequest) -> StreamSubmitRequest {
     StreamSubmitRequest { sequence, request: Some(request) }
+}
+
+/// A name that would be many times as long if it were told.
+fn unreadable() -> SubmitRequest {
+    let mut request = submit("echo", "1");
+    request.spec.as_mut().unwrap().labels = [("\u{1}".repeat(1 << 20), String::new())].into();
+    request
 }
 
 async fn verdicts(client: &Client, items: Vec<StreamSubmitRequest>) -> HashMap<i64, Verdict> {
@@ -47,10 +55,18 @@ async fn every_item_gets_one_verdict_with_its_sequence() {
         item(1, submit("not a kind", "1")),
         item(2, SubmitRequest { job_id: "taken".into(), ..submit("echo", "2") }),
         item(3, SubmitRequest { wait: Some(seconds(1.0)), ..submit("echo", "1") }),
+        item(5, unreadable()),
         StreamSubmitRequest { sequence: 4, request: None },
     ];
     let verdicts = verdicts(&client, items).await;
-    assert_eq!(verdicts.len(), 6);
+    assert_eq!(verdicts.len(), 7);
+    // What a caller sends comes back in verdicts: bounded, whatever it is.
+    let Verdict::Rejected(no) = &verdicts[&5] else { panic!("{verdicts:?}") };
+    assert!(
+        no.field.starts_with("request.spec.labels") && no.encoded_len() < 4096,
+        "{} bytes",
+        no.encoded_len()
+    );
     let Verdict::Accepted(new) = &verdicts[&-5] else { panic!("{verdicts:?}") };
     assert!(!new.deduplicated && !new.cursor.is_empty());
     result(&client, &new.job_id).await;

@@ -157,11 +157,19 @@ async fn a_job_that_is_only_checked_is_not_stored() {
     let named = accept(&client, SubmitRequest { job_id: "mine".into(), ..check }).await;
     assert_eq!(named.job.unwrap().job_id, "mine");
 
+    // The store is asked as well.
+    let kept = accept(&client, SubmitRequest { job_id: "kept".into(), ..submit("nobody", "1") }).await;
+    let again = SubmitRequest { validate_only: true, job_id: "kept".into(), ..submit("nobody", "1") };
+    let answer = accept(&client, again).await;
+    assert!(answer.deduplicated && answer.job.unwrap().etag == kept.job.unwrap().etag);
+    let other = SubmitRequest { validate_only: true, job_id: "kept".into(), ..submit("nobody", "2") };
+    Refusal::of(client.clone().submit(other).await).is(Code::AlreadyExists, "JOB_ID_IN_USE");
+
     let bad = SubmitRequest { validate_only: true, ..submit("not a kind", "1") };
     let refused = Refusal::of(client.clone().submit(bad).await);
     assert_eq!(refused.field(), "spec.kind");
     let listed = client.clone().list_jobs(ListJobsRequest::default()).await.unwrap().into_inner();
-    assert!(listed.jobs.is_empty(), "{listed:?}");
+    assert_eq!(listed.jobs.len(), 1, "{listed:?}");
 }
 
 #[tokio::test]

@@ -4,7 +4,6 @@ use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,11 +17,12 @@ pub type Client = JobServiceClient<Channel>;
 /// How long anything may take that should take no time. Never a measure, only the end of patience.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A running `jobwire serve`.
+/// A `jobwire serve`.
 pub struct Server {
-    child: Child,
+    /// None before the first start.
+    child: Option<Child>,
     address: String,
-    dir: Arc<TempDir>,
+    dir: TempDir,
     config: String,
     variables: Vec<(&'static str, String)>,
 }
@@ -40,8 +40,21 @@ impl Server {
 
     /// The same with variables in the process's environment.
     pub fn with_variables(config: &str, variables: &[(&'static str, String)]) -> Self {
-        let dir = Arc::new(tempfile::tempdir().expect("a temporary directory"));
-        Self::spawn(dir, config.to_owned(), variables.to_owned())
+        Self::try_with_variables(config, variables).unwrap_or_else(|said| panic!("no server: {said}"))
+    }
+
+    /// The same, or what it said instead of starting.
+    pub fn try_with_variables(config: &str, variables: &[(&'static str, String)]) -> Result<Self, String> {
+        let mut server = Self::unstarted();
+        server.variables = variables.to_owned();
+        server.launch(config);
+        if server.read_address() { Ok(server) } else { Err(server.log()) }
+    }
+
+    /// One to be started later, on a directory that is not there yet.
+    pub fn unstarted() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        Self { child: None, address: String::new(), dir, config: String::new(), variables: Vec::new() }
     }
 
     /// Starts on a data directory that is there already.
@@ -49,52 +62,48 @@ impl Server {
         Self::with(&format!("data = {:?}", data.to_str().expect("text")))
     }
 
-    /// The same, or what it said instead of starting.
-    pub fn try_with_variables(config: &str, variables: &[(&'static str, String)]) -> Result<Self, String> {
-        let dir = Arc::new(tempfile::tempdir().expect("a temporary directory"));
-        Self::try_spawn(dir, config.to_owned(), variables.to_owned())
-    }
-
-    fn spawn(dir: Arc<TempDir>, config: String, variables: Vec<(&'static str, String)>) -> Self {
-        Self::try_spawn(dir, config, variables)
-            .unwrap_or_else(|said| panic!("the server did not start: {said}"))
-    }
-
-    fn try_spawn(
-        dir: Arc<TempDir>,
-        config: String,
-        variables: Vec<(&'static str, String)>,
-    ) -> Result<Self, String> {
-        let file = dir.path().join("jobwire.toml");
-        std::fs::write(&file, &config).expect("the configuration is written");
+    fn launch(&mut self, config: &str) {
+        self.config = config.to_owned();
+        let file = self.dir.path().join("jobwire.toml");
+        std::fs::write(&file, config).expect("the configuration is written");
         let mut command = program();
         if !config.starts_with("data = ") {
-            command.env("JOBWIRE_DATA", dir.path().join("data"));
+            command.env("JOBWIRE_DATA", self.data());
         }
-        let mut child = command
+        let log = self.dir.path().join("log");
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("a log");
+        let child = command
             .args(["serve", "--listen", "127.0.0.1:0", "--config"])
             .arg(&file)
-            .envs(variables.iter().cloned())
+            .envs(self.variables.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(
-                std::fs::OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .open(dir.path().join("log"))
-                    .expect("a log"),
-            )
-            .spawn()
-            .expect("jobwire starts");
+            .stderr(log)
+            .spawn();
+        self.child = Some(child.expect("jobwire starts"));
+    }
+
+    /// Waits until it serves.
+    fn await_address(&mut self) {
+        assert!(self.read_address(), "the server did not start: {}", self.log());
+    }
+
+    /// Waits until it serves, or has ended.
+    fn read_address(&mut self) -> bool {
         let mut line = String::new();
-        let stdout = child.stdout.take().expect("stdout is piped");
+        let stdout = self.child().stdout.take().expect("stdout is piped");
         BufReader::new(stdout).read_line(&mut line).expect("stdout is text");
         let address = line.trim().strip_prefix("listening on ").map(str::to_owned);
-        let Some(address) = address else {
-            child.wait().expect("the process can be reaped");
-            return Err(std::fs::read_to_string(dir.path().join("log")).unwrap_or_default());
-        };
-        Ok(Self { child, address, dir, config, variables })
+        if let Some(address) = address {
+            self.address = address;
+            return true;
+        }
+        self.child().wait().expect("the process can be reaped");
+        false
+    }
+
+    fn child(&mut self) -> &mut Child {
+        self.child.as_mut().expect("the server was started")
     }
 
     /// `host:port`.
@@ -104,7 +113,7 @@ impl Server {
 
     /// The process id.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.as_ref().expect("the server was started").id()
     }
 
     /// The data directory.
@@ -124,20 +133,27 @@ impl Server {
 
     /// A connection of its own, for any service.
     pub async fn channel(&self) -> Channel {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).expect("an address");
-        endpoint.connect().await.expect("the server accepts connections")
+        self.endpoint().connect().await.expect("the server accepts connections")
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        Endpoint::from_shared(format!("http://{}", self.address)).expect("an address")
     }
 
     /// A connection of its own.
     pub async fn client(&self) -> Client {
-        let channel = self.channel().await;
-        JobServiceClient::new(channel).max_decoding_message_size(8 << 20).max_encoding_message_size(8 << 20)
+        client_of(self.channel().await)
+    }
+
+    /// The same, connected only when it is used: the server may be gone by then.
+    pub fn lazy_client(&self) -> Client {
+        client_of(self.endpoint().connect_lazy())
     }
 
     /// `kill -9`.
     pub fn kill(&mut self) {
-        self.child.kill().expect("the process can be killed");
-        self.child.wait().expect("the process can be reaped");
+        self.child().kill().expect("the process can be killed");
+        self.child().wait().expect("the process can be reaped");
     }
 
     /// Sends a signal, such as `TERM`.
@@ -150,7 +166,7 @@ impl Server {
     pub async fn ended(&mut self) -> ExitStatus {
         let end = Instant::now() + PATIENCE * 2;
         loop {
-            if let Some(status) = self.child.try_wait().expect("the process can be waited for") {
+            if let Some(status) = self.child().try_wait().expect("the process can be waited for") {
                 return status;
             }
             assert!(Instant::now() < end, "the server does not end:\n{}", self.log());
@@ -158,34 +174,58 @@ impl Server {
         }
     }
 
-    /// The same with another configuration file.
-    pub fn restart_with(mut self, config: &str) -> Self {
-        self.config = config.to_owned();
-        self.restart()
+    /// Starts again on the same data, on another port. The process must have ended.
+    pub fn restart(self) -> Self {
+        let config = self.config.clone();
+        self.restart_with(&config)
     }
 
-    /// Starts again on the same data, on another port. The process must have ended.
-    pub fn restart(mut self) -> Self {
-        assert!(
-            self.child.try_wait().expect("the process can be waited for").is_some(),
-            "the server still runs"
-        );
-        let (dir, config) = (self.dir.clone(), std::mem::take(&mut self.config));
-        let variables = std::mem::take(&mut self.variables);
-        Self::spawn(dir, config, variables)
+    /// The same with another configuration file.
+    pub fn restart_with(mut self, config: &str) -> Self {
+        self.start_again(config);
+        self
+    }
+
+    /// The same in place.
+    pub fn start_again(&mut self, config: &str) {
+        self.relaunch(config);
+        self.await_address();
+    }
+
+    /// Starts again, and kills it after this time, however far it has come.
+    pub fn start_and_kill(&mut self, config: &str, after: Duration) {
+        self.relaunch(config);
+        std::thread::sleep(after);
+        self.kill();
+    }
+
+    fn relaunch(&mut self, config: &str) {
+        let ended = self
+            .child
+            .as_mut()
+            .is_none_or(|child| child.try_wait().expect("the process can be waited for").is_some());
+        assert!(ended, "the server still runs");
+        self.launch(config);
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
-/// The program, without the settings of whoever runs the tests.
+fn client_of(channel: Channel) -> Client {
+    JobServiceClient::new(channel).max_decoding_message_size(8 << 20).max_encoding_message_size(8 << 20)
+}
+
+/// The program, or the one that JOBWIRE_BIN names, without the settings of whoever runs the tests.
 pub fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_jobwire"));
+    let named = std::env::var_os("JOBWIRE_BIN");
+    let mut command = Command::new(named.unwrap_or_else(|| env!("CARGO_BIN_EXE_jobwire").into()));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("JOBWIRE_")) {
         command.env_remove(name);
     }
@@ -209,15 +249,18 @@ pub fn memory_dir() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary directory")
 }
 
-/// Compiles a library that is preloaded into the program.
-pub fn compile(source: &str, library: &Path) {
-    let compiled = Command::new("cc")
+/// Makes `DIR/NAME.so`, to be preloaded into a server, of `NAME.c` beside this file.
+pub fn compile_preload(name: &str, dir: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/it/{name}.c"));
+    let library = dir.join(format!("{name}.so"));
+    let mut compiler = Command::new("cc");
+    compiler
         .args(["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o"])
-        .arg(library)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it").join(source))
-        .arg("-ldl")
-        .status();
-    assert!(compiled.expect("a C compiler, as SQLite needs one too").success());
+        .arg(&library)
+        .arg(source)
+        .arg("-ldl");
+    assert!(compiler.status().expect("a C compiler, as SQLite needs one too").success());
+    library
 }
 
 /// A JSON document, from its text.

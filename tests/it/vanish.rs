@@ -28,12 +28,13 @@ const METHODS: [&str; 11] = [
 ];
 
 /// A message as gRPC frames it.
-fn framed(message: &impl prost::Message) -> Vec<u8> {
+pub fn framed(message: &impl prost::Message) -> Vec<u8> {
     let body = message.encode_to_vec();
     [&[0][..], &(body.len() as u32).to_be_bytes(), &body].concat()
 }
 
-fn path(method: &str) -> Vec<u8> {
+/// The header block of a call.
+pub fn path(method: &str) -> Vec<u8> {
     headers(&format!("/jobwire.v1.JobService/{method}"))
 }
 

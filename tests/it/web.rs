@@ -198,6 +198,36 @@ async fn half_a_frame_does_nothing() {
     finish(&server.client().await, submit("echo", "1")).await;
 }
 
+#[tokio::test]
+async fn garbage_of_a_browser_is_refused() {
+    let server = Server::start();
+    let text = ("content-type", "application/grpc-web-text");
+    for (header, body) in [
+        (WEB, Vec::new()),
+        (WEB, vec![0, 0]),
+        (WEB, vec![0xff; 1000]),
+        (WEB, [&[0, 0xff, 0xff, 0xff, 0xff][..], &[0; 100]].concat()),
+        (WEB, [&[0, 0, 0, 0, 3][..], b"\xff\xff\xff"].concat()),
+        // Trailers, which a request has none of.
+        (WEB, [&[0x80, 0, 0, 0, 3][..], b"a:b"].concat()),
+        (text, b"!!!!".to_vec()),
+        (text, b"AAAA".to_vec()),
+        (text, vec![b'A'; 1001]),
+    ] {
+        let told = format!("{header:?} {body:.40?}");
+        let answer = send(&server, Method::POST, "Submit", &[header], body).await;
+        let (_, trailers) = answer.read::<SubmitResponse>();
+        let code = trailers.lines().find_map(|line| line.strip_prefix("grpc-status:")).map(str::trim);
+        let code = code.unwrap_or_else(|| answer.header("grpc-status"));
+        assert!(answer.status == StatusCode::OK && !["", "0"].contains(&code), "{told}: {code:?}");
+    }
+    let answer = send(&server, Method::GET, "Submit", &[WEB], Vec::new()).await;
+    assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
+    let answer = send(&server, Method::POST, "Submit", &[("content-type", "text/plain")], Vec::new()).await;
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+    finish(&server.client().await, submit("echo", "1")).await;
+}
+
 async fn preflight(server: &Server, origin: &str) -> Answer {
     let headers = [
         ("origin", origin),
@@ -219,13 +249,13 @@ async fn an_origin_that_is_named_is_let_in() {
     let server = Server::with(&format!("[web]\nallowed_origins = [\"{ORIGIN}\"]\n"));
     let allowed = preflight(&server, ORIGIN).await;
     assert_eq!(allowed.header("access-control-allow-origin"), ORIGIN);
-    for name in ["content-type", "x-grpc-web", "grpc-timeout"] {
+    for name in ["content-type", "x-grpc-web", "grpc-timeout", "x-request-id"] {
         assert!(allowed.header("access-control-allow-headers").contains(name), "{name}");
     }
     assert!(allowed.header("access-control-allow-methods").contains("POST"));
     let answer = call(&server, "Submit", &submit("nobody", "1"), &[("origin", ORIGIN)]).await;
     assert_eq!(answer.header("access-control-allow-origin"), ORIGIN);
-    for name in ["grpc-status", "grpc-message", "grpc-status-details-bin"] {
+    for name in ["grpc-status", "grpc-message", "grpc-status-details-bin", "x-request-id"] {
         assert!(answer.header("access-control-expose-headers").contains(name), "{name}");
     }
     for other in ["https://evil.example.org", "null", "https://app.example.org.evil.org"] {

@@ -1,9 +1,13 @@
 //! Messages made by hand, byte by byte.
 
 use bytes::{Buf as _, BufMut as _, Bytes};
-use http::uri::PathAndQuery;
+use http::{HeaderMap, StatusCode, uri::PathAndQuery};
+use http_body_util::Full;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use jobwire::proto::{GetResultRequest, ListJobsRequest, SubmitResponse, job::State};
 use prost::Message as _;
+use prost_reflect::{DescriptorPool, Kind, MessageDescriptor};
+use tokio::net::TcpStream;
 use tonic::{
     Code, Request, Status,
     client::Grpc,
@@ -12,8 +16,9 @@ use tonic::{
 };
 
 use crate::{
-    calls::{finish, get},
+    calls::{Refusal, finish, get},
     support::{Server, submit},
+    vanish::framed,
 };
 
 /// Passes bytes through.
@@ -55,10 +60,10 @@ impl Decoder for Raw {
 }
 
 /// Calls a method of any service with a message of any bytes.
-async fn call(channel: &Channel, path: &'static str, message: Vec<u8>) -> Result<Bytes, Status> {
+async fn call(channel: &Channel, path: &str, message: Vec<u8>) -> Result<Bytes, Status> {
     let mut grpc = Grpc::new(channel.clone());
     grpc.ready().await.expect("the server is there");
-    let path = PathAndQuery::from_static(path);
+    let path = path.parse::<PathAndQuery>().expect("a path");
     Ok(grpc.unary(Request::new(message.into()), path, Raw).await?.into_inner())
 }
 
@@ -78,7 +83,7 @@ async fn bytes_that_are_no_message_are_refused() {
     let server = Server::start();
     let channel = server.channel().await;
     let bad_utf8 = field(1, &field(2, b"echo\xff"));
-    let wrong_type = vec![0x08, 0x01];
+    let wrong_type = vec![0x10, 0x01];
     let mut deep = Vec::new();
     for _ in 0..5000 {
         // Value.list_value, ListValue.values.
@@ -98,12 +103,112 @@ async fn bytes_that_are_no_message_are_refused() {
         ("lies", lies),
         ("groups", group),
     ] {
-        let status = call(&channel, SUBMIT, bytes).await.expect_err(what);
-        assert!(matches!(status.code(), Code::Internal | Code::InvalidArgument), "{what}: {status:?}");
+        for method in [SUBMIT, "/jobwire.v1.JobService/StreamSubmit"] {
+            let refused = Refusal::of(call(&channel, method, bytes.clone()).await);
+            assert_eq!(refused.field(), "message", "{what}");
+            refused.is(Code::InvalidArgument, "INVALID_FIELD");
+        }
     }
     let client = server.client().await;
     let list = client.clone().list_jobs(ListJobsRequest::default()).await.unwrap().into_inner();
     assert!(list.jobs.is_empty());
+    finish(&client, submit("echo", "1")).await;
+}
+
+/// Messages that are sound but for one text inside of them, one for each text there is.
+fn with_bad_text(message: &MessageDescriptor, around: &mut Vec<String>) -> Vec<(String, Vec<u8>)> {
+    let name = message.full_name().to_owned();
+    if around.contains(&name) {
+        return Vec::new();
+    }
+    around.push(name);
+    let mut found = Vec::new();
+    for inner in message.fields() {
+        let number = inner.number().into();
+        match inner.kind() {
+            Kind::String => found.push((inner.name().to_owned(), field(number, b"a\xc3\x28"))),
+            Kind::Message(message) => {
+                let bad = with_bad_text(&message, around).into_iter();
+                found.extend(
+                    bad.map(|(path, bytes)| (format!("{}.{path}", inner.name()), field(number, &bytes))),
+                );
+            }
+            _ => {}
+        }
+    }
+    around.pop();
+    found
+}
+
+#[tokio::test]
+async fn text_is_utf_8_wherever_it_stands() {
+    let server = Server::start();
+    let channel = server.channel().await;
+    let pool = DescriptorPool::decode(jobwire::proto::DESCRIPTORS).unwrap();
+    let service = pool.get_service_by_name("jobwire.v1.JobService").unwrap();
+    let mut tried = 0;
+    for method in service.methods() {
+        let path = format!("/jobwire.v1.JobService/{}", method.name());
+        for (field, bytes) in with_bad_text(&method.input(), &mut Vec::new()) {
+            let refused = Refusal::of(call(&channel, &path, bytes).await);
+            assert_eq!(refused.field(), "message", "{path} {field}");
+            refused.is(Code::InvalidArgument, "INVALID_FIELD").says(&["UTF-8"]);
+            tried += 1;
+        }
+    }
+    assert!(tried > 50, "{tried}");
+    finish(&server.client().await, submit("echo", "1")).await;
+}
+
+/// The answer to a request over HTTP/2 that no client library would send.
+async fn odd(server: &Server, headers: &[(&str, &str)], body: Vec<u8>) -> (StatusCode, HeaderMap) {
+    let stream = TcpStream::connect(server.address()).await.unwrap();
+    let io = TokioIo::new(stream);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    let mut request = http::Request::post(format!("http://{}{SUBMIT}", server.address()));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let answer = sender.send_request(request.body(Full::<Bytes>::from(body)).unwrap()).await.unwrap();
+    (answer.status(), answer.headers().clone())
+}
+
+const GRPC: (&str, &str) = ("content-type", "application/grpc");
+
+#[tokio::test]
+async fn what_is_almost_grpc_is_told_why_not() {
+    let server = Server::start();
+    let sound = framed(&submit("echo", "1"));
+    for content_type in ["text/plain", "application/json", "application/x-www-form-urlencoded", ""] {
+        let (status, _) = odd(&server, &[("content-type", content_type)], sound.clone()).await;
+        assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{content_type}");
+    }
+    assert_eq!(odd(&server, &[], sound.clone()).await.0, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    let of = |flag: u8, length: u32, body: &[u8]| [&[flag][..], &length.to_be_bytes(), body].concat();
+    for (what, body, reason) in [
+        ("nothing", Vec::new(), "INVALID_FIELD"),
+        ("half a head", vec![0, 0, 0], "INVALID_FIELD"),
+        ("half a message", sound[..sound.len() - 1].to_vec(), "INVALID_FIELD"),
+        ("compressed without saying how", of(1, 3, b"abc"), "INVALID_FIELD"),
+        ("a flag that there is not", of(7, 3, b"abc"), "INVALID_FIELD"),
+        ("a byte too much", of(0, (4 << 20) + 1, b""), "TOO_LARGE"),
+        ("four gigabytes", of(0, u32::MAX, b""), "TOO_LARGE"),
+    ] {
+        let (status, headers) = odd(&server, &[GRPC], body).await;
+        assert_eq!(status, StatusCode::OK);
+        let refused = Refusal::read(Status::from_header_map(&headers).expect(what));
+        assert_eq!(refused.field(), "message", "{what}");
+        refused.is(Code::InvalidArgument, reason);
+    }
+    for encoding in ["gzip", "deflate", "zstd", "x"] {
+        let (_, headers) = odd(&server, &[GRPC, ("grpc-encoding", encoding)], of(1, 3, b"abc")).await;
+        let refused = Refusal::read(Status::from_header_map(&headers).expect(encoding));
+        refused.is(Code::Unimplemented, "NOT_SUPPORTED").says(&[encoding]);
+    }
+    let client = server.client().await;
+    assert!(client.clone().list_jobs(ListJobsRequest::default()).await.unwrap().into_inner().jobs.is_empty());
     finish(&client, submit("echo", "1")).await;
 }
 
@@ -135,8 +240,8 @@ async fn the_last_of_two_values_counts_and_defaults_may_be_left_out() {
     let status = call(&channel, SUBMIT, Vec::new()).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     call(&channel, "/jobwire.v1.JobService/ListJobs", Vec::new()).await.unwrap();
-    let status = call(&channel, "/jobwire.v1.JobService/NoSuchCall", Vec::new()).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented);
-    let status = call(&channel, "/no.such.Service/Call", Vec::new()).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented);
+    for unknown in ["/jobwire.v1.JobService/NoSuchCall", "/no.such.Service/Call"] {
+        let refused = Refusal::of(call(&channel, unknown, Vec::new()).await);
+        refused.is(Code::Unimplemented, "NOT_SUPPORTED").says(&["no such call"]);
+    }
 }

@@ -132,6 +132,8 @@ fn wrong_types_and_values_name_their_place() {
         ("\nlisten = \"here\"", "FILE:2: `listen` "),
         ("[http]\nallow_networks = [\n\"10.0.0.0/8\",\n\"ten\"]", "FILE:4: `http.allow_networks[1]` "),
         ("[exec.commands.hash]\nargs = []", "FILE:1: `exec.commands.hash` lacks `program`"),
+        ("[queues.Mail]\nmax_attempts = 1", "FILE:2: `queues.Mail` "),
+        ("[http]\nallow_hosts = [\"http://a\"]", "FILE:2: `http.allow_hosts[0]` "),
         (
             "[exec.commands.a]\nprogram = \"/a\"\nparams.x = { type = \"word\" }",
             "FILE:3: `exec.commands.a.params.x.type` ",

@@ -13,7 +13,7 @@ use super::{
     template::{Template, check_name},
 };
 use crate::{
-    config::ExecCommand,
+    config::{self, ExecCommand},
     handlers::typed::invalid,
     job::{Error, JobError},
 };
@@ -30,7 +30,8 @@ pub struct Command {
 impl Command {
     /// Checks the command called `name`. An error names the key of the setting that is wrong.
     pub fn check(name: &str, settings: &ExecCommand) -> Result<Self, Error> {
-        let key = |rest: &str| format!("exec.commands.{name}.{rest}");
+        let path = config::key("exec.commands", name);
+        let key = |rest: &str| format!("{path}.{rest}");
         let fail = |rest: &str, why: &str| Err(Error::invalid(key(rest), why));
         let has_nul = |text: &OsStr| text.as_encoded_bytes().contains(&0);
 
@@ -46,7 +47,7 @@ impl Command {
         for (variable, value) in &settings.env {
             if variable.is_empty() || variable.contains(['=', '\0']) || value.contains('\0') {
                 return fail(
-                    &format!("env.{variable}"),
+                    &config::key("env", variable),
                     "is no variable of an environment: = and NUL are not allowed",
                 );
             }
@@ -54,7 +55,7 @@ impl Command {
         for (param, sort) in &settings.params {
             check_name(param)
                 .and_then(|()| param::check(sort))
-                .map_err(|why| Error::invalid(key(&format!("params.{param}")), why))?;
+                .map_err(|why| Error::invalid(key(&config::key("params", param)), why))?;
         }
         Ok(Self {
             args: templates(settings, &key)?,
@@ -122,7 +123,7 @@ fn templates(settings: &ExecCommand, key: &dyn Fn(&str) -> String) -> Result<Vec
     match settings.params.keys().find(|name| !used(name)) {
         Some(name) => {
             let why = format!("no argument has {{{name}}}: add it to args, or remove the parameter");
-            Err(Error::invalid(key(&format!("params.{name}")), why))
+            Err(Error::invalid(key(&config::key("params", name)), why))
         }
         None => Ok(templates),
     }

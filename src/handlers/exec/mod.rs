@@ -3,6 +3,8 @@
 
 mod capture;
 mod command;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod param;
 mod process;
 mod template;
@@ -52,6 +54,11 @@ pub struct Input {
     /// What the process reads; nothing by default. At most one of the two can be given.
     stdin: Option<String>,
     stdin_base64: Option<String>,
+}
+
+/// Whether the command called `name` can be run as it is configured. An error names the key of the setting that is wrong.
+pub fn check_command(name: &str, command: &config::ExecCommand) -> Result<(), Error> {
+    Command::check(name, command).map(drop)
 }
 
 /// The commands that jobs may run.

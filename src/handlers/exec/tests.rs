@@ -332,11 +332,11 @@ fn mistakes_of_the_configuration_name_their_key() {
         ("program", json!({ "program": "sh" })),
         ("dir", json!({ "program": "/bin/sh", "dir": "tmp" })),
         ("concurrency", json!({ "program": "/bin/sh", "concurrency": 0 })),
-        ("env.A=B", json!({ "program": "/bin/sh", "env": { "A=B": "" } })),
+        ("env.\"A=B\"", json!({ "program": "/bin/sh", "env": { "A=B": "" } })),
         ("args[1]", json!({ "program": "/bin/sh", "args": ["-c", "{"] })),
         ("args[0]", json!({ "program": "/bin/sh", "args": ["{x}"] })),
         ("params.x", json!({ "program": "/bin/sh", "params": { "x": { "type": "text" } } })),
-        ("params.a b", json!({ "program": "/bin/sh", "params": { "a b": { "type": "text" } } })),
+        ("params.\"a b\"", json!({ "program": "/bin/sh", "params": { "a b": { "type": "text" } } })),
         (
             "params.x",
             json!({ "program": "/bin/sh", "args": ["{x}"], "params": { "x": { "type": "choice", "values": [] } } }),

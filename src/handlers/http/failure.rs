@@ -106,7 +106,7 @@ pub fn status(url: &Url, status: StatusCode, headers: &HeaderMap, details: &Valu
 }
 
 /// What a Retry-After asks for: seconds, or a date.
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let delay = match text.bytes().all(|byte| byte.is_ascii_digit()) {
         // More digits than fit are a long time.

@@ -50,6 +50,11 @@ impl Guard {
     }
 }
 
+/// Whether an entry of `http.allow_hosts` can be read.
+pub fn is_allowed_host(entry: &str) -> bool {
+    AllowedHost::parse(entry).is_some()
+}
+
 impl AllowedHost {
     fn parse(entry: &str) -> Option<Self> {
         if let Ok(address) = entry.parse::<IpAddr>() {

@@ -4,6 +4,8 @@
 mod connection;
 mod connector;
 mod failure;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod guard;
 mod hop;
 mod input;
@@ -36,7 +38,7 @@ use self::{
     input::Request,
     limits::Limits,
 };
-pub use self::{input::Input, output::Output};
+pub use self::{guard::is_allowed_host, input::Input, output::Output};
 use crate::{
     config,
     job::{Error, JobError},

@@ -8,7 +8,10 @@ use super::{
     tests::{SECOND, at, lease, policy, spec},
     *,
 };
-use crate::job::{Payload, Start};
+use crate::{
+    job::{Payload, Start},
+    reached::{Met, explore},
+};
 
 #[derive(Clone, Debug)]
 enum Command {
@@ -316,41 +319,90 @@ fn agree(job: &Job, model: &Model) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-proptest! {
-    #[test]
-    fn any_life_goes_as_the_model_says(
-        commands in vec(command(), 1..60),
-        delay in 0u64..20,
-        start_timeout in option::of(1u64..60),
-        total_timeout in option::of(1u64..200),
-    ) {
-        let spec = JobSpec {
-            start: Start::Delay(Duration::from_secs(delay)),
-            start_timeout: start_timeout.map(Duration::from_secs),
-            total_timeout: total_timeout.map(Duration::from_secs),
-            ..spec()
-        };
-        let mut seconds = 0;
-        let mut model = Model::begin(1, 1, seconds, delay as i64);
-        let kept = Kept::Live(Live::admit(&spec, at(seconds)));
-        let mut job = Job { spec, kept, grants: Vec::new() };
-        let mut counted = HashSet::new();
+/// Every transition of the contract, and every refusal.
+const EXPECTED: [&str; 34] = [
+    "SCHEDULED -> QUEUED by Wait",
+    "SCHEDULED -> EXPIRED by Wait",
+    "SCHEDULED -> CANCELLED by Cancel",
+    "QUEUED -> RUNNING by Claim",
+    "QUEUED -> EXPIRED by Wait",
+    "QUEUED -> CANCELLED by Cancel",
+    // Its lease ran out, and nobody else has begun.
+    "QUEUED -> SUCCEEDED by Report",
+    "RUNNING -> SUCCEEDED by Report",
+    "RUNNING -> BACKING_OFF by Report",
+    "RUNNING -> BACKING_OFF by Wait",
+    "RUNNING -> BACKING_OFF by Crash",
+    "RUNNING -> FAILED by Report",
+    "RUNNING -> FAILED by Wait",
+    "RUNNING -> FAILED by Crash",
+    "RUNNING -> QUEUED by Report",
+    "RUNNING -> SCHEDULED by Report",
+    "RUNNING -> CANCELLED by Report",
+    "RUNNING -> CANCELLED by Wait",
+    "RUNNING -> CANCELLED by Crash",
+    "RUNNING -> EXPIRED by Wait",
+    "BACKING_OFF -> QUEUED by Wait",
+    "BACKING_OFF -> QUEUED by Retry",
+    "BACKING_OFF -> EXPIRED by Wait",
+    "BACKING_OFF -> CANCELLED by Cancel",
+    "BACKING_OFF -> SUCCEEDED by Report",
+    "FAILED -> QUEUED by Retry",
+    "FAILED -> SCHEDULED by Retry",
+    "CANCELLED -> QUEUED by Retry",
+    "EXPIRED -> QUEUED by Retry",
+    "Report refused in RUNNING",
+    "Report refused in SUCCEEDED",
+    "Retry refused in SCHEDULED",
+    "Retry refused in RUNNING",
+    "Retry refused in SUCCEEDED",
+];
+
+/// The time to the first attempt, and the limits, in seconds.
+type Times = (u64, Option<u64>, Option<u64>);
+
+fn live(
+    (commands, (delay, start_timeout, total_timeout)): (Vec<Command>, Times),
+) -> Result<Met, TestCaseError> {
+    let spec = JobSpec {
+        start: Start::Delay(Duration::from_secs(delay)),
+        start_timeout: start_timeout.map(Duration::from_secs),
+        total_timeout: total_timeout.map(Duration::from_secs),
+        ..spec()
+    };
+    let mut seconds = 0;
+    let mut model = Model::begin(1, 1, seconds, delay as i64);
+    let kept = Kept::Live(Live::admit(&spec, at(seconds)));
+    let mut job = Job { spec, kept, grants: Vec::new() };
+    let (mut counted, mut met) = (HashSet::new(), Met::new());
+    agree(&job, &model)?;
+    for command in &commands {
+        let (before, version) = (model.state, model.changes);
+        let open = model.open;
+        let (taken, expected) = carry_out(&mut job, &mut model, command, &mut seconds);
+        prop_assert_eq!(taken, expected, "{:?} in {}", command, before);
         agree(&job, &model)?;
-        for command in &commands {
-            let (before, version) = (model.state, model.changes);
-            let open = model.open;
-            let (taken, expected) = carry_out(&mut job, &mut model, command, &mut seconds);
-            prop_assert_eq!(taken, expected, "{:?} in {}", command, before);
-            agree(&job, &model)?;
-            if model.state != before {
-                prop_assert!(model.changes > version, "a transition without a new version");
-            }
-            if before.is_final() && model.state != before {
-                prop_assert!(matches!(command, Command::Retry(_)), "{:?} changed a final job", command);
-            }
-            if taken && matches!(command, Command::Report(..)) {
-                prop_assert!(counted.insert(open), "a grant counted twice");
-            }
+        let name = format!("{command:?}");
+        let name = name.split('(').next().unwrap_or_default();
+        if model.state != before {
+            prop_assert!(model.changes > version, "a transition without a new version");
+            met.insert(format!("{before} -> {} by {name}", model.state));
+        }
+        if !taken {
+            met.insert(format!("{name} refused in {before}"));
+        }
+        if before.is_final() && model.state != before {
+            prop_assert!(matches!(command, Command::Retry(_)), "{:?} changed a final job", command);
+        }
+        if taken && matches!(command, Command::Report(..)) {
+            prop_assert!(counted.insert(open), "a grant counted twice");
         }
     }
+    Ok(met)
+}
+
+#[test]
+fn any_life_goes_as_the_model_says() {
+    let times = (0u64..20, option::of(1u64..60), option::of(1u64..200));
+    explore(5000, &(vec(command(), 1..60), times), &EXPECTED, live);
 }

@@ -48,6 +48,7 @@ pub fn submission(
         request_id: request_key(&format!("{prefix}request_id"), &request.request_id)?,
         spec,
         reject_duplicate,
+        check_only: request.validate_only,
         trace,
     })
 }

@@ -116,7 +116,7 @@ fn find(tx: &Tx<'_>, id: &JobId, etag: Option<&str>) -> Result<Answer<(i64, Plac
 fn done(tx: &Tx<'_>, num: i64) -> Result<Place> {
     tx.connection
         .prepare_cached(
-            "SELECT job.line, state, run, version FROM done JOIN job USING (num) WHERE num = ?1 \
+            "SELECT job.line, state, run, version FROM done JOIN job USING (num) WHERE num = +?1 \
              ORDER BY seq DESC LIMIT 1",
         )?
         .query_row(params![num], |row| {

@@ -45,12 +45,13 @@ fn shares(tx: &mut Tx<'_>, claim: &Claim) -> Vec<(Vec<i64>, usize)> {
     // The shortest first: what it does not need goes to the others.
     let mut queues: Vec<_> = queues.into_values().filter(|(_, available)| *available > 0).collect();
     queues.sort_by_key(|(_, available)| *available);
-    if claim.limit < queues.len() {
+    let wanted = claim.wanted();
+    if wanted < queues.len() {
         // Not enough for all: another one comes first each time.
         let first = fastrand::usize(..queues.len());
         queues.rotate_left(first);
     }
-    let (mut left, mut to_come) = (claim.limit, queues.len());
+    let (mut left, mut to_come) = (wanted, queues.len());
     for (_, quota) in &mut queues {
         *quota = (*quota).min(left.div_ceil(to_come));
         left -= *quota;
@@ -64,8 +65,8 @@ fn shares(tx: &mut Tx<'_>, claim: &Claim) -> Vec<(Vec<i64>, usize)> {
 fn first_in_line(tx: &Tx<'_>, now: Timestamp, lines: &[i64], quota: usize) -> Result<Vec<i64>> {
     let mut ranked: Vec<(i64, i64)> = Vec::new();
     let mut statement = tx.connection.prepare_cached(
-        "SELECT rank, num FROM live INDEXED BY live_ready WHERE line = ?1 AND state = 2 \
-         AND (wake IS NULL OR wake > ?3) ORDER BY rank, num LIMIT ?2",
+        "SELECT rank, num FROM live INDEXED BY live_ready WHERE line = +?1 AND state = 2 \
+         AND (wake IS NULL OR wake > ?3) ORDER BY rank, num LIMIT +?2",
     )?;
     for line in lines {
         let rows =
@@ -97,7 +98,8 @@ fn lease(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: &LiveRow) -> Resul
     tx.update_live(row, &live)?;
     let policy = &tx.lines.get(row.line)?.policy;
     let attempt_timeout = fixed.spec.attempt_timeout.unwrap_or(policy.attempt_timeout);
+    let is_new = row.live.version == 1;
     let row = LiveRow { live, ..row.clone() };
-    let job = read::live_job(tx.connection, fixed, &row)?;
-    Ok(Some(Leased { lease: LeaseId { job: row.num, fence }, job, attempt_timeout }))
+    let job = if is_new { read::of_live(fixed, &row) } else { read::live_job(tx.connection, fixed, &row)? };
+    Ok(Some(Leased { lease: LeaseId { job: row.num, fence }, job: job.into(), attempt_timeout }))
 }

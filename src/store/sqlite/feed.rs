@@ -14,8 +14,8 @@ use crate::{
 /// Rows that one call looks at, at most: a page is a short transaction.
 const SCAN: i64 = 2000;
 
-/// Bytes of outputs on one page, about.
-const PAGE_BYTES: usize = 4 << 20;
+/// Bytes of outputs on one page, about. Every watcher that lags behind holds one.
+const PAGE_BYTES: usize = 1 << 20;
 
 pub fn start(connection: &Connection) -> Result<i64> {
     connection
@@ -50,7 +50,7 @@ pub fn feed_start(connection: &Connection, now: Timestamp) -> Result<FeedStart> 
 const OUTCOMES: &str = "SELECT done.*, job.id, line.queue, line.kind, job.priority, job.submitted, \
      job.content_type AS payload_type, length(job.payload) AS size, job.options \
      FROM done JOIN job USING (num) JOIN line ON line.id = job.line \
-     WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+     WHERE seq > +?1 ORDER BY seq LIMIT +?2";
 
 /// Outcomes after a position.
 pub fn outcomes(
@@ -98,7 +98,7 @@ pub fn existing(
     let found = if filter.job_ids.is_empty() {
         let newest = "SELECT seq, num FROM done AS d WHERE seq > ?1 AND seq <= ?2 \
              AND NOT EXISTS (SELECT 1 FROM live WHERE live.num = d.num) \
-             AND NOT EXISTS (SELECT 1 FROM done AS e WHERE e.num = d.num AND e.seq > d.seq) ORDER BY seq LIMIT ?3";
+             AND NOT EXISTS (SELECT 1 FROM done AS e WHERE e.num = d.num AND e.seq > d.seq) ORDER BY seq LIMIT +?3";
         connection
             .prepare_cached(newest)?
             .query_map(params![after.0, upto.0, limit], |row| Ok((row.get(0)?, row.get(1)?)))?
@@ -132,7 +132,7 @@ pub fn existing(
 fn newest_of<'a>(connection: &Connection, ids: impl Iterator<Item = &'a JobId>) -> Result<Vec<(i64, i64)>> {
     let mut found = Vec::new();
     let mut newest = connection.prepare_cached(
-        "SELECT seq, num FROM done WHERE num = ?1 AND NOT EXISTS (SELECT 1 FROM live WHERE num = ?1) \
+        "SELECT seq, num FROM done WHERE num = +?1 AND NOT EXISTS (SELECT 1 FROM live WHERE num = ?1) \
          ORDER BY seq DESC LIMIT 1",
     )?;
     for id in ids {

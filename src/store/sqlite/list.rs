@@ -81,7 +81,7 @@ fn candidates(connection: &Connection, query: &ListQuery) -> Result<Vec<i64>> {
     };
     let (compare, order, from) =
         if query.oldest_first { (">", "ASC", i64::MIN) } else { ("<", "DESC", i64::MAX) };
-    let sql = format!("SELECT DISTINCT num FROM {source} num {compare} ?1 ORDER BY num {order} LIMIT ?2");
+    let sql = format!("SELECT DISTINCT num FROM {source} num {compare} ?1 ORDER BY num {order} LIMIT +?2");
     let mut statement = connection.prepare_cached(&sql)?;
     statement.query_map(params![query.after.unwrap_or(from), SCAN], |row| row.get(0))?.collect()
 }

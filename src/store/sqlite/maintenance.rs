@@ -171,7 +171,7 @@ fn check_places(connection: &Connection, report: &mut VerifyReport) -> SqlResult
         ),
         ("runs without a lease", "SELECT num FROM live WHERE (state = 3) <> (until IS NOT NULL)"),
     ] {
-        let sql = format!("{sql} LIMIT ?1");
+        let sql = format!("{sql} LIMIT +?1");
         let mut statement = connection.prepare(&sql)?;
         let nums =
             statement.query_map(params![VerifyReport::MAX_PROBLEMS as i64], |row| row.get::<_, i64>(0))?;

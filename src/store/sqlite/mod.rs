@@ -68,8 +68,6 @@ pub struct SqliteStore {
     readers: Readers,
     threads: Mutex<Option<Threads>>,
     writer: Mutex<Option<Arc<Writer>>>,
-    /// The newest time heard of, milliseconds: what a read without one goes by.
-    now: AtomicI64,
     /// When the free space was last looked at.
     looked: AtomicI64,
     dir: PathBuf,
@@ -87,6 +85,8 @@ struct Threads {
 #[derive(Debug)]
 pub struct Shared {
     free_bytes: AtomicU64,
+    /// The newest time heard of, milliseconds: what a call without one goes by.
+    now: AtomicI64,
     counts: Mutex<Vec<LineCounts>>,
 }
 
@@ -94,6 +94,11 @@ impl Shared {
     /// Free bytes on the file system, as of lately.
     pub fn free_bytes(&self) -> u64 {
         self.free_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The newest time heard of.
+    pub fn now(&self) -> Timestamp {
+        Timestamp(self.now.load(Ordering::Relaxed))
     }
 
     fn update_counts(&self, lines: &Lines, places: &[usize]) {
@@ -125,11 +130,12 @@ impl SqliteStore {
         let log_id = log_id(&connection).map_err(sqlite)?;
         let lines = Lines::load(&connection, &config).map_err(sqlite)?;
         let head = feed::head(&connection).map_err(sqlite)?;
+        let now = now.max(newest_time(&connection).map_err(sqlite)?);
 
         let signals = Arc::new(Signals::new(head));
         let free = open::free_bytes(dir).map_err(|source| OpenError::Io { path: dir.to_owned(), source })?;
         let shared =
-            Arc::new(Shared { free_bytes: AtomicU64::new(free), counts: Mutex::new(lines.counts()) });
+            Arc::new(Shared { free_bytes: free.into(), now: now.0.into(), counts: lines.counts().into() });
         let readers =
             Readers::open(dir, config.store.readers, config.store.cache_bytes / 2, signals.clone())?;
         let checkpointer = Checkpointer::start(dir, config.store.wal_limit_bytes, signals.clone())?;
@@ -141,6 +147,7 @@ impl SqliteStore {
             signals: signals.clone(),
             shared: shared.clone(),
             durable: Durable::Synced,
+            parked: Vec::new(),
         };
         let recovered = state.now(|tx| tick::recover(tx, now)).map_err(sqlite)?;
         if recovered > 0 {
@@ -158,7 +165,6 @@ impl SqliteStore {
             readers,
             threads: Mutex::new(Some(Threads { writer: thread, checkpointer })),
             writer: Mutex::new(Some(Arc::new(writer))),
-            now: AtomicI64::new(now.0),
             looked: AtomicI64::new(now.0),
             dir: dir.to_owned(),
             _lock: lock,
@@ -171,9 +177,12 @@ impl SqliteStore {
         durable: Durable,
         run: impl FnOnce(&mut tx::Tx<'_>) -> rows::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
+        self.writer()?.call(weight, durable, run).await
+    }
+
+    fn writer(&self) -> Result<Arc<Writer>, Error> {
         let writer = self.writer.lock().clone();
-        let writer = writer.ok_or_else(|| Error::StoreUnavailable("it is closed".to_owned()))?;
-        writer.call(weight, durable, run).await
+        writer.ok_or_else(|| Error::StoreUnavailable("it is closed".to_owned()))
     }
 
     async fn read<T: Send + 'static>(
@@ -193,7 +202,7 @@ impl SqliteStore {
 
     /// Remembers the time, and looks at the free space now and then.
     fn at(&self, now: Timestamp) {
-        self.now.fetch_max(now.0, Ordering::Relaxed);
+        self.shared.now.fetch_max(now.0, Ordering::Relaxed);
         let looked = self.looked.load(Ordering::Relaxed);
         if (now.0 - looked).abs() >= FREE_SPACE_INTERVAL
             && self.looked.compare_exchange(looked, now.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
@@ -203,9 +212,21 @@ impl SqliteStore {
         }
     }
 
-    fn last_time(&self) -> Timestamp {
-        Timestamp(self.now.load(Ordering::Relaxed))
+    /// The latest time that the store has seen, in a process before this one too: time must not go back behind it.
+    pub fn last_time(&self) -> Timestamp {
+        self.shared.now()
     }
+}
+
+/// When the last thing happened that is on record.
+fn newest_time(connection: &Connection) -> rusqlite::Result<Timestamp> {
+    connection.query_row(
+        "SELECT max(coalesce((SELECT submitted FROM job ORDER BY num DESC LIMIT 1), 0), \
+         coalesce((SELECT finished FROM done ORDER BY seq DESC LIMIT 1), 0), \
+         coalesce((SELECT max(started) FROM live WHERE state = 3), 0))",
+        [],
+        |row| row.get(0).map(Timestamp),
+    )
 }
 
 /// Draws the name of a new log if this store has none: it is new, or a backup.
@@ -228,7 +249,8 @@ impl Store for SqliteStore {
     }
 
     async fn claim(&self, now: Timestamp, claim: Claim) -> Result<Vec<Leased>, Error> {
-        self.write(claim.limit, Durable::Written, move |tx| claim::claim(tx, now, &claim)).await
+        self.at(now);
+        self.writer()?.claim(claim).await
     }
 
     async fn renew(&self, _now: Timestamp, renewals: Vec<Renewal>) -> Result<Vec<Renewed>, Error> {
@@ -292,7 +314,7 @@ impl Store for SqliteStore {
     }
 
     async fn outcomes(&self, after: Position, limit: usize) -> Result<OutcomePage, Error> {
-        let now = self.last_time();
+        let now = self.shared.now();
         self.read(move |connection| feed::outcomes(connection, now, after, limit)).await
     }
 
@@ -303,7 +325,7 @@ impl Store for SqliteStore {
         filter: &Filter,
         limit: usize,
     ) -> Result<OutcomePage, Error> {
-        let (now, filter) = (self.last_time(), filter.clone());
+        let (now, filter) = (self.shared.now(), filter.clone());
         self.read(move |connection| feed::existing(connection, now, after, upto, &filter, limit)).await
     }
 
@@ -312,7 +334,7 @@ impl Store for SqliteStore {
     }
 
     async fn feed_start(&self) -> Result<FeedStart, Error> {
-        let now = self.last_time();
+        let now = self.shared.now();
         self.read(move |connection| feed::feed_start(connection, now)).await
     }
 

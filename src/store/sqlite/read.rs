@@ -30,9 +30,9 @@ pub struct Fixed {
 }
 
 const FIXED: &str = "SELECT job.id, queue, kind, priority, submitted, content_type, length(payload) AS size, options \
-     FROM job JOIN line ON line.id = job.line WHERE num = ?1";
+     FROM job JOIN line ON line.id = job.line WHERE num = +?1";
 const FIXED_WITH_PAYLOAD: &str = "SELECT job.id, queue, kind, priority, submitted, content_type, payload, crc, options \
-     FROM job JOIN line ON line.id = job.line WHERE num = ?1";
+     FROM job JOIN line ON line.id = job.line WHERE num = +?1";
 
 pub fn fixed(connection: &Connection, num: i64, with_payload: bool) -> Result<Option<Fixed>> {
     let sql = if with_payload { FIXED_WITH_PAYLOAD } else { FIXED };
@@ -127,8 +127,8 @@ pub fn of_live(fixed: Fixed, row: &LiveRow) -> Job {
 }
 
 fn done_job(connection: &Connection, num: i64, fixed: Fixed, view: View) -> Result<Job> {
-    let mut statement =
-        connection.prepare_cached("SELECT * FROM done WHERE num = ?1 ORDER BY num DESC, seq DESC LIMIT 1")?;
+    let mut statement = connection
+        .prepare_cached("SELECT * FROM done WHERE num = +?1 ORDER BY num DESC, seq DESC LIMIT 1")?;
     let mut rows = statement.query([num])?;
     let row = rows.next()?.ok_or_else(|| rows::damaged("a job that is in no state"))?;
     of_done(connection, fixed, row, view)
@@ -186,14 +186,14 @@ pub fn progress(connection: &Connection, num: i64) -> Result<Option<Progress>> {
 
 fn latest_failure(connection: &Connection, num: i64, run: u32) -> Result<Option<Attempt>> {
     connection
-        .prepare_cached("SELECT * FROM failure WHERE num = ?1 AND run = ?2 ORDER BY attempt DESC LIMIT 1")?
+        .prepare_cached("SELECT * FROM failure WHERE num = +?1 AND run = +?2 ORDER BY attempt DESC LIMIT 1")?
         .query_row(params![num, run], attempt)
         .optional()
 }
 
 fn attempts(connection: &Connection, num: i64) -> Result<Vec<Attempt>> {
     connection
-        .prepare_cached("SELECT * FROM failure WHERE num = ?1 ORDER BY run, attempt LIMIT ?2")?
+        .prepare_cached("SELECT * FROM failure WHERE num = +?1 ORDER BY run, attempt LIMIT +?2")?
         .query_map(params![num, Attempt::KEPT as i64], attempt)?
         .collect()
 }

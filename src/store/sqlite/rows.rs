@@ -1,4 +1,7 @@
 //! Between rows and the vocabulary: the only place that knows how things are written down.
+//!
+//! Statements that join or sort say `= +?1` for their parameters: without the plus SQLite keeps the value in mind while
+//! it plans, and plans anew each time another one is bound.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

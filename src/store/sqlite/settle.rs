@@ -43,7 +43,7 @@ fn settle_one(
     now: Timestamp,
     settlement: Settlement,
 ) -> Result<std::result::Result<(), Error>> {
-    let Settlement { lease, report, jitter, progress } = settlement;
+    let Settlement { lease, report, jitter, progress, job } = settlement;
     let Some(row) = tx.live(lease.job)? else { return Ok(Err(Error::LeaseLost)) };
     // Only a failure asks for the job's own retries, which are another read.
     let policy = match report {
@@ -55,6 +55,9 @@ fn settle_one(
         Err(error) => return Ok(Err(error)),
     };
     tx.apply(&row, &step, now)?;
+    if let (Next::Final(ending), Some(job)) = (&step.next, job) {
+        tx.tell_end(&row, &job, ending, now)?;
+    }
     if let (Next::Live(_), Some(progress)) = (&step.next, progress) {
         tx.store_progress(row.num, &progress)?;
     }

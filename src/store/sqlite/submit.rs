@@ -65,22 +65,27 @@ fn submit_one(
                 Ok(job) => job.ok_or_else(|| rows::damaged("a job"))?,
                 Err(error) => return Ok(Err(error)),
             };
-            remember(tx, now, submission, num, &job.id)?;
-            return Ok(Ok(Submitted { job, deduplicated: true, position: before }));
+            if !submission.check_only {
+                remember(tx, now, submission, num, &job.id)?;
+            }
+            return Ok(Ok(Submitted { job: job.into(), deduplicated: true, position: before }));
         }
         Err(error) => return Ok(Err(error)),
     }
     if let Some(error) = no_room(tx, &submission.spec) {
         return Ok(Err(error));
     }
-    let row = insert(tx, now, submission)?;
+    let row = match submission.check_only {
+        true => as_if(submission, now),
+        false => insert(tx, now, submission)?,
+    };
     let fixed = Fixed {
         id: submission.job_id.clone(),
         spec: submission.spec.clone(),
         trace: submission.trace.clone(),
         submitted: now,
     };
-    Ok(Ok(Submitted { job: read::of_live(fixed, &row), deduplicated: false, position: before }))
+    Ok(Ok(Submitted { job: read::of_live(fixed, &row).into(), deduplicated: false, position: before }))
 }
 
 /// The job that is there already, by request_id, job_id or unique_key, in this order.
@@ -204,6 +209,13 @@ fn no_room(tx: &Tx<'_>, spec: &Arc<JobSpec>) -> Option<Error> {
         return None;
     }
     full(&format!("queue {}", spec.queue), limit)
+}
+
+/// What would be inserted. It has no number, and no line.
+fn as_if(submission: &Submission, now: Timestamp) -> LiveRow {
+    let spec = &submission.spec;
+    let bytes = spec.payload.size as i64;
+    LiveRow { num: 0, line: 0, bytes, retention: spec.retention, live: Live::admit(spec, now) }
 }
 
 fn insert(tx: &mut Tx<'_>, now: Timestamp, submission: &Submission) -> Result<LiveRow> {

@@ -17,8 +17,8 @@ const SLICE: i64 = 500;
 
 pub fn tick(tx: &mut Tx<'_>, now: Timestamp) -> Result<Tick> {
     let mut tick = Tick::default();
-    let due = "SELECT num FROM live WHERE wake IS NOT NULL AND wake <= ?1 ORDER BY wake LIMIT ?2";
-    let expired = "SELECT num FROM live WHERE state = 3 AND until <= ?1 ORDER BY until LIMIT ?2";
+    let due = "SELECT num FROM live WHERE wake IS NOT NULL AND wake <= +?1 ORDER BY wake LIMIT +?2";
+    let expired = "SELECT num FROM live WHERE state = 3 AND until <= +?1 ORDER BY until LIMIT +?2";
     for sql in [due, expired] {
         let nums = slice(tx, sql, now)?;
         tick.more |= nums.len() as i64 == SLICE;
@@ -30,6 +30,8 @@ pub fn tick(tx: &mut Tx<'_>, now: Timestamp) -> Result<Tick> {
     tick.more |= remove_jobs(tx, now)?;
     tick.more |= forget_requests(tx, now)?;
     tick.next = next(tx)?;
+    // A claim whose wake-up was lost is found here.
+    tx.effects.look = true;
     Ok(tick)
 }
 
@@ -70,7 +72,7 @@ fn trim_feed(tx: &Tx<'_>, now: Timestamp) -> Result<bool> {
     let (mut by_age, mut old) = (start, 0);
     let mut statement = tx
         .connection
-        .prepare_cached("SELECT seq, finished FROM done WHERE seq > ?1 ORDER BY seq LIMIT ?2")?;
+        .prepare_cached("SELECT seq, finished FROM done WHERE seq > ?1 ORDER BY seq LIMIT +?2")?;
     let mut rows = statement.query(params![start, SLICE])?;
     while let Some(row) = rows.next()?
         && Timestamp(row.get(1)?) <= oldest_kept
@@ -94,7 +96,7 @@ fn trim_feed(tx: &Tx<'_>, now: Timestamp) -> Result<bool> {
 
 /// Retention: outcomes whose time is over, and with the last of its outcomes the job.
 fn remove_jobs(tx: &Tx<'_>, now: Timestamp) -> Result<bool> {
-    let seqs = slice(tx, "SELECT seq FROM done WHERE keep_until <= ?1 ORDER BY keep_until LIMIT ?2", now)?;
+    let seqs = slice(tx, "SELECT seq FROM done WHERE keep_until <= +?1 ORDER BY keep_until LIMIT +?2", now)?;
     for seq in &seqs {
         // Older ones go with it, or the job would be back in its state of before. Those may have gone already.
         let num: Option<i64> = tx
@@ -109,7 +111,7 @@ fn remove_jobs(tx: &Tx<'_>, now: Timestamp) -> Result<bool> {
         let needed: bool = tx
             .connection
             .prepare_cached(
-                "SELECT EXISTS (SELECT 1 FROM live WHERE num = ?1) OR EXISTS (SELECT 1 FROM done WHERE num = ?1)",
+                "SELECT EXISTS (SELECT 1 FROM live WHERE num = +?1) OR EXISTS (SELECT 1 FROM done WHERE num = +?1)",
             )?
             .query_row([num], |row| row.get(0))?;
         if !needed {
@@ -124,7 +126,7 @@ fn forget_requests(tx: &Tx<'_>, now: Timestamp) -> Result<bool> {
         .connection
         .prepare_cached(
             "DELETE FROM request WHERE (caller, request_id) IN \
-             (SELECT caller, request_id FROM request WHERE until <= ?1 ORDER BY until LIMIT ?2)",
+             (SELECT caller, request_id FROM request WHERE until <= +?1 ORDER BY until LIMIT +?2)",
         )?
         .execute(params![now, SLICE])?;
     Ok(gone as i64 == SLICE)

@@ -10,10 +10,10 @@ use super::{
 use crate::{
     config::Config,
     job::{
-        Attempt, Ending, Fence, JobError, JobId, Live, LiveState, Next, Policy, Progress, State, Step,
+        Attempt, Ending, Fence, Job, JobError, JobId, Live, LiveState, Next, Policy, Progress, State, Step,
         Timestamp,
     },
-    store::Position,
+    store::{Outcome, Position},
 };
 
 pub struct Tx<'a> {
@@ -32,9 +32,13 @@ pub struct Tx<'a> {
 pub struct Effects {
     pub head: Position,
     pub due: bool,
+    /// Claims that wait are to be looked at, whatever happened.
+    pub look: bool,
     /// Places of the lines whose counts changed.
     pub counted: Vec<usize>,
     pub changed: Vec<JobId>,
+    /// The newest outcomes, as far as they are known without reading them.
+    pub outcomes: Vec<Outcome>,
 }
 
 /// Makes fences. The upper half is drawn at each start: a fence that was handed out before the power was lost, and
@@ -158,7 +162,7 @@ impl Tx<'_> {
             self.connection
                 .prepare_cached(
                     "DELETE FROM failure WHERE num = ?1 AND (run, attempt) <= (SELECT run, attempt FROM failure \
-                     WHERE num = ?1 ORDER BY run DESC, attempt DESC LIMIT 1 OFFSET ?2)",
+                     WHERE num = ?1 ORDER BY run DESC, attempt DESC LIMIT 1 OFFSET +?2)",
                 )?
                 .execute(params![row.num, Attempt::KEPT as i64])?;
         }
@@ -198,6 +202,33 @@ impl Tx<'_> {
             self.connection.prepare_cached("DELETE FROM progress WHERE num = ?1")?.execute([row.num])?;
         }
         self.moved(row.num, row.line, Some(State::Live(live.state)), State::Final(ending.state), row.bytes)
+    }
+
+    /// Keeps the outcome that was just appended, for those who follow the feed. `leased`: the job as its worker got it.
+    pub fn tell_end(&mut self, row: &LiveRow, leased: &Job, ending: &Ending, now: Timestamp) -> Result<()> {
+        let retention = row.retention.unwrap_or(self.lines.get(row.line)?.policy.retention);
+        let job = Job {
+            id: leased.id.clone(),
+            spec: leased.spec.omit_payload(),
+            state: State::Final(ending.state),
+            attempt: row.live.attempt,
+            run: row.live.run,
+            output: ending.output.clone(),
+            error: ending.error.clone(),
+            progress: None,
+            cancel_requested: false,
+            worker: row.live.lease.as_ref().map(|lease| lease.worker.clone()),
+            submit_time: leased.submit_time,
+            next_attempt_time: None,
+            start_time: row.live.lease.as_ref().map(|lease| lease.started),
+            finish_time: Some(now),
+            delete_time: Some(now.after(retention)),
+            version: row.live.version + 1,
+            trace: leased.trace.clone(),
+            attempts: Vec::new(),
+        };
+        self.effects.outcomes.push(Outcome { position: self.effects.head, job: job.into() });
+        Ok(())
     }
 
     pub fn store_progress(&self, num: i64, progress: &Progress) -> Result<()> {

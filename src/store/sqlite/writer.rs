@@ -11,6 +11,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
+    claim,
     lines::Lines,
     rows::Result,
     tx::{Effects, Fences, Tx},
@@ -18,8 +19,11 @@ use super::{
 use crate::{
     config::Config,
     job::Error,
-    store::{Position, Signals},
+    store::{Claim, Leased, Outcome, Position, Signals},
 };
+
+/// Outputs that are told in one message at most. Those who follow the feed read what is larger by themselves.
+const TOLD_BYTES: usize = 1 << 20;
 
 /// Commands that wait in front of the writer. Callers beyond it wait too: the engine bounds them.
 const QUEUE: usize = 1024;
@@ -27,11 +31,58 @@ const QUEUE: usize = 1024;
 type Answer = Box<dyn FnOnce() + Send>;
 type Run = Box<dyn FnOnce(&mut Tx<'_>) -> Result<Answer> + Send>;
 
-struct Command {
-    run: Run,
-    /// Items in it, for the bound of a group.
-    weight: usize,
-    durable: Durable,
+enum Command {
+    /// What changes the store.
+    Write {
+        run: Run,
+        /// Items in it, for the bound of a group.
+        weight: usize,
+        durable: Durable,
+    },
+    /// Carried out after the writes of its group, so that it finds what they bring; answered in another group if it
+    /// may wait and there is nothing yet.
+    Claim(Parked),
+    /// Looks again whether claims that wait have been given up.
+    Wake,
+}
+
+/// A claim without an answer yet.
+pub struct Parked {
+    claim: Claim,
+    reply: oneshot::Sender<Vec<Leased>>,
+}
+
+impl Parked {
+    fn is_over(&self) -> bool {
+        self.claim.wait.as_ref().is_none_or(|wait| wait.end.is_cancelled())
+    }
+}
+
+impl Command {
+    fn weight(&self) -> usize {
+        match self {
+            Self::Write { weight, .. } => *weight,
+            Self::Claim(Parked { claim, .. }) => claim.wanted(),
+            Self::Wake => 0,
+        }
+    }
+}
+
+/// Answers the claims that there is something for, and those that wait no longer.
+fn serve(tx: &mut Tx<'_>, parked: &mut Vec<Parked>, answers: &mut Vec<Answer>) -> Result<()> {
+    for waiting in std::mem::take(parked) {
+        let leased = claim::claim(tx, tx.shared.now(), &waiting.claim)?;
+        if leased.is_empty() && !waiting.is_over() {
+            parked.push(waiting);
+        } else {
+            answers.push(Box::new(move || drop(waiting.reply.send(leased))));
+        }
+    }
+    Ok(())
+}
+
+fn bytes(outcomes: &[Outcome]) -> usize {
+    outcomes.iter().filter_map(|outcome| outcome.job.output.as_ref()).map(|output| output.size).sum()
 }
 
 /// When a command may be answered.
@@ -78,12 +129,41 @@ impl Writer {
             // Nobody listens any more: the caller went away, what was done stays done.
             Ok(Box::new(move || drop(sender.send(reply))))
         });
-        // What cannot be sent is dropped, and its sender with it.
-        drop(self.commands.send(Command { run, weight, durable }).await);
+        self.send(Command::Write { run, weight, durable }).await;
         match receiver.await {
             Ok(reply) => Ok(reply),
             Err(_) => Err(self.gone().await),
         }
+    }
+
+    /// Leases, once they have reached the file.
+    ///
+    /// # Errors
+    /// As [`Writer::call`].
+    pub async fn claim(&self, claim: Claim) -> std::result::Result<Vec<Leased>, Error> {
+        let (reply, mut receiver) = oneshot::channel();
+        let end = claim.wait.as_ref().map(|wait| wait.end.clone());
+        self.send(Command::Claim(Parked { claim, reply })).await;
+        let leased = match end {
+            None => receiver.await,
+            Some(end) => tokio::select! {
+                biased;
+                leased = &mut receiver => leased,
+                () = end.cancelled() => {
+                    self.send(Command::Wake).await;
+                    receiver.await
+                }
+            },
+        };
+        match leased {
+            Ok(leased) => Ok(leased),
+            Err(_) => Err(self.gone().await),
+        }
+    }
+
+    /// What cannot be sent is dropped, and its sender with it.
+    async fn send(&self, command: Command) {
+        drop(self.commands.send(command).await);
     }
 
     /// Why there is no answer: known once the thread has ended.
@@ -104,17 +184,19 @@ pub struct State {
     pub shared: Arc<super::Shared>,
     /// What SQLite syncs at a commit at present.
     pub durable: Durable,
+    /// Claims that wait for jobs, the oldest first.
+    pub parked: Vec<Parked>,
 }
 
 impl State {
     fn run(&mut self, mut queue: mpsc::Receiver<Command>) {
         while let Some(first) = queue.blocking_recv() {
-            let mut room = self.config.store.max_group.saturating_sub(first.weight);
+            let mut room = self.config.store.max_group.saturating_sub(first.weight());
             let mut group = vec![first];
             while room > 0
                 && let Ok(command) = queue.try_recv()
             {
-                room = room.saturating_sub(command.weight);
+                room = room.saturating_sub(command.weight());
                 group.push(command);
             }
             // A panic leaves the transaction in the middle: as good as a failed commit.
@@ -139,15 +221,28 @@ impl State {
     /// One group, one transaction, one sync; then the answers. False, and no answers, if the store has failed at
     /// another place.
     fn commit(&mut self, group: Vec<Command>) -> Result<bool> {
-        let durable = if group.iter().any(|command| command.durable == Durable::Synced) {
-            Durable::Synced
-        } else {
-            Durable::Written
-        };
+        let synced = |command: &Command| matches!(command, Command::Write { durable: Durable::Synced, .. });
+        let durable = if group.iter().any(synced) { Durable::Synced } else { Durable::Written };
         self.set_durable(durable)?;
-        let run =
-            |tx: &mut Tx<'_>| group.into_iter().map(|command| (command.run)(tx)).collect::<Result<Vec<_>>>();
-        let (answers, effects) = self.transact(run)?;
+        let mut parked = std::mem::take(&mut self.parked);
+        let (answers, effects) = self.transact(|tx| {
+            let mut answers = Vec::with_capacity(group.len());
+            for command in group {
+                match command {
+                    Command::Write { run, .. } => answers.push(run(tx)?),
+                    Command::Claim(claim) => {
+                        parked.push(claim);
+                        tx.effects.look = true;
+                    }
+                    Command::Wake => tx.effects.look = true,
+                }
+            }
+            if tx.effects.look || tx.effects.due {
+                serve(tx, &mut parked, &mut answers)?;
+            }
+            Ok(answers)
+        })?;
+        self.parked = parked;
         if self.signals.failed.borrow().is_some() {
             return Ok(false);
         }
@@ -159,6 +254,7 @@ impl State {
     }
 
     fn transact<T>(&mut self, run: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<(T, Effects)> {
+        let head = *self.signals.head.borrow();
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut tx = Tx {
             connection: &transaction,
@@ -166,15 +262,19 @@ impl State {
             lines: &mut self.lines,
             fences: &mut self.fences,
             shared: &self.shared,
-            effects: Effects { head: *self.signals.head.borrow(), ..Effects::default() },
+            effects: Effects { head, ..Effects::default() },
             tell_changes: self.signals.changed.receiver_count() > 0,
         };
         let reply = run(&mut tx)?;
         let mut effects = tx.effects;
         effects.counted = self.lines.save(&transaction)?;
         transaction.commit()?;
-        if self.durable == Durable::Written && effects.head != *self.signals.head.borrow() {
+        if self.durable == Durable::Written && effects.head != head {
             self.sync()?;
+        }
+        // All or none: those who follow the feed must not take a part for the whole.
+        if effects.outcomes.len() as i64 != effects.head.0 - head.0 {
+            effects.outcomes.clear();
         }
         Ok((reply, effects))
     }
@@ -200,6 +300,10 @@ impl State {
     fn publish(&self, effects: Effects) {
         self.shared.update_counts(&self.lines, &effects.counted);
         let signals = &self.signals;
+        if !effects.outcomes.is_empty() && bytes(&effects.outcomes) <= TOLD_BYTES {
+            // Before the head, so that whoever looks because of it need not ask the store.
+            let _ = signals.outcomes.send(Arc::new(effects.outcomes));
+        }
         signals.head.send_if_modified(|head: &mut Position| {
             let moved = *head != effects.head;
             *head = effects.head;
@@ -217,6 +321,7 @@ impl State {
     /// Nothing is known of the disk any more: no answer leaves from here on. The database is not closed, because
     /// that would write to it.
     fn leave(&mut self) {
+        self.parked.clear();
         if let Ok(spare) = Connection::open_in_memory() {
             std::mem::forget(std::mem::replace(&mut self.connection, spare));
         }

@@ -1,5 +1,8 @@
 use std::collections::{BTreeSet, HashMap};
 
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
 use super::*;
 
 async fn claimed(world: &World, limit: usize) -> Vec<String> {
@@ -12,7 +15,7 @@ pub async fn a_lease_carries_the_job(open: Open) {
     world.sleep(secs(1));
     let leased = world.take().await;
     let there = world.get("a").await;
-    assert_eq!(leased.job, there);
+    assert_eq!(*leased.job, there);
     assert_eq!(leased.job.spec.payload, Payload::new(Payload::TEXT, "do it"));
     assert_eq!((there.state, there.attempt, there.run, there.version), (State::RUNNING, 1, 1, 2));
     assert_eq!((there.start_time, there.next_attempt_time), (Some(world.now), None));
@@ -182,7 +185,7 @@ pub async fn the_next_attempt_hears_of_the_last(open: Open) {
     world.settle(Settlement { progress: Some(progress.clone()), ..report }).await.unwrap();
     world.pass(secs(60)).await;
     let second = world.take().await;
-    assert_eq!((second.job.attempt, second.job.progress), (2, Some(progress)));
+    assert_eq!((second.job.attempt, second.job.progress.clone()), (2, Some(progress)));
     assert_eq!(second.job.error, Some(busy()));
     assert_ne!(second.lease.fence, first.lease.fence);
 }
@@ -197,6 +200,36 @@ pub async fn a_new_run_begins_with_nothing(open: Open) {
     world.retry("a").await.unwrap();
     let second = world.take().await;
     assert_eq!((second.job.run, second.job.attempt), (2, 1));
-    assert_eq!((second.job.progress, second.job.error), (None, None));
+    assert_eq!((&second.job.progress, &second.job.error), (&None, &None));
     assert_eq!(second.job.start_time, Some(world.now));
+}
+
+pub async fn a_claim_may_wait_for_jobs(open: Open) {
+    let world = World::new(open).await;
+    let (slots, end) = (Arc::new(Semaphore::new(2)), CancellationToken::new());
+    let wait = Some(ClaimWait { slots: slots.clone(), end: end.clone() });
+    let waiting = || {
+        tokio::spawn({
+            let (store, now) = (world.store(), world.now);
+            let claim = Claim { wait: wait.clone(), ..World::wish(10) };
+            async move { store.claim(now, claim).await.unwrap() }
+        })
+    };
+    // Whether it waits or is asked again, each job is handed out once, and never more than there is room for.
+    let claim = waiting();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    world.group([job("a"), job("b"), job("c")]).await.unwrap();
+    let mut leases = claim.await.unwrap();
+    if leases.is_empty() {
+        leases = waiting().await.unwrap();
+    }
+    assert_eq!(leased_ids(&leases), ["a", "b"]);
+    let rest = waiting().await.unwrap();
+    assert_eq!(leased_ids(&rest), ["c"]);
+    let claim = waiting();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    end.cancel();
+    assert!(claim.await.unwrap().is_empty());
+    // Whoever is cancelled before does not wait at all.
+    assert!(waiting().await.unwrap().is_empty());
 }

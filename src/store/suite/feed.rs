@@ -209,6 +209,42 @@ pub async fn the_head_is_told(open: Open) {
     assert!(!head.has_changed().unwrap());
 }
 
+pub async fn outcomes_that_are_told_are_those_that_are_read(open: Open) {
+    let mut world = World::new(open).await;
+    let store = world.store();
+    let mut told = store.signals().outcomes.subscribe();
+    let first = job("labelled").label("a", "b").priority(3).payload("in").request("r");
+    for new in [first, job("plain"), job("kept").spec(|spec| spec.retention = Some(secs(6000))), job("twice")]
+    {
+        let leased = world.start(new).await;
+        world.sleep(secs(1));
+        if leased.job.id.as_str() == "twice" {
+            world.fail(&leased, busy()).await;
+            world.pass(secs(1000)).await;
+            let leased = world.take().await;
+            world
+                .settle(World::report(&leased, Report::Failed(JobError::permanent("no", ""))))
+                .await
+                .unwrap();
+        } else {
+            world
+                .settle(World::report(&leased, Report::Succeeded(Payload::new("text/x", "out"))))
+                .await
+                .unwrap();
+        }
+    }
+    let feed = world.feed().await;
+    let mut seen = 0;
+    while let Ok(outcomes) = told.try_recv() {
+        for outcome in outcomes.iter() {
+            let read = feed.iter().find(|read| read.position == outcome.position).unwrap();
+            assert_eq!((&outcome.job, outcome.position.0), (&read.job, seen + 1));
+            seen += 1;
+        }
+    }
+    assert!(seen == 0 || seen == 4, "{seen}");
+}
+
 pub async fn what_may_be_due_is_told(open: Open) {
     let mut world = World::new(open).await;
     let store = world.store();

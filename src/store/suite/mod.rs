@@ -76,6 +76,7 @@ macro_rules! store_suite {
             room {
                 a_full_store_refuses_new_jobs
                 a_full_store_still_answers_repeats
+                a_check_asks_for_room_but_takes_none
                 a_queue_has_a_limit_of_its_own
                 bytes_are_limited
                 a_group_may_be_too_much
@@ -99,6 +100,7 @@ macro_rules! store_suite {
                 the_attempt_timeout_is_the_jobs_or_its_queues
                 the_next_attempt_hears_of_the_last
                 a_new_run_begins_with_nothing
+                a_claim_may_wait_for_jobs
             }
             settle {
                 a_success_ends_the_job
@@ -199,6 +201,7 @@ macro_rules! store_suite {
                 existing_stays_in_its_bounds
                 a_time_has_a_position
                 the_head_is_told
+                outcomes_that_are_told_are_those_that_are_read
                 what_may_be_due_is_told
                 changes_are_told_while_somebody_listens
                 counts_follow_the_jobs

@@ -108,8 +108,14 @@ impl Model {
         let before = self.clone();
         let mut accepted = Vec::new();
         for (index, submission) in group.iter().enumerate() {
+            let unchecked = submission.check_only.then(|| self.clone());
             match self.submit_one(now, submission) {
-                Ok(answer) => accepted.push(answer),
+                Ok(answer) => {
+                    accepted.push(answer);
+                    if let Some(unchecked) = unchecked {
+                        *self = unchecked;
+                    }
+                }
                 Err(refusal) => {
                     *self = before;
                     return Err((index, refusal));

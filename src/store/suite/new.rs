@@ -20,6 +20,7 @@ pub fn job(id: &str) -> New {
         request_id: None,
         spec: Arc::new(spec),
         reject_duplicate: false,
+        check_only: false,
         trace: BTreeMap::new(),
     })
 }
@@ -82,6 +83,10 @@ impl New {
 
     pub fn caller(self, caller: &str) -> Self {
         self.submission(|submission| submission.caller = caller.into())
+    }
+
+    pub fn check(self) -> Self {
+        self.submission(|submission| submission.check_only = true)
     }
 
     pub fn reject(self) -> Self {

@@ -2,21 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use proptest::{
-    prelude::*,
-    sample::Index,
-    test_runner::{Config as Settings, TestCaseError, TestRunner},
-};
+use proptest::{prelude::*, sample::Index};
 
 use super::{
-    model::{Entry, Model, refusal},
+    model::{Answer, Entry, Model, refusal},
     *,
 };
+use crate::reached::{Met, explore};
 
 const QUEUES: [&str; 2] = ["one", "two"];
-const WINDOW: Duration = secs(30);
 const RETENTION: Duration = secs(50);
-const MAX_UNFINISHED: usize = 8;
 
 #[derive(Clone, Debug)]
 enum Command {
@@ -43,10 +38,11 @@ enum Etag {
 /// Few names and few words, so that they meet often.
 fn new() -> impl Strategy<Value = New> {
     let name = prop_oneof![(0..4).prop_map(|n| job(&format!("job-{n}"))), Just(drawn("drawn"))];
-    let keys = (prop::option::weighted(0.3, 0..3), prop::option::weighted(0.5, Just(0)), any::<bool>());
+    let keys = (prop::option::weighted(0.5, 0..3), prop::option::weighted(0.5, Just(0)), any::<bool>());
     let words = (0..2usize, 0..2usize, -1..=1, prop::sample::select(vec![0, 0, 0, 5]), 1..4u32);
+    let check = prop::bool::weighted(0.1);
     let limits = (prop::option::weighted(0.2, Just(secs(8))), prop::option::weighted(0.2, Just(secs(25))));
-    (name, keys, words, limits).prop_map(|(new, (request, unique, reject), words, limits)| {
+    (name, keys, words, limits, check).prop_map(|(new, (request, unique, reject), words, limits, check)| {
         let (queue, payload, priority, delay, attempts) = words;
         let new = new.queue(QUEUES[queue]).payload(["in", "else"][payload]).priority(priority);
         let mut new = new.delay(secs(delay)).max_attempts(attempts).spec(|spec| {
@@ -56,6 +52,7 @@ fn new() -> impl Strategy<Value = New> {
         if let Some(n) = request {
             new = new.request(&format!("request-{n}"));
         }
+        let new = new.submission(|submission| submission.check_only = check);
         if reject { new.reject() } else { new }
     })
 }
@@ -78,15 +75,28 @@ fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         6 => vec(prop_oneof![2 => vec(new(), 1..2), 1 => vec(new(), 2..4)], 1..4).prop_map(Command::Submit),
         6 => (1..5usize).prop_map(Command::Claim),
-        2 => vec((any::<Index>(), progress()), 1..4).prop_map(Command::Renew),
+        3 => vec((any::<Index>(), progress()), 1..4).prop_map(Command::Renew),
         6 => vec((any::<Index>(), report(), progress()), 1..4).prop_map(Command::Settle),
         3 => vec((any_job(), etag()), 1..3).prop_map(Command::Cancel),
         3 => vec((any_job(), delay, etag()), 1..3).prop_map(Command::Retry),
-        1 => vec((any_job(), etag(), any::<bool>()), 1..3).prop_map(Command::Delete),
+        2 => vec((any_job(), etag(), any::<bool>()), 1..3).prop_map(Command::Delete),
         6 => prop::sample::select(vec![0, 1, 2, 5, 9, 31]).prop_map(|s| Command::Pass(secs(s))),
         2 => (1..9u64).prop_map(|s| Command::Sleep(secs(s))),
         1 => Just(Command::Reopen),
     ]
+}
+
+/// Settings of one run.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    max_unfinished: usize,
+    /// A request id outlives its job, or the other way round.
+    window: Duration,
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let (few, window) = (prop::sample::select(vec![3, 8]), prop::sample::select(vec![secs(30), secs(90)]));
+    (few, window).prop_map(|(max_unfinished, window)| Limits { max_unfinished, window })
 }
 
 /// A store and its model.
@@ -97,17 +107,19 @@ struct Pair {
     names: Vec<String>,
     /// Every lease that was ever granted, newest first.
     leases: Vec<LeaseId>,
+    met: Met,
 }
 
 impl Pair {
-    async fn new(open: Open) -> Self {
-        let world = World::with(open, |config| {
-            config.limits.max_unfinished = MAX_UNFINISHED as u64;
-            config.limits.request_id_window = WINDOW;
+    async fn new(open: Open, limits: Limits) -> Self {
+        let Limits { max_unfinished, window } = limits;
+        let world = World::with(open, move |config| {
+            config.limits.max_unfinished = max_unfinished as u64;
+            config.limits.request_id_window = window;
             config.defaults.retention = RETENTION;
         });
-        let model = Model::new(MAX_UNFINISHED, RETENTION, WINDOW);
-        Self { world: world.await, model, names: vec!["never".into()], leases: Vec::new() }
+        let model = Model::new(max_unfinished, RETENTION, window);
+        Self { world: world.await, model, names: vec!["never".into()], leases: Vec::new(), met: Met::new() }
     }
 
     async fn run(&mut self, command: Command) {
@@ -130,6 +142,14 @@ impl Pair {
         self.compare().await;
     }
 
+    /// Notes how the model answers.
+    fn meet<T>(&mut self, call: &str, answers: &[Answer<T>], taken: impl Fn(&T) -> &'static str) {
+        for answer in answers {
+            let told = answer.as_ref().map_or_else(|(why, _)| *why, &taken);
+            self.met.insert(format!("{call}: {told}"));
+        }
+    }
+
     /// Draws the ids that are to be drawn.
     fn named(&mut self, new: New) -> New {
         let name = if new.id() == "drawn" { format!("drawn-{}", self.names.len()) } else { new.id() };
@@ -147,6 +167,14 @@ impl Pair {
                 self.model.submit(self.world.now, &group)
             })
             .collect();
+        for answer in &expected {
+            match answer {
+                Ok(jobs) => jobs.iter().for_each(|(_, known)| {
+                    self.met.insert(format!("submit: {}", if *known { "known" } else { "new" }));
+                }),
+                Err((_, (why, _))) => drop(self.met.insert(format!("submit: {why}"))),
+            }
+        }
         let replies = self.world.batch(groups).await.into_iter().map(|reply| match reply {
             Ok(accepted) => {
                 Ok(accepted.into_iter().map(|one| (one.job.id.to_string(), one.deduplicated)).collect())
@@ -165,7 +193,7 @@ impl Pair {
         assert!(stale || leases.len() == limit.min(waiting), "{} of {lines:?}", leases.len());
         for (queue, line) in QUEUES.iter().zip(lines) {
             let of_queue = leases.iter().filter(|leased| leased.job.spec.queue.as_str() == *queue);
-            let taken = ids(of_queue.map(|leased| &leased.job));
+            let taken = ids(of_queue.map(|leased| &*leased.job));
             assert_eq!(taken, line[..taken.len()]);
         }
         for leased in leases {
@@ -202,6 +230,7 @@ impl Pair {
                 self.model.renew(renewal.lease, until, fraction)
             })
             .collect();
+        self.met.extend(expected.iter().map(|renewed| format!("renew: {renewed:?}")));
         assert_eq!(self.world.store().renew(self.world.now, renewals).await.unwrap(), expected);
     }
 
@@ -213,16 +242,19 @@ impl Pair {
             let lease = self.lease(index);
             expected.push(self.model.settle(now, lease, &report, fraction));
             let progress = self.progress(fraction);
-            settlements.push(Settlement { lease, report, jitter: 1.0, progress });
+            settlements.push(Settlement { lease, report, jitter: 1.0, progress, job: None });
         }
+        self.meet("settle", &expected, |()| "taken");
         let settled = self.world.store().settle(now, settlements).await.unwrap();
         let settled: Vec<_> = settled.into_iter().map(|answer| answer.map_err(refusal)).collect();
         assert_eq!(settled, expected);
     }
 
     fn target(&self, index: Index, etag: Etag) -> (JobId, Option<String>) {
-        // Rather the newest.
-        let name = index.get(&self.names[self.names.len().saturating_sub(12)..]);
+        // Rather the newest that are there, sometimes others.
+        let there = self.model.jobs().rev().take(8).map(|job| &job.name);
+        let names: Vec<&String> = there.chain(self.names.iter().rev().take(2)).collect();
+        let name = *index.get(&names);
         let version = self.model.job(name).map_or(1, |job| job.version);
         let etag = match etag {
             Etag::None => None,
@@ -242,6 +274,7 @@ impl Pair {
             .collect();
         let expected: Vec<_> =
             cancels.iter().map(|cancel| self.model.cancel(self.world.now, cancel)).collect();
+        self.meet("cancel", &expected, |lease| if lease.is_some() { "asked for" } else { "at once" });
         let changes = self.world.store().cancel(self.world.now, cancels).await.unwrap();
         let changes: Vec<_> =
             changes.into_iter().map(|change| change.map(|change| change.revoke).map_err(refusal)).collect();
@@ -257,6 +290,7 @@ impl Pair {
             })
             .collect();
         let expected: Vec<_> = retries.iter().map(|retry| self.model.retry(self.world.now, retry)).collect();
+        self.meet("retry", &expected, |()| "taken");
         let changes = self.world.store().retry(self.world.now, retries).await.unwrap();
         let changes: Vec<_> = changes.into_iter().map(|change| change.map(drop).map_err(refusal)).collect();
         assert_eq!(changes, expected);
@@ -271,6 +305,7 @@ impl Pair {
             })
             .collect();
         let expected: Vec<_> = deletes.iter().map(|delete| self.model.delete(delete)).collect();
+        self.meet("delete", &expected, |()| "taken");
         let deleted = self.world.store().delete(self.world.now, deletes).await.unwrap();
         let deleted: Vec<_> = deleted.into_iter().map(|answer| answer.map_err(refusal)).collect();
         assert_eq!(deleted, expected);
@@ -293,6 +328,9 @@ impl Pair {
         let jobs = self.world.list(Filter::default()).await;
         assert_eq!(ids(&jobs), ids_of(self.model.jobs().rev()));
         for (listed, expected) in jobs.iter().zip(self.model.jobs().rev()) {
+            self.met.insert(format!("state {}", expected.state));
+            self.met.extend(expected.error.map(|cause| format!("error {cause:?}")));
+            self.met.extend((expected.run > 1).then(|| "a second run".to_owned()));
             same(expected, listed, View::Basic);
             same(expected, &self.world.get(&expected.name).await, View::Full);
         }
@@ -353,23 +391,60 @@ fn same(expected: &Entry, job: &Job, view: View) {
     }
 }
 
+/// Every state, cause and refusal that commands can lead to.
+const EXPECTED: [&str; 35] = [
+    "state SCHEDULED",
+    "state QUEUED",
+    "state RUNNING",
+    "state BACKING_OFF",
+    "state SUCCEEDED",
+    "state FAILED",
+    "state CANCELLED",
+    "state EXPIRED",
+    "error Handler",
+    "error Crash",
+    "error LeaseExpired",
+    "error Cancelled",
+    "error Expired",
+    "a second run",
+    "submit: new",
+    "submit: known",
+    "submit: request_id reused",
+    "submit: job deleted",
+    "submit: job_id in use",
+    "submit: unique_key in use",
+    "submit: queue full",
+    "renew: Held",
+    "renew: Lost",
+    "renew: Cancelled",
+    "settle: taken",
+    "settle: lease lost",
+    "cancel: asked for",
+    "cancel: not found",
+    "cancel: etag mismatch",
+    "retry: wrong state",
+    "retry: etag mismatch",
+    "retry: unique_key in use",
+    "delete: taken",
+    "delete: wrong state",
+    "delete: etag mismatch",
+];
+
 pub async fn a_store_does_what_a_list_in_memory_does(open: Open) {
-    let run = move |commands: Vec<Command>| {
+    let run = move |(limits, commands): (Limits, Vec<Command>)| {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
-            let mut pair = Pair::new(open).await;
+            let mut pair = Pair::new(open, limits).await;
             for command in commands {
                 pair.run(command).await;
             }
             pair.world.close().await;
-        });
-        Ok::<_, TestCaseError>(())
+            Ok(pair.met)
+        })
     };
-    let settings =
-        Settings { cases: 40, max_shrink_iters: 500, failure_persistence: None, ..Settings::default() };
-    let commands = prop::collection::vec(command(), 1..80);
-    let tested = tokio::task::spawn_blocking(move || TestRunner::new(settings).run(&commands, run));
-    if let Err(failure) = tested.await.unwrap() {
-        panic!("{failure}");
+    let commands = (limits(), prop::collection::vec(command(), 1..80));
+    let tested = tokio::task::spawn_blocking(move || explore(100, &commands, &EXPECTED, run));
+    if let Err(failure) = tested.await {
+        std::panic::resume_unwind(failure.into_panic());
     }
 }

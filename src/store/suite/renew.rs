@@ -22,7 +22,7 @@ pub async fn a_renewal_is_not_a_transition(open: Open) {
     let world = World::new(open).await;
     let leased = world.start(job("a")).await;
     world.renew(leased.lease, secs(99), None).await;
-    assert_eq!(world.get("a").await, leased.job);
+    assert_eq!(world.get("a").await, *leased.job);
 }
 
 pub async fn a_lease_that_nobody_found_over_can_be_renewed(open: Open) {

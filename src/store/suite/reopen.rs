@@ -88,7 +88,7 @@ pub async fn an_attempt_that_ran_is_spent(open: Open) {
     assert!(there.next_attempt_time.unwrap().since(world.now) <= secs(1));
     let there = world.get("last").await;
     assert_eq!((there.state, there.error.unwrap().cause), (State::FAILED, Cause::Crash));
-    assert_eq!((there.worker, there.start_time), (last.job.worker, last.job.start_time));
+    assert_eq!((there.worker, there.start_time), (last.job.worker.clone(), last.job.start_time));
     assert_eq!(world.state("cancelled").await, State::CANCELLED);
     assert_eq!(world.head(), world.feed().await.last().unwrap().position);
     world.recount().await;

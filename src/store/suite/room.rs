@@ -20,6 +20,29 @@ pub async fn a_full_store_still_answers_repeats(open: Open) {
     assert_matches!(world.try_add(job("a")).await, Err(Error::JobIdInUse { .. }));
 }
 
+pub async fn a_check_asks_for_room_but_takes_none(open: Open) {
+    let world = World::with(open, |config| config.limits.max_unfinished = 1).await;
+    let checked = world.try_add(job("a").unique("k").request("r").check()).await.unwrap();
+    assert_eq!(
+        (checked.job.id.as_str(), checked.job.state, checked.deduplicated),
+        ("a", State::QUEUED, false)
+    );
+    assert!(world.list(Filter::default()).await.is_empty() && world.claim(World::wish(1)).await.is_empty());
+    world.add(job("b").unique("k")).await;
+    let full = world.try_add(job("a").check()).await.unwrap_err();
+    assert!(matches!(full, Error::QueueFull { .. }), "{full}");
+    let held = world.try_add(job("a").unique("k").reject().check()).await.unwrap_err();
+    assert!(matches!(held, Error::UniqueKeyInUse { .. }), "{held}");
+    let taken = world.try_add(job("b").payload("else").check()).await.unwrap_err();
+    assert!(matches!(taken, Error::JobIdInUse { .. }), "{taken}");
+    // What is there is told, and its request id is not remembered.
+    assert_eq!(world.repeat(job("b").unique("k").request("q").check()).await.id.as_str(), "b");
+    assert_eq!(world.repeat(job("b").unique("k")).await.id.as_str(), "b");
+    world.cancel("b").await.unwrap();
+    world.add(job("c").request("q")).await;
+    world.recount().await;
+}
+
 pub async fn a_queue_has_a_limit_of_its_own(open: Open) {
     let world = World::with(open, |config| {
         config.queues.entry("small".into()).or_default().max_unfinished = Some(2);

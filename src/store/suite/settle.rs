@@ -197,7 +197,7 @@ pub async fn a_late_success_counts_until_the_next_attempt(open: Open) {
     let there = world.get("a").await;
     assert_eq!((there.state, there.attempt, there.error), (State::SUCCEEDED, 1, None));
     assert_eq!(there.output.unwrap().bytes(), "out");
-    assert_eq!((there.worker, there.start_time), (leased.job.worker, leased.job.start_time));
+    assert_eq!((there.worker, there.start_time), (leased.job.worker.clone(), leased.job.start_time));
     // While it is due again.
     let leased = world.start(job("b")).await;
     world.pass(secs(30)).await;

@@ -51,7 +51,7 @@ pub fn ids<'a>(jobs: impl IntoIterator<Item = &'a Job>) -> Vec<String> {
 
 /// The same for leases.
 pub fn leased_ids(leases: &[Leased]) -> Vec<String> {
-    ids(leases.iter().map(|leased| &leased.job))
+    ids(leases.iter().map(|leased| &*leased.job))
 }
 
 /// The same for outcomes.
@@ -158,14 +158,14 @@ impl World {
     pub async fn add(&self, new: New) -> Job {
         let submitted = self.try_add(new).await.unwrap();
         assert!(!submitted.deduplicated, "{:?} was there already", submitted.job);
-        submitted.job
+        Arc::unwrap_or_clone(submitted.job)
     }
 
     /// Answers with a job that is there.
     pub async fn repeat(&self, new: New) -> Job {
         let submitted = self.try_add(new).await.unwrap();
         assert!(submitted.deduplicated, "{:?} is new", submitted.job);
-        submitted.job
+        Arc::unwrap_or_clone(submitted.job)
     }
 
     pub async fn group(&self, group: impl IntoIterator<Item = New>) -> GroupReply {
@@ -196,6 +196,7 @@ impl World {
             limit,
             caps: Default::default(),
             lease: secs(30),
+            wait: None,
         }
     }
 
@@ -225,7 +226,7 @@ impl World {
 
     /// A report without jitter: the longest back-off.
     pub fn report(leased: &Leased, report: Report) -> Settlement {
-        Settlement { lease: leased.lease, report, jitter: 1.0, progress: None }
+        Settlement { lease: leased.lease, report, jitter: 1.0, progress: None, job: Some(leased.job.clone()) }
     }
 
     pub async fn try_succeed(&self, leased: &Leased) -> Result<(), Error> {

@@ -48,7 +48,7 @@ impl Writer {
         connection.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(listen)).unwrap();
         let config = Arc::new(Config::default());
         let lines = Lines::load(&connection, &config).unwrap();
-        let shared = Shared { free_bytes: u64::MAX.into(), counts: lines.counts().into() };
+        let shared = Shared { free_bytes: u64::MAX.into(), now: 0.into(), counts: lines.counts().into() };
         let state = State {
             connection,
             config,
@@ -57,6 +57,7 @@ impl Writer {
             signals: Arc::new(Signals::new(Position(0))),
             shared: shared.into(),
             durable: Durable::Synced,
+            parked: Vec::new(),
         };
         Self { state, said, now: Timestamp(1_700_000_000_000) }
     }
@@ -79,6 +80,7 @@ impl Writer {
             limit,
             caps: HashMap::new(),
             lease: Duration::from_secs(30),
+            wait: None,
         };
         self.run(|tx, now| claim::claim(tx, now, &claim)).into_iter().map(|leased| leased.lease).collect()
     }
@@ -90,6 +92,7 @@ impl Writer {
             report: report.clone(),
             jitter: 1.0,
             progress: progress.clone(),
+            job: None,
         });
         let settlements = settlements.collect();
         let settled = self.run(|tx, now| settle::settle(tx, now, settlements));
@@ -180,7 +183,27 @@ fn check(connection: &Connection, statements: &BTreeSet<String>) {
     for sql in statements {
         let plan = plan(connection, sql);
         assert!(plan.iter().all(|step| is_cheap(step)), "{sql}: {plan:#?}");
+        assert_eq!(prepared_again(connection, sql), 0, "planned anew for each value: write `= +?` in {sql}");
     }
+}
+
+/// How often SQLite plans a statement anew because its parameters have changed.
+fn prepared_again(connection: &Connection, sql: &str) -> i32 {
+    if !sql.starts_with("SELECT") {
+        // To write twice is not possible everywhere, and a PRAGMA takes effect while it is prepared.
+        return 0;
+    }
+    let mut statement = connection.prepare(sql).unwrap();
+    for value in 1..=2 {
+        for parameter in 1..=statement.parameter_count() {
+            statement.raw_bind_parameter(parameter, value).unwrap();
+        }
+        let mut rows = statement.raw_query();
+        while rows.next().unwrap().is_some() {}
+        drop(rows);
+        statement.clear_bindings();
+    }
+    statement.get_status(StatementStatus::RePrepare)
 }
 
 #[test]

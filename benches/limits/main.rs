@@ -1,0 +1,218 @@
+//! jobwire against its limits: an empty tonic server, and SQLite without anything around it.
+//!
+//! ```sh
+//! cargo bench --bench limits                  # all rows
+//! cargo bench --bench limits -- get wait      # some
+//! ```
+//!
+//! A limit and what is held against it are measured in turn, several rounds; the ratio quoted is the median of the
+//! rounds' ratios, so that a machine that slows down meanwhile slows both.
+
+mod empty;
+mod sqlite;
+
+use std::{path::Path, time::Duration};
+
+use clap::{Parser, ValueEnum};
+use jobwire::bench::{self, Error, Load, Report, Scenario, Target};
+
+/// The program that is measured: the one that cargo has just built.
+const JOBWIRE: &str = env!("CARGO_BIN_EXE_jobwire");
+
+#[derive(Debug, Parser)]
+struct Options {
+    /// Rows of the table; all but the backlog if none is named
+    rows: Vec<Row>,
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Seconds of each measurement
+    #[arg(long, default_value_t = 3)]
+    seconds: u64,
+    #[arg(long, default_value_t = 5_000_000)]
+    backlog: u64,
+    /// Serve empty calls: what this program starts to measure
+    #[arg(long, hide = true)]
+    serve_empty: bool,
+    /// Given by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Row {
+    Submit,
+    Lifecycle,
+    StreamLifecycle,
+    Get,
+    Wait,
+    FanOut,
+    IdleWatchers,
+    Backlog,
+}
+
+const USUAL: [Row; 7] =
+    [Row::Submit, Row::Lifecycle, Row::StreamLifecycle, Row::Get, Row::Wait, Row::FanOut, Row::IdleWatchers];
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let options = Options::parse();
+    if options.serve_empty {
+        return empty::serve().await;
+    }
+    let load =
+        Load { duration: Duration::from_secs(options.seconds), backlog: options.backlog, ..Load::default() };
+    let bench = Bench { rounds: options.rounds, load };
+    println!("| what | measured | against | limit | ratio | wanted |");
+    println!("|---|---|---|---|---|---|");
+    let rows = if options.rows.is_empty() { &USUAL[..] } else { &options.rows };
+    for &row in rows {
+        bench.row(row).await?;
+    }
+    Ok(())
+}
+
+struct Bench {
+    rounds: usize,
+    load: Load,
+}
+
+/// A limit and what is held against it, in one unit.
+struct Pair {
+    limit: f64,
+    ours: f64,
+}
+
+impl Bench {
+    async fn row(&self, row: Row) -> Result<(), Error> {
+        let load = &self.load;
+        match row {
+            Row::Submit => {
+                let pairs = self.rounds(async || self.of_echo(Scenario::Submit).await).await?;
+                rate("unary Submit, 64 callers", "empty unary echo", &pairs, 0.60);
+            }
+            Row::Lifecycle => {
+                let pairs = self.rounds(async || self.of_echo(Scenario::Lifecycle).await).await?;
+                rate("lifecycle, unary Submit, one watcher", "empty unary echo", &pairs, 0.35);
+            }
+            Row::Get => {
+                let pairs = self.rounds(async || self.of_echo(Scenario::Get).await).await?;
+                rate("GetResult of a final job", "empty unary echo", &pairs, 0.80);
+            }
+            Row::StreamLifecycle => {
+                let ours = async || per_second(&self.ours(Scenario::StreamLifecycle).await?);
+                let pairs = self
+                    .rounds(async || {
+                        Ok(Pair { limit: sqlite::lifecycles(load.duration)?, ours: ours().await? })
+                    })
+                    .await?;
+                rate("lifecycle, StreamSubmit, one watcher", "bare SQLite loop", &pairs, 0.40);
+            }
+            Row::Wait => self.wait().await?,
+            Row::FanOut => self.fan_out().await?,
+            Row::IdleWatchers => {
+                let report = self.ours(Scenario::IdleWatchers).await?;
+                let each = report.more.get("bytes_each").copied().unwrap_or(f64::NAN) / 1024.0;
+                println!("| {} | {each:.1} KiB each | | | | at most 64 KiB |", report.name);
+            }
+            Row::Backlog => {
+                let mut target = Target::start(Path::new(JOBWIRE), None).await?;
+                for report in bench::run(Scenario::Backlog, &mut target, load).await? {
+                    println!(
+                        "| {} | {} | | | | 0.7 of empty, 256 MiB, 2 s |",
+                        report.name,
+                        in_words(&report)
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Both sides in turn.
+    async fn rounds(&self, round: impl AsyncFn() -> Result<Pair, Error>) -> Result<Vec<Pair>, Error> {
+        let mut pairs = Vec::with_capacity(self.rounds);
+        for _ in 0..self.rounds {
+            pairs.push(round().await?);
+        }
+        Ok(pairs)
+    }
+
+    /// A scenario on a fresh server of default settings.
+    async fn ours(&self, scenario: Scenario) -> Result<Report, Error> {
+        let mut target = Target::start(Path::new(JOBWIRE), None).await?;
+        let reports = bench::run(scenario, &mut target, &self.load).await?;
+        reports.into_iter().next().ok_or_else(|| Error::Unexpected("nothing was measured".into()))
+    }
+
+    async fn of_echo(&self, scenario: Scenario) -> Result<Pair, Error> {
+        let limit = empty::calls(&self.load, self.load.callers).await?.times.len() as f64
+            / self.load.duration.as_secs_f64();
+        Ok(Pair { limit, ours: per_second(&self.ours(scenario).await?)? })
+    }
+
+    /// Submit with `wait`, against an empty call and one commit.
+    async fn wait(&self) -> Result<(), Error> {
+        let pairs = self
+            .rounds(async || {
+                let echo = empty::calls(&self.load, 1).await?.times.value_at_quantile(0.5) as f64;
+                let commit = sqlite::commit_micros()?;
+                let ours = self.ours(Scenario::Latency).await?.latency;
+                let ours = ours.ok_or_else(|| Error::Unexpected("nothing was measured".into()))?.p50;
+                Ok(Pair { limit: echo + commit, ours: ours as f64 })
+            })
+            .await?;
+        let (limit, ours, ratio) = medians(&pairs);
+        println!(
+            "| submit with `wait` to result, p50 | {ours:.0} µs | empty echo p50 + one commit | {limit:.0} µs | \
+             {ratio:.2} | at most 3 |"
+        );
+        Ok(())
+    }
+
+    /// Watchers against streams of empty messages, and of messages as long as an outcome.
+    async fn fan_out(&self) -> Result<(), Error> {
+        for (length, name) in [(0, "empty server streams"), (empty::OUTCOME, "streams of messages as long")] {
+            let pairs = self
+                .rounds(async || {
+                    let limit = empty::streamed(&self.load, length).await?;
+                    Ok(Pair { limit, ours: per_second(&self.ours(Scenario::FanOut).await?)? })
+                })
+                .await?;
+            rate("1,000 watchers of everything, messages", name, &pairs, 0.40);
+        }
+        Ok(())
+    }
+}
+
+fn per_second(report: &Report) -> Result<f64, Error> {
+    report.per_second.ok_or_else(|| Error::Unexpected("a report without a rate".into()))
+}
+
+fn rate(what: &str, against: &str, pairs: &[Pair], wanted: f64) {
+    let (limit, ours, ratio) = medians(pairs);
+    println!("| {what} | {ours:.0}/s | {against} | {limit:.0}/s | {ratio:.2} | {wanted:.2} |");
+}
+
+fn in_words(report: &Report) -> String {
+    let mut words = format!("{:.2} s", report.seconds);
+    if let Some(rate) = report.per_second {
+        words += &format!(", {rate:.0}/s");
+    }
+    if let Some(memory) = report.server_memory {
+        words += &format!(", {} MiB", memory >> 20);
+    }
+    if let Some(ratio) = report.more.get("of_empty") {
+        words += &format!(", {ratio:.2} of empty");
+    }
+    words
+}
+
+/// Of the limits, of ours, and of the ratios.
+fn medians(pairs: &[Pair]) -> (f64, f64, f64) {
+    let of = |value: fn(&Pair) -> f64| {
+        let mut values: Vec<f64> = pairs.iter().map(value).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    };
+    (of(|pair| pair.limit), of(|pair| pair.ours), of(|pair| pair.ours / pair.limit))
+}

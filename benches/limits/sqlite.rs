@@ -1,0 +1,114 @@
+//! SQLite as the store uses it, with nothing around it: the same tables, writes and syncs, on one thread.
+
+use std::time::{Duration, Instant};
+
+use jobwire::bench::Error;
+use rusqlite::{Connection, params};
+use tempfile::TempDir;
+
+const SCHEMA: &str = include_str!("../../src/store/sqlite/schema_1.sql");
+const BATCH: i64 = 500;
+
+fn failed(error: rusqlite::Error) -> Error {
+    Error::Unexpected(format!("SQLite: {error}"))
+}
+
+fn open(dir: &TempDir) -> Result<Connection, rusqlite::Error> {
+    let connection = Connection::open(dir.path().join("limit.db"))?;
+    connection.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -32768; PRAGMA temp_store = MEMORY;",
+    )?;
+    connection.execute_batch(SCHEMA)?;
+    connection.execute("INSERT INTO line (queue, kind) VALUES ('default', 'echo')", [])?;
+    Ok(connection)
+}
+
+/// Jobs a second that are inserted, claimed and completed in batches: inserts and completions synced, claims written.
+pub fn lifecycles(duration: Duration) -> Result<f64, Error> {
+    let dir = tempfile::tempdir()?;
+    let connection = open(&dir).map_err(failed)?;
+    let start = Instant::now();
+    let mut jobs = 0;
+    while start.elapsed() < duration {
+        batch(&connection, jobs).map_err(failed)?;
+        jobs += BATCH;
+    }
+    Ok(jobs as f64 / start.elapsed().as_secs_f64())
+}
+
+fn batch(connection: &Connection, from: i64) -> Result<(), rusqlite::Error> {
+    let now = 1_800_000_000_000_i64;
+    let (payload, id) =
+        ([b'x'; 100], |num: i64| uuid::Builder::from_unix_timestamp_millis(num as u64, &[7; 10]));
+    let nums = from + 1..=from + BATCH;
+    transaction(connection, "FULL", || {
+        let mut job = connection.prepare_cached(
+            "INSERT INTO job (id, line, priority, submitted, content_type, payload, crc, options) \
+             VALUES (?1, 1, 0, ?2, 'application/octet-stream', ?3, 7, NULL)",
+        )?;
+        let mut live = connection.prepare_cached(
+            "INSERT INTO live (num, line, state, run, attempt, version, priority, due, rank, bytes, fence) \
+             VALUES (?1, 1, 2, 1, 0, 1, 0, ?2, ?2, 100, 0)",
+        )?;
+        for num in nums.clone() {
+            job.execute(params![id(num).into_uuid().as_bytes(), now, payload])?;
+            live.execute(params![num, now])?;
+        }
+        Ok(())
+    })?;
+    let mut claimed = Vec::with_capacity(BATCH as usize);
+    transaction(connection, "NORMAL", || {
+        let mut ready = connection.prepare_cached(
+            "SELECT num FROM live WHERE line = 1 AND state = 2 ORDER BY rank, num LIMIT ?1",
+        )?;
+        for num in ready.query_map([BATCH], |row| row.get::<_, i64>(0))? {
+            claimed.push(num?);
+        }
+        let mut read = connection.prepare_cached("SELECT payload FROM job WHERE num = ?1")?;
+        let mut run = connection.prepare_cached(
+            "UPDATE live SET state = 3, attempt = 1, version = 2, fence = ?2, worker = 'w', started = ?3, until = ?3 \
+             WHERE num = ?1",
+        )?;
+        for num in &claimed {
+            read.query_row([num], |row| row.get::<_, Vec<u8>>(0))?;
+            run.execute(params![num, num, now])?;
+        }
+        Ok(())
+    })?;
+    transaction(connection, "FULL", || {
+        let mut end = connection.prepare_cached("DELETE FROM live WHERE num = ?1")?;
+        let mut done = connection.prepare_cached(
+            "INSERT INTO done (num, run, attempt, version, state, worker, started, finished, keep_until, content_type, \
+             output, crc) VALUES (?1, 1, 1, 3, 5, 'w', ?2, ?2, ?2, 'application/octet-stream', ?3, 7)",
+        )?;
+        for num in &claimed {
+            end.execute([num])?;
+            done.execute(params![num, now, payload])?;
+        }
+        Ok(())
+    })
+}
+
+fn transaction(
+    connection: &Connection,
+    synchronous: &str,
+    run: impl FnOnce() -> Result<(), rusqlite::Error>,
+) -> Result<(), rusqlite::Error> {
+    connection.execute_batch(&format!("PRAGMA synchronous = {synchronous}; BEGIN IMMEDIATE"))?;
+    run()?;
+    connection.execute_batch("COMMIT")
+}
+
+/// Half of the commits of one small synced write were faster, in microseconds.
+pub fn commit_micros() -> Result<f64, Error> {
+    let dir = tempfile::tempdir()?;
+    let connection = open(&dir).map_err(failed)?;
+    let mut times = Vec::new();
+    for _ in 0..1000 {
+        let start = Instant::now();
+        connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'syncs'", []).map_err(failed)?;
+        times.push(start.elapsed());
+    }
+    times.sort();
+    Ok(times[times.len() / 2].as_secs_f64() * 1e6)
+}

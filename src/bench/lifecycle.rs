@@ -1,0 +1,194 @@
+//! Whole lives: submitted, run by echo, seen by a watcher.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+use tokio::{sync::Semaphore, task::JoinHandle};
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tonic::Streaming;
+
+use super::{
+    Error, Load, Report, Target, load,
+    report::{Latency, histogram},
+    submit::{IN_FLIGHT, accepted, with_usage},
+    workload::{self, Queue},
+};
+use crate::proto::{StreamSubmitRequest, WatchResultsResponse, watch_results_response::Event};
+
+/// Jobs on their way at most, from before their submission until they are watched.
+const OUTSTANDING: usize = 16_384;
+
+/// An outcome comes within it, or something is wrong.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// When each job on its way was submitted, and who may submit.
+struct Course {
+    zero: Instant,
+    /// Microseconds since `zero`, by number modulo [`OUTSTANDING`].
+    submitted: Vec<AtomicU64>,
+    next: AtomicU64,
+    room: Semaphore,
+}
+
+impl Course {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            zero: Instant::now(),
+            submitted: (0..OUTSTANDING * 2).map(|_| AtomicU64::new(0)).collect(),
+            next: AtomicU64::new(0),
+            room: Semaphore::new(OUTSTANDING),
+        })
+    }
+
+    fn slot(&self, number: u64) -> &AtomicU64 {
+        &self.submitted[number as usize % self.submitted.len()]
+    }
+
+    fn micros(&self) -> u64 {
+        self.zero.elapsed().as_micros() as u64
+    }
+
+    /// The number of the next job, once there is room for it.
+    async fn begin(&self) -> Result<u64, Error> {
+        let ended = |_| Error::Unexpected("the watcher has ended".into());
+        self.room.acquire().await.map_err(ended)?.forget();
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.slot(number).store(self.micros(), Ordering::Relaxed);
+        Ok(number)
+    }
+
+    /// How long a job was on its way.
+    fn end(&self, number: u64) -> u64 {
+        self.room.add_permits(1);
+        self.micros().saturating_sub(self.slot(number).load(Ordering::Relaxed))
+    }
+}
+
+/// Reads outcomes until as many were seen as `all` says, once it says.
+async fn watch(
+    mut messages: Streaming<WatchResultsResponse>,
+    course: Arc<Course>,
+    all: Arc<AtomicU64>,
+    done: Arc<AtomicBool>,
+) -> Result<Histogram<u64>, Error> {
+    let mut times = histogram();
+    let mut seen = 0;
+    while !(done.load(Ordering::Acquire) && seen >= all.load(Ordering::Acquire)) {
+        let message = match tokio::time::timeout(Duration::from_millis(100), messages.next()).await {
+            Ok(Some(message)) => message?,
+            Ok(None) => return Err(Error::Unexpected("the watch ended".into())),
+            Err(_) => continue,
+        };
+        if let Some(Event::Finished(job)) = message.event {
+            let number = workload::number(&job)
+                .ok_or_else(|| Error::Unexpected(format!("job {} ended without its output", job.job_id)))?;
+            times.saturating_record(course.end(number));
+            seen += 1;
+        }
+    }
+    Ok(times)
+}
+
+/// A watcher that is on its place, and what tells it to end.
+struct Watcher {
+    task: JoinHandle<Result<Histogram<u64>, Error>>,
+    all: Arc<AtomicU64>,
+    done: Arc<AtomicBool>,
+}
+
+impl Watcher {
+    async fn start(target: &Target, queue: &Queue, course: &Arc<Course>) -> Result<Self, Error> {
+        let mut client = target.clients(1).await?.remove(0);
+        let request = queue.watch();
+        let mut messages = client.watch_results(request).await?.into_inner();
+        // The first one is a checkpoint: from here on nothing is missed.
+        messages.next().await.ok_or_else(|| Error::Unexpected("the watch ended".into()))??;
+        let (all, done) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (on_course, seen) = (course.clone(), watch(messages, course.clone(), all.clone(), done.clone()));
+        let task = tokio::spawn(async move {
+            let times = seen.await;
+            // Without a watcher nobody makes room.
+            on_course.room.close();
+            times
+        });
+        Ok(Self { task, all, done })
+    }
+
+    /// Waits until all jobs were seen.
+    async fn finish(self, all: u64) -> Result<Histogram<u64>, Error> {
+        self.all.store(all, Ordering::Release);
+        self.done.store(true, Ordering::Release);
+        let late = |_| Error::Unexpected(format!("outcomes are missing after {} s", PATIENCE.as_secs()));
+        let task = tokio::time::timeout(PATIENCE, self.task).await.map_err(late)?;
+        task.map_err(|panic| Error::Unexpected(panic.to_string()))?
+    }
+}
+
+pub async fn unary(target: &Target, load: &Load) -> Result<Report, Error> {
+    let queue = Queue::new(load.payload);
+    let course = Course::new();
+    let watcher = Watcher::start(target, &queue, &course).await?;
+    let clients = target.clients(load.connections).await?;
+    let caller = |index: usize| {
+        let (client, queue, course) = (clients[index % clients.len()].clone(), queue.clone(), course.clone());
+        move || {
+            let (mut client, queue, course) = (client.clone(), queue.clone(), course.clone());
+            async move {
+                let request = queue.echo(course.begin().await?);
+                Ok(client.submit(request).await.map(drop)?)
+            }
+        }
+    };
+    let (before, start) = (target.usage(), Instant::now());
+    let submitted = load::callers(load.callers, load.duration, caller, || ()).await;
+    // What the watcher failed with says more.
+    let times = watcher.finish(course.next.load(Ordering::Relaxed)).await?;
+    submitted?;
+    Ok(with_usage(of("lifecycle", start.elapsed(), &times), target, before))
+}
+
+pub async fn stream(target: &Target, load: &Load) -> Result<Report, Error> {
+    let queue = Queue::new(load.payload);
+    let course = Course::new();
+    let watcher = Watcher::start(target, &queue, &course).await?;
+    let mut client = target.clients(1).await?.remove(0);
+    let (before, start) = (target.usage(), Instant::now());
+    let end = start + load.duration + load::WARM_UP;
+    let (sender, requests) = tokio::sync::mpsc::channel(IN_FLIGHT);
+    let on_course = course.clone();
+    tokio::spawn(async move {
+        while Instant::now() < end
+            && let Ok(number) = on_course.begin().await
+        {
+            let request = Some(queue.echo(number));
+            if sender.send(StreamSubmitRequest { sequence: number as i64, request }).await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut verdicts = client.stream_submit(ReceiverStream::new(requests)).await?.into_inner();
+    while let Some(reply) = verdicts.next().await {
+        accepted(reply?.verdict)?;
+    }
+    let times = watcher.finish(course.next.load(Ordering::Relaxed)).await?;
+    Ok(with_usage(of("stream-lifecycle", start.elapsed(), &times), target, before))
+}
+
+fn of(name: &str, elapsed: Duration, times: &Histogram<u64>) -> Report {
+    let (count, seconds) = (times.len(), elapsed.as_secs_f64());
+    Report {
+        name: name.into(),
+        unit: "jobs",
+        count,
+        seconds,
+        per_second: Some(count as f64 / seconds),
+        latency: Latency::of(times),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,115 @@
+//! Submit alone: jobs that nobody runs.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+
+use super::{Error, Load, Report, Target, load, report::Latency, target::Usage, workload::Queue};
+use crate::proto::{StreamSubmitRequest, stream_submit_response::Verdict};
+
+/// Jobs of a stream that are on their way.
+pub const IN_FLIGHT: usize = 4096;
+
+pub async fn unary(target: &Target, load: &Load) -> Result<Report, Error> {
+    let queue = Queue::new(load.payload);
+    let clients = target.clients(load.connections).await?;
+    let numbers = Arc::new(AtomicU64::new(0));
+    let caller = |index: usize| {
+        let (client, queue, numbers) =
+            (clients[index % clients.len()].clone(), queue.clone(), numbers.clone());
+        move || {
+            let mut client = client.clone();
+            let request = queue.waiting(numbers.fetch_add(1, Ordering::Relaxed));
+            async move { Ok(client.submit(request).await.map(drop)?) }
+        }
+    };
+    let mut before = None;
+    let tally = load::callers(load.callers, load.duration, caller, || before = target.usage()).await?;
+    Ok(of_calls("submit", target, before, &tally))
+}
+
+/// The report of a closed loop of calls.
+pub fn of_calls(name: &str, target: &Target, before: Option<Usage>, tally: &load::Tally) -> Report {
+    let (count, seconds) = (tally.times.len(), tally.elapsed.as_secs_f64());
+    let report = Report {
+        name: name.into(),
+        unit: "calls",
+        count,
+        seconds,
+        per_second: Some(count as f64 / seconds),
+        latency: Latency::of(&tally.times),
+        ..Default::default()
+    };
+    with_usage(report, target, before)
+}
+
+/// Adds what the server used since `before`.
+pub fn with_usage(mut report: Report, target: &Target, before: Option<Usage>) -> Report {
+    let after = target.usage();
+    report.server_memory = after.map(|after| after.memory);
+    if let (Some(before), Some(after)) = (before, after)
+        && report.count > 0
+    {
+        report.server_cpu_micros = Some((after.cpu - before.cpu).as_secs_f64() * 1e6 / report.count as f64);
+    }
+    report
+}
+
+pub async fn stream(target: &Target, load: &Load) -> Result<Report, Error> {
+    let queue = Queue::new(load.payload);
+    let end = Instant::now() + load.duration;
+    let before = target.usage();
+    let start = Instant::now();
+    let count = fill(target, &queue, move |_| Instant::now() < end).await?;
+    let seconds = start.elapsed().as_secs_f64();
+    let report = Report {
+        name: "stream-submit".into(),
+        unit: "jobs",
+        count,
+        seconds,
+        per_second: Some(count as f64 / seconds),
+        ..Default::default()
+    };
+    Ok(with_usage(report, target, before))
+}
+
+/// Submits waiting jobs in one stream while `go_on(number)`; answers how many were accepted.
+pub async fn fill(
+    target: &Target,
+    queue: &Queue,
+    go_on: impl Fn(u64) -> bool + Send + 'static,
+) -> Result<u64, Error> {
+    let mut client = target.clients(1).await?.remove(0);
+    let (sender, requests) = tokio::sync::mpsc::channel(IN_FLIGHT);
+    let jobs = queue.clone();
+    tokio::spawn(async move {
+        let mut number = 0;
+        while go_on(number) {
+            let request = Some(jobs.waiting(number));
+            if sender.send(StreamSubmitRequest { sequence: number as i64, request }).await.is_err() {
+                return;
+            }
+            number += 1;
+        }
+    });
+    let mut verdicts = client.stream_submit(ReceiverStream::new(requests)).await?.into_inner();
+    let mut count = 0;
+    while let Some(reply) = verdicts.next().await {
+        accepted(reply?.verdict)?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+pub fn accepted(verdict: Option<Verdict>) -> Result<(), Error> {
+    match verdict {
+        Some(Verdict::Accepted(_)) => Ok(()),
+        other => Err(Error::Unexpected(format!("a job was not accepted: {other:?}"))),
+    }
+}

@@ -1,0 +1,126 @@
+use std::{env, path::PathBuf, time::Duration};
+
+use clap::Args;
+
+use super::{Error, Shell, shell::Format, values};
+use crate::bench::{self, Load, Report, Scenario, Target};
+
+const EXAMPLES: &str = "\
+Examples:
+  jobwire bench                                   every scenario but idle-watchers and backlog
+  jobwire bench lifecycle latency -o json
+  jobwire bench get --running --server jobs.example.org:50051
+  jobwire bench backlog --backlog 5000000
+
+Each scenario starts a server of its own with default settings in an empty directory, unless --running says otherwise.";
+
+/// What runs if nothing is named.
+const USUAL: [Scenario; 7] = [
+    Scenario::Submit,
+    Scenario::StreamSubmit,
+    Scenario::Lifecycle,
+    Scenario::StreamLifecycle,
+    Scenario::Latency,
+    Scenario::Get,
+    Scenario::FanOut,
+];
+
+/// Measure a server
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Bench {
+    /// What to measure
+    #[arg(value_enum, value_name = "SCENARIO")]
+    scenarios: Vec<Scenario>,
+    /// Measure the server at --server, not one of our own; the jobs stay there
+    #[arg(long)]
+    running: bool,
+    /// Where servers of our own put their data; by default the directory for temporary files
+    #[arg(long, value_name = "DIR", conflicts_with = "running")]
+    dir: Option<PathBuf>,
+    /// How long each scenario is measured
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::duration)]
+    duration: Duration,
+    /// Concurrent callers of unary calls
+    #[arg(long, default_value_t = Load::default().callers)]
+    callers: usize,
+    /// Connections that they share
+    #[arg(long, default_value_t = Load::default().connections)]
+    connections: usize,
+    /// Bytes of each payload
+    #[arg(long, default_value_t = Load::default().payload)]
+    payload: usize,
+    /// Watchers of fan-out
+    #[arg(long, default_value_t = Load::default().watchers)]
+    watchers: usize,
+    /// Watchers of idle-watchers
+    #[arg(long, default_value_t = Load::default().idle_watchers)]
+    idle_watchers: usize,
+    /// Waiting jobs of backlog
+    #[arg(long, default_value_t = Load::default().backlog)]
+    backlog: u64,
+}
+
+impl Bench {
+    pub(super) async fn run(self, shell: &Shell) -> Result<u8, Error> {
+        let scenarios = if self.scenarios.is_empty() { &USUAL[..] } else { &self.scenarios };
+        let mut reports = Vec::new();
+        for &scenario in scenarios {
+            let mut target = self.target(shell).await?;
+            let measured = bench::run(scenario, &mut target, &self.load()).await?;
+            if shell.format() == Format::Table {
+                measured.iter().try_for_each(|report| shell.line(&in_words(report)))?;
+            }
+            reports.extend(measured);
+        }
+        if shell.format() == Format::Json {
+            let text =
+                serde_json::to_string_pretty(&reports).map_err(|error| Error::Print(error.to_string()))?;
+            shell.line(&text)?;
+        }
+        Ok(0)
+    }
+
+    async fn target(&self, shell: &Shell) -> Result<Target, Error> {
+        if self.running {
+            return Ok(Target::at(shell.address()?));
+        }
+        let program = env::current_exe().map_err(Error::Start)?;
+        Ok(Target::start(&program, self.dir.as_deref()).await?)
+    }
+
+    fn load(&self) -> Load {
+        Load {
+            callers: self.callers,
+            connections: self.connections,
+            duration: self.duration,
+            payload: self.payload,
+            watchers: self.watchers,
+            idle_watchers: self.idle_watchers,
+            backlog: self.backlog,
+        }
+    }
+}
+
+fn in_words(report: &Report) -> String {
+    let Report { name, unit, count, seconds, .. } = report;
+    let mut words = format!("{name}: {count} {unit} in {seconds:.2} s");
+    if let Some(rate) = report.per_second {
+        words += &format!(", {rate:.0}/s");
+    }
+    if let Some(times) = report.latency {
+        let [p50, p99, p999, max] =
+            [times.p50, times.p99, times.p999, times.max].map(|micros| micros as f64 / 1e3);
+        words += &format!("; p50 {p50:.2} ms, p99 {p99:.2}, p99.9 {p999:.2}, max {max:.2}");
+    }
+    if let Some(memory) = report.server_memory {
+        words += &format!("; server {:.1} MiB", memory as f64 / f64::from(1 << 20));
+    }
+    if let Some(micros) = report.server_cpu_micros {
+        words += &format!(", {micros:.1} µs of processor for each");
+    }
+    for (name, value) in &report.more {
+        words += &format!("; {} {value:.2}", name.replace('_', " "));
+    }
+    words
+}

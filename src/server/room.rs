@@ -1,0 +1,243 @@
+//! Memory for large messages: requests that are still coming in, and replies that were not taken yet.
+//!
+//! HTTP/2's windows bound what nobody here has read. What was read of a message is ours, and one peer has hundreds of
+//! streams on each of hundreds of connections.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::body::{Body, Bytes};
+use http_body_util::BodyExt as _;
+use hyper::body::{Frame, SizeHint};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Sleep, sleep},
+};
+use tonic::Response;
+
+use super::{MAX_MESSAGE, status::status};
+use crate::job::Error;
+
+/// Bytes of messages that are not counted: there is always room for those.
+const SMALL: usize = 64 << 10;
+
+/// What precedes a message: whether it is compressed, and its length.
+const HEAD: usize = 5;
+
+/// The room of a whole server: those who do not take their replies keep no request out.
+#[derive(Clone, Debug)]
+pub struct Room {
+    requests: Arc<Semaphore>,
+    replies: Arc<Semaphore>,
+    limit: usize,
+}
+
+/// The part of the room that a reply takes, until it was sent.
+#[derive(Clone)]
+struct Taken(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
+
+impl Room {
+    /// So many bytes for requests, and as many for replies.
+    pub fn new(limit: usize) -> Self {
+        let room = || Arc::new(Semaphore::new(limit));
+        Self { requests: room(), replies: room(), limit }
+    }
+
+    fn take(&self, of: &Arc<Semaphore>, size: usize) -> Result<OwnedSemaphorePermit, Error> {
+        let full =
+            |_| Error::QueueFull { what: "the memory for large messages".into(), limit: self.limit as u64 };
+        let size = u32::try_from(size).unwrap_or(u32::MAX);
+        of.clone().try_acquire_many_owned(size).map_err(full)
+    }
+
+    /// A request whose large messages need room, and come to their end within `patience`.
+    pub fn request(&self, body: Body, patience: Duration) -> Body {
+        let (head, have, left) = ([0; HEAD], 0, 0);
+        Body::new(Request { body, room: self.clone(), patience, head, have, left, large: None })
+    }
+
+    /// A reply, if there is room for it.
+    pub fn reply<T: prost::Message>(&self, reply: T) -> Result<Response<T>, Error> {
+        let taken = self.for_reply(&reply)?;
+        Ok(taking(reply, taken))
+    }
+
+    /// A reply to a call that has had its effect: without room it is told in short.
+    pub fn reply_at_least<T: prost::Message>(
+        &self,
+        mut reply: T,
+        shorten: impl FnOnce(&mut T),
+    ) -> Response<T> {
+        let taken = self.for_reply(&reply).unwrap_or_else(|_| {
+            shorten(&mut reply);
+            None
+        });
+        taking(reply, taken)
+    }
+
+    fn for_reply(&self, reply: &impl prost::Message) -> Result<Option<Taken>, Error> {
+        let size = reply.encoded_len();
+        if size < SMALL { Ok(None) } else { Ok(Some(Taken(Arc::new(self.take(&self.replies, size)?)))) }
+    }
+
+    /// Holds the room of a reply as long as its body is there.
+    pub fn hold(mut response: http::Response<Body>) -> http::Response<Body> {
+        match response.extensions_mut().remove::<Taken>() {
+            None => response,
+            Some(taken) => response.map(|body| {
+                Body::new(body.map_frame(move |frame| {
+                    let _held = &taken;
+                    frame
+                }))
+            }),
+        }
+    }
+}
+
+fn taking<T>(reply: T, taken: Option<Taken>) -> Response<T> {
+    let mut response = Response::new(reply);
+    if let Some(taken) = taken {
+        response.extensions_mut().insert(taken);
+    }
+    response
+}
+
+struct Request {
+    body: Body,
+    room: Room,
+    patience: Duration,
+    /// Of the next message, as far as it has come.
+    head: [u8; HEAD],
+    have: usize,
+    /// Bytes of this message that are to come.
+    left: usize,
+    /// A large message that comes in.
+    large: Option<Large>,
+}
+
+struct Large {
+    /// For what has come of it.
+    taken: OwnedSemaphorePermit,
+    /// When all of it must have come.
+    end: Pin<Box<Sleep>>,
+}
+
+impl Request {
+    fn count(&mut self, mut data: &[u8]) -> Result<(), Error> {
+        while !data.is_empty() {
+            let part = data.len().min(if self.left > 0 { self.left } else { HEAD - self.have });
+            if self.left > 0 {
+                self.left -= part;
+                if let Some(large) = &mut self.large {
+                    large.taken.merge(self.room.take(&self.room.requests, part)?);
+                }
+            } else {
+                self.head[self.have..self.have + part].copy_from_slice(&data[..part]);
+                self.have += part;
+                if self.have == HEAD {
+                    self.begin()?;
+                }
+            }
+            if self.left == 0 {
+                self.large = None;
+            }
+            data = &data[part..];
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self) -> Result<(), Error> {
+        let [_, length @ ..] = self.head;
+        self.have = 0;
+        self.left = u32::from_be_bytes(length) as usize;
+        // A larger one is refused by its length, before any of it is kept.
+        if (SMALL..=MAX_MESSAGE).contains(&self.left) {
+            self.large = Some(Large {
+                taken: self.room.take(&self.room.requests, 0)?,
+                end: Box::pin(sleep(self.patience)),
+            });
+        }
+        Ok(())
+    }
+}
+
+impl hyper::body::Body for Request {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let refused = |error| Poll::Ready(Some(Err(axum::Error::new(status(error)))));
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if polled.is_pending()
+            && let Some(large) = &mut self.large
+        {
+            ready!(large.end.as_mut().poll(context));
+            return refused(Error::DeadlineExceeded);
+        }
+        let frame = ready!(polled);
+        let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+        match data.map_or(Ok(()), |data| self.count(data)) {
+            Ok(()) => Poll::Ready(frame),
+            Err(error) => refused(error),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(room: &Room) -> Request {
+        let (head, have, left) = ([0; HEAD], 0, 0);
+        let (body, patience) = (Body::empty(), Duration::from_secs(9));
+        Request { body, room: room.clone(), patience, head, have, left, large: None }
+    }
+
+    fn message(size: usize) -> Vec<u8> {
+        [&[0][..], &(size as u32).to_be_bytes(), &vec![7; size]].concat()
+    }
+
+    #[tokio::test]
+    async fn only_what_has_come_of_a_large_message_takes_room() {
+        let room = Room::new(MAX_MESSAGE);
+        let free = || room.requests.available_permits();
+        let bytes = [message(0), message(100), message(SMALL), message(MAX_MESSAGE), message(1)].concat();
+        for part in [1, 3, 5, 1000, SMALL, usize::MAX] {
+            let mut request = request(&room);
+            for piece in bytes.chunks(part) {
+                request.count(piece).unwrap();
+            }
+            assert_eq!((request.have, request.left, free()), (0, 0, MAX_MESSAGE), "{part}");
+        }
+        let mut half = request(&room);
+        half.count(&message(SMALL)[..HEAD + 1000]).unwrap();
+        assert_eq!(free(), MAX_MESSAGE - 1000);
+        drop(half);
+        assert_eq!(free(), MAX_MESSAGE);
+    }
+
+    #[tokio::test]
+    async fn without_room_a_large_message_is_refused_and_a_small_one_is_not() {
+        let room = Room::new(SMALL);
+        let mut first = request(&room);
+        first.count(&message(SMALL)[..SMALL]).unwrap();
+        let mut second = request(&room);
+        second.count(&message(SMALL - 1)).unwrap();
+        assert!(matches!(second.count(&message(SMALL)), Err(Error::QueueFull { .. })));
+    }
+}
