@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use rusqlite::{
-    Row, ToSql,
+    Row, RowIndex, ToSql,
     types::{FromSqlError, ToSqlOutput, Type, Value, ValueRef},
 };
 use serde::{Deserialize, Serialize};
@@ -72,11 +72,11 @@ impl ToSql for WorkerId {
     }
 }
 
-pub fn time(row: &Row<'_>, column: &str) -> Result<Option<Timestamp>> {
+pub fn time(row: &Row<'_>, column: impl RowIndex) -> Result<Option<Timestamp>> {
     Ok(row.get::<_, Option<i64>>(column)?.map(Timestamp))
 }
 
-pub fn worker(row: &Row<'_>, column: &str) -> Result<Option<WorkerId>> {
+pub fn worker(row: &Row<'_>, column: impl RowIndex) -> Result<Option<WorkerId>> {
     let text: Option<String> = row.get(column)?;
     text.map(|text| text.parse().map_err(|_| damaged("a worker id"))).transpose()
 }
@@ -102,32 +102,33 @@ pub struct LiveRow {
 pub const LIVE_COLUMNS: &str = "num, line, state, run, attempt, version, priority, due, start_by, end_by, bytes, \
      retention, fence, worker, started, until, cancel_reason";
 
+/// A row of [`LIVE_COLUMNS`]. By their places: it is read for every attempt, and names are looked up one by one.
 pub fn live_row(row: &Row<'_>) -> Result<LiveRow> {
-    let lease = match (worker(row, "worker")?, time(row, "started")?, time(row, "until")?) {
+    let lease = match (worker(row, 13)?, time(row, 14)?, time(row, 15)?) {
         (Some(worker), Some(started), Some(until)) => Some(Lease { worker, started, until }),
         _ => None,
     };
-    let State::Live(state) = state(row.get("state")?)? else { return Err(damaged("a state")) };
+    let State::Live(state) = state(row.get(2)?)? else { return Err(damaged("a state")) };
     if (state == LiveState::Running) != lease.is_some() {
         return Err(damaged("a lease"));
     }
     Ok(LiveRow {
-        num: row.get("num")?,
-        line: row.get("line")?,
-        bytes: row.get("bytes")?,
-        retention: row.get::<_, Option<i64>>("retention")?.map(millis),
+        num: row.get(0)?,
+        line: row.get(1)?,
+        bytes: row.get(10)?,
+        retention: row.get::<_, Option<i64>>(11)?.map(millis),
         live: Live {
             state,
-            run: row.get("run")?,
-            attempt: row.get("attempt")?,
-            version: row.get("version")?,
-            priority: row.get("priority")?,
-            due: Timestamp(row.get("due")?),
-            start_by: time(row, "start_by")?,
-            end_by: time(row, "end_by")?,
-            fence: row.get("fence")?,
+            run: row.get(3)?,
+            attempt: row.get(4)?,
+            version: row.get(5)?,
+            priority: row.get(6)?,
+            due: Timestamp(row.get(7)?),
+            start_by: time(row, 8)?,
+            end_by: time(row, 9)?,
+            fence: row.get(12)?,
             lease,
-            cancel_reason: row.get("cancel_reason")?,
+            cancel_reason: row.get(16)?,
         },
     })
 }
