@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::{
     calls::{Watch, accept, finish, place, result},
     flaky::Flaky,
-    support::{Client, Server, compile, seconds, spec, submit},
+    support::{Client, Server, compile_preload, seconds, spec, submit},
     watch::after,
 };
 
@@ -24,7 +24,7 @@ struct TimeOfDay {
 impl TimeOfDay {
     fn new() -> Self {
         let time = Self { dir: tempfile::tempdir().expect("a temporary directory") };
-        compile("clock.c", &time.path("clock.so"));
+        compile_preload("clock", time.dir.path());
         time.set(0);
         time
     }

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use tempfile::TempDir;
 
-use crate::support::{Server, compile};
+use crate::support::{Server, compile_preload};
 
 /// Where the control files are, and the library that looks for them.
 pub struct Faults {
@@ -13,9 +13,9 @@ pub struct Faults {
 
 impl Faults {
     pub fn new() -> Self {
-        let faults = Self { dir: tempfile::tempdir().expect("a temporary directory") };
-        compile("faults.c", &faults.library());
-        faults
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        compile_preload("faults", dir.path());
+        Self { dir }
     }
 
     pub fn library(&self) -> PathBuf {

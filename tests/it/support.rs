@@ -40,8 +40,7 @@ impl Server {
 
     /// The same with variables in the process's environment.
     pub fn with_variables(config: &str, variables: &[(&'static str, String)]) -> Self {
-        Self::try_with_variables(config, variables)
-            .unwrap_or_else(|said| panic!("the server did not start: {said}"))
+        Self::try_with_variables(config, variables).unwrap_or_else(|said| panic!("no server: {said}"))
     }
 
     /// The same, or what it said instead of starting.
@@ -49,7 +48,7 @@ impl Server {
         let mut server = Self::unstarted();
         server.variables = variables.to_owned();
         server.launch(config);
-        server.try_await_address().map(|()| server)
+        if server.read_address() { Ok(server) } else { Err(server.log()) }
     }
 
     /// One to be started later, on a directory that is not there yet.
@@ -86,20 +85,21 @@ impl Server {
 
     /// Waits until it serves.
     fn await_address(&mut self) {
-        self.try_await_address().unwrap_or_else(|said| panic!("the server did not start: {said}"));
+        assert!(self.read_address(), "the server did not start: {}", self.log());
     }
 
-    fn try_await_address(&mut self) -> Result<(), String> {
+    /// Waits until it serves, or has ended.
+    fn read_address(&mut self) -> bool {
         let mut line = String::new();
         let stdout = self.child().stdout.take().expect("stdout is piped");
         BufReader::new(stdout).read_line(&mut line).expect("stdout is text");
         let address = line.trim().strip_prefix("listening on ").map(str::to_owned);
-        let Some(address) = address else {
-            self.child().wait().expect("the process can be reaped");
-            return Err(format!("{line:?}\n{}", self.log()));
-        };
-        self.address = address;
-        Ok(())
+        if let Some(address) = address {
+            self.address = address;
+            return true;
+        }
+        self.child().wait().expect("the process can be reaped");
+        false
     }
 
     fn child(&mut self) -> &mut Child {
@@ -244,20 +244,23 @@ pub fn told(command: &mut Command) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(said).expect("text"))
 }
 
-/// Compiles a library that is preloaded into the program, from a source beside this file.
-pub fn compile(source: &str, library: &Path) {
-    let compiled = Command::new("cc")
-        .args(["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o"])
-        .arg(library)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it").join(source))
-        .arg("-ldl")
-        .status();
-    assert!(compiled.expect("a C compiler, as SQLite needs one too").success());
-}
-
 /// A directory in memory where that is possible: for what is opened so often that syncs would take the most time.
 pub fn memory_dir() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary directory")
+}
+
+/// Makes `DIR/NAME.so`, to be preloaded into a server, of `NAME.c` beside this file.
+pub fn compile_preload(name: &str, dir: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/it/{name}.c"));
+    let library = dir.join(format!("{name}.so"));
+    let mut compiler = Command::new("cc");
+    compiler
+        .args(["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o"])
+        .arg(&library)
+        .arg(source)
+        .arg("-ldl");
+    assert!(compiler.status().expect("a C compiler, as SQLite needs one too").success());
+    library
 }
 
 /// A JSON document, from its text.

@@ -127,8 +127,8 @@ pub fn of_live(fixed: Fixed, row: &LiveRow) -> Job {
 }
 
 fn done_job(connection: &Connection, num: i64, fixed: Fixed, view: View) -> Result<Job> {
-    let mut statement = connection
-        .prepare_cached("SELECT * FROM done WHERE num = ?1 ORDER BY num DESC, seq DESC LIMIT 1")?;
+    let mut statement =
+        connection.prepare_cached("SELECT * FROM done WHERE num = ?1 ORDER BY num DESC, seq DESC LIMIT 1")?;
     let mut rows = statement.query([num])?;
     let row = rows.next()?.ok_or_else(|| rows::damaged("a job that is in no state"))?;
     of_done(connection, fixed, row, view)

@@ -260,7 +260,7 @@ impl Disk {
         let mut found = BTreeMap::new();
         let mut missing: Vec<&str> = Vec::new();
         for (name, entry) in &self.names {
-            let newest = entry.changes.iter().filter(|_| lottery.keeps()).next_back();
+            let newest = entry.changes.iter().rfind(|_| lottery.keeps());
             let node = newest.map_or(entry.synced, |(_, node)| *node);
             // Sorted: a directory comes before what is in it.
             let parent = name.rsplit_once('/').map(|(parent, _)| parent);

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::{
     faults::Faults,
-    support::{Server, compile},
+    support::{Server, compile_preload},
 };
 
 /// One thing that a process did to its files.
@@ -76,9 +76,8 @@ impl Recorder {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         fs::create_dir(dir.path().join("disk")).expect("a directory");
-        let recorder = Self { dir };
-        compile("powerloss/recorder.c", &recorder.library());
-        recorder
+        compile_preload("recorder", dir.path());
+        Self { dir }
     }
 
     /// The root of all that is recorded.
