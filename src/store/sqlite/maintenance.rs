@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 
 use super::{
     open::{self, DATABASE, OpenError},
@@ -126,18 +126,18 @@ pub fn verify(data: &Path) -> Result<VerifyReport, MaintenanceError> {
 }
 
 fn check_bodies(connection: &Connection, report: &mut VerifyReport) -> SqlResult<()> {
-    for (what, sql) in [
-        ("payload", "SELECT num, payload AS body, crc FROM job"),
-        ("output", "SELECT num, output AS body, crc FROM done WHERE output IS NOT NULL"),
-    ] {
+    type Intact = fn(&Row<'_>) -> bool;
+    let payload: Intact = |row| rows::payload(row).is_ok();
+    let outcome: Intact = |row| rows::Ended::of(row).is_ok();
+    for (what, sql, intact) in
+        [("payload", "SELECT num, payload, crc FROM job", payload), ("output", "SELECT * FROM done", outcome)]
+    {
         let mut statement = connection.prepare(sql)?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
-            if rows::body(row, "body", "crc").is_err() && report.problems.len() < VerifyReport::MAX_PROBLEMS {
-                let num: i64 = row.get("num")?;
-                report
-                    .problems
-                    .push(format!("the {what} of {} does not match its checksum", name(connection, num)));
+            if !intact(row) && report.problems.len() < VerifyReport::MAX_PROBLEMS {
+                let name = name(connection, row.get("num")?);
+                report.problems.push(format!("the {what} of {name} does not match its checksum"));
             }
         }
     }

@@ -2,16 +2,24 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::rows::{self, LIVE_COLUMNS, LiveRow, Result};
 use crate::job::{Attempt, Job, JobError, JobId, JobSpec, Payload, Progress, State, Timestamp, View};
 
+/// The number of a job. Its row is looked at, not only the index: damage must not make it pass for another.
 pub fn num(connection: &Connection, id: &JobId) -> Result<Option<i64>> {
-    connection
-        .prepare_cached("SELECT num FROM job WHERE id = ?1")?
-        .query_row([id], |row| row.get(0))
-        .optional()
+    let found = connection
+        .prepare_cached(
+            "SELECT job.num, job.id FROM job AS found JOIN job ON job.num = found.num WHERE found.id = ?1",
+        )?
+        .query_row([id], |row| Ok((row.get(0)?, rows::job_id(row.get_ref(1)?)?)))
+        .optional()?;
+    match found {
+        Some((_, other)) if other != *id => Err(rows::damaged("the index of job ids")),
+        found => Ok(found.map(|(num, _)| num)),
+    }
 }
 
 pub fn id(connection: &Connection, num: i64) -> Result<Option<JobId>> {
@@ -42,7 +50,7 @@ pub fn fixed(connection: &Connection, num: i64, with_payload: bool) -> Result<Op
 fn fixed_row(row: &Row<'_>, with_payload: bool) -> Result<Fixed> {
     let content_type: String = row.get("content_type")?;
     let payload = if with_payload {
-        Payload::new(content_type, rows::body(row, "payload", "crc")?)
+        Payload::new(content_type, rows::payload(row)?)
     } else {
         Payload { content_type, size: row.get("size")?, body: None }
     };
@@ -131,6 +139,9 @@ fn done_job(connection: &Connection, num: i64, fixed: Fixed, view: View) -> Resu
         connection.prepare_cached("SELECT * FROM done WHERE num = ?1 ORDER BY num DESC, seq DESC LIMIT 1")?;
     let mut rows = statement.query([num])?;
     let row = rows.next()?.ok_or_else(|| rows::damaged("a job that is in no state"))?;
+    if row.get::<_, i64>("num")? != num {
+        return Err(rows::damaged("the index of outcomes"));
+    }
     of_done(connection, fixed, row, view)
 }
 
@@ -138,13 +149,12 @@ fn done_job(connection: &Connection, num: i64, fixed: Fixed, view: View) -> Resu
 pub fn of_done(connection: &Connection, fixed: Fixed, row: &Row<'_>, view: View) -> Result<Job> {
     let (num, run) = (row.get("num")?, row.get("run")?);
     let content_type: Option<String> = row.get("content_type")?;
-    let output = match content_type {
-        None => None,
-        Some(content_type) if view == View::Basic => {
-            let size = row.get_ref("output")?.as_blob()?.len();
-            Some(Payload { content_type, size, body: None })
-        }
-        Some(content_type) => Some(Payload::new(content_type, rows::body(row, "output", "crc")?)),
+    let output = if view == View::Basic {
+        let size = row.get_ref("output")?.as_blob_or_null()?.map_or(0, <[u8]>::len);
+        content_type.map(|content_type| Payload { content_type, size, body: None })
+    } else {
+        let body = rows::Ended::of(row)?.output.map(Bytes::copy_from_slice);
+        content_type.zip(body).map(|(content_type, body)| Payload::new(content_type, body))
     };
     let error = row.get_ref("error")?.as_str_or_null()?.map(rows::error).transpose()?;
     let mut job = Job {

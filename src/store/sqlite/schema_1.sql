@@ -80,7 +80,7 @@ CREATE TABLE done (
   error        TEXT,                        -- JSON
   content_type TEXT,
   output       BLOB,
-  crc          INTEGER                      -- CRC-32 of output
+  crc          INTEGER NOT NULL             -- CRC-32 of what is told of it: see rows::Ended
 ) STRICT;
 CREATE INDEX done_num ON done (num);
 CREATE INDEX done_keep_until ON done (keep_until);

@@ -176,6 +176,15 @@ impl Tx<'_> {
         let retention = row.retention.unwrap_or(self.lines.get(row.line)?.policy.retention);
         let output = ending.output.as_ref();
         let body = output.map(|output| output.bytes());
+        let error = ending.error.as_ref().map(rows::error_text);
+        let ended = rows::Ended {
+            num: row.num,
+            run: live.run,
+            state: ending.state as i32,
+            error: error.as_deref(),
+            content_type: output.map(|output| output.content_type.as_str()),
+            output: body.as_deref(),
+        };
         self.connection.prepare_cached("DELETE FROM live WHERE num = ?1")?.execute([row.num])?;
         self.connection
             .prepare_cached(
@@ -192,10 +201,10 @@ impl Tx<'_> {
                 lease.map(|lease| lease.started),
                 now,
                 now.after(retention),
-                ending.error.as_ref().map(rows::error_text),
-                output.map(|output| output.content_type.as_str()),
-                body.as_deref(),
-                body.as_deref().map(crc32fast::hash),
+                ended.error,
+                ended.content_type,
+                ended.output,
+                ended.crc(),
             ])?;
         self.effects.head = Position(self.connection.last_insert_rowid());
         if live.version > 1 {

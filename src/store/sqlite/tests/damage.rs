@@ -3,7 +3,10 @@
 use super::*;
 use crate::{
     job::{Cause, Error, Filter, State, View},
-    store::suite::{busy, drawn, id, job, leased_ids},
+    store::{
+        sqlite::verify,
+        suite::{busy, drawn, id, job, leased_ids},
+    },
 };
 
 fn damage_input(world: &World, name: &str) {
@@ -69,4 +72,21 @@ async fn a_damaged_output_is_not_shown() {
     world.fail(&leased, busy()).await;
     world.delete("a").await.unwrap();
     world.add(job("a")).await;
+}
+
+#[tokio::test]
+async fn an_outcome_cannot_pass_for_another_one() {
+    for change in ["state = 6", "error = '{}'", "content_type = 'text/html'", "run = 2", "num = 2"] {
+        let mut world = World::new(OPEN).await;
+        for name in ["a", "b"] {
+            world.reach(job(name), State::SUCCEEDED).await;
+        }
+        tamper(&world, "DELETE FROM done WHERE num = 2", []);
+        assert_eq!(tamper(&world, &format!("UPDATE done SET {change} WHERE num = 1"), []), 1, "{change}");
+        for name in ["a", "b"] {
+            let shown = world.store().get(vec![id(name)], View::Result).await;
+            assert!(matches!(shown, Err(Error::DataLoss(_))), "{change}: {shown:?}");
+        }
+        assert!(!verify(&world.dir()).unwrap().problems.is_empty(), "{change}");
+    }
 }
