@@ -195,23 +195,19 @@ async fn a_store_of_the_future_is_left_alone() {
     assert!(!Path::new(copy).exists());
 }
 
-/// Below the reserve no job is taken, but those that were get their results.
+/// On a disk that is nearly full no job is taken, but those that were get their results.
 #[tokio::test]
 async fn a_reserve_is_kept_for_results() {
-    const RESERVE: u64 = 1 << 40;
-    let mut server = Server::with("workers.concurrency = 0");
+    let faults = Faults::new();
+    let mut server = faults.server("workers.concurrency = 0");
     let mut client = server.client().await;
     let mut waiting = Vec::new();
     for _ in 0..10 {
         waiting.push(submitted(&mut client).await.expect("an acknowledgement"));
     }
     server.kill();
-    let stat = rustix::fs::statvfs(server.scratch()).expect("the size of the disk");
-    if stat.f_bavail * stat.f_frsize > RESERVE {
-        eprintln!("this disk has more room than a reserve can be: nothing to see here");
-        return;
-    }
-    let server = server.restart_with(&format!("[store]\nreserve_bytes = {RESERVE}\n"));
+    faults.begin("room");
+    let server = server.restart_with("");
     let mut client = server.client().await;
     let refused = submitted(&mut client).await.expect_err("there is no room");
     assert_eq!(refused.get_details_error_info().expect("a reason").reason, "STORE_FULL");
@@ -219,6 +215,13 @@ async fn a_reserve_is_kept_for_results() {
         let request = GetResultRequest { job_id, wait: Some(seconds(20.0)), ..Default::default() };
         let reply = client.get_result(request).await.expect("a result").into_inner();
         assert_eq!(reply.job.expect("a job").state(), State::Succeeded);
+    }
+    faults.end("room");
+    let end = Instant::now() + PATIENCE;
+    while let Err(refused) = submitted(&mut client).await {
+        assert_eq!(refused.get_details_error_info().expect("a reason").reason, "STORE_FULL");
+        assert!(Instant::now() < end, "nobody has noticed that there is room again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
