@@ -103,7 +103,7 @@ async fn survive(fault: Fault) -> bool {
     match Server::try_with_variables(&config, &variables) {
         Err(said) => assert!(said.contains("rror"), "{fault:?}: {said}"),
         Ok(mut server) => {
-            let mut client = server.client().await;
+            let mut client = server.lazy_client();
             if let Err(refused) = work(&mut client, 24, &mut told).await {
                 // Or the server has left without a word: then it is the client's own error.
                 let told = matches!(refused.code(), Code::Unavailable | Code::Unknown | Code::Cancelled);

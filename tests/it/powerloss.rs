@@ -30,7 +30,7 @@ use self::{
 use crate::{faults::Faults, support::Server};
 
 /// States of one run, unless JOBWIRE_TEST_STATES says.
-const STATES: usize = 1000;
+const STATES: usize = 1500;
 
 /// Losses of power after which a start is recorded.
 const RECOVERIES: usize = 3;
