@@ -136,11 +136,6 @@ impl Server {
         self.endpoint().connect().await.expect("the server accepts connections")
     }
 
-    /// One that connects with its first call: the server may be gone already.
-    pub fn lazy_client(&self) -> Client {
-        JobServiceClient::new(self.endpoint().connect_lazy())
-    }
-
     fn endpoint(&self) -> Endpoint {
         Endpoint::from_shared(format!("http://{}", self.address)).expect("an address")
     }
