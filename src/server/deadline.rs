@@ -47,6 +47,10 @@ pub async fn enforce<B, F: Future<Output = Response<Body>>>(
     }
     let request = request.map(|body| room.request(body, cap));
     let end = deadline.map_or(now + cap, |deadline| deadline.min(now + cap));
+    // Timers are no finer than a millisecond: a call may be done before they fire.
+    if end <= Instant::now() {
+        return failure(Error::DeadlineExceeded);
+    }
     // A call that panics before its first await must be caught too.
     let call = AssertUnwindSafe(async move { call(request).await }).catch_unwind();
     match timeout_at(end, call).await {

@@ -13,7 +13,7 @@ use std::{
 
 use rusqlite::Connection;
 
-use super::open::{self, DATABASE, OpenError};
+use super::open::{self, DATABASE, OpenError, PAGE_SIZE};
 use crate::store::Signals;
 
 /// How often the size of the log is looked at.
@@ -21,6 +21,10 @@ const INTERVAL: Duration = Duration::from_millis(250);
 
 /// Size of the log from which writing back pays, bytes.
 const WORTHWHILE: u64 = 8 << 20;
+
+/// How often what was logged meanwhile is written back before the writer has to wait for the rest: each time it is a
+/// fraction of the time before.
+const APPROACHES: usize = 3;
 
 /// Runs until it is dropped.
 #[derive(Debug)]
@@ -30,7 +34,7 @@ pub struct Checkpointer {
 }
 
 impl Checkpointer {
-    /// `limit`: size of the log above which the writer has to wait until it is emptied.
+    /// `limit`: size of the log above which it begins anew, for which the writer has to wait a moment.
     /// Fails the store through `signals` when the disk does.
     pub fn start(dir: &Path, limit: u64, signals: Arc<Signals>) -> Result<Self, OpenError> {
         let connection = open::writer(dir, 1 << 20)?;
@@ -54,21 +58,19 @@ impl Drop for Checkpointer {
 }
 
 fn run(connection: Connection, wal: &Path, limit: u64, signals: &Signals, stopped: &Receiver<()>) {
-    let mut written = 0;
+    let mut seen = None;
     while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
-        // By path only: a descriptor of the database's files must not be opened here.
-        let size = std::fs::metadata(wal).map_or(0, |metadata| metadata.len());
-        let mode = if size > limit {
-            "TRUNCATE"
-        } else if size > WORTHWHILE && size != written {
-            "PASSIVE"
-        } else {
+        // By path only: a descriptor of the database's files must not be opened here. A log that has begun anew grows
+        // no more, but it changes.
+        let Ok(file) = std::fs::metadata(wal) else { continue };
+        let state = (file.len(), file.modified().ok());
+        if file.len() <= WORTHWHILE.min(limit) || seen == Some(state) {
             continue;
-        };
-        match checkpoint(&connection, mode) {
-            Ok(_) => written = size,
+        }
+        match write_back(&connection, limit) {
+            Ok(()) => seen = Some(state),
             Err(error) if passes(&error) => {
-                tracing::warn!(%error, mode, "the write-ahead log could not be written back");
+                tracing::warn!(%error, "the write-ahead log could not be written back");
             }
             Err(error) => {
                 signals.fail(&format!("SQLite, writing the log back: {error}"));
@@ -80,6 +82,18 @@ fn run(connection: Connection, wal: &Path, limit: u64, signals: &Signals, stoppe
     }
 }
 
+/// Beside the writer as far as that goes. A log beyond the limit begins anew in the same file: to overwrite is quicker
+/// than to append.
+fn write_back(connection: &Connection, limit: u64) -> rusqlite::Result<()> {
+    if checkpoint(connection, "PASSIVE")? > limit {
+        for _ in 0..APPROACHES {
+            checkpoint(connection, "PASSIVE")?;
+        }
+        checkpoint(connection, "RESTART")?;
+    }
+    Ok(())
+}
+
 /// Whether it is safe to try again. After a sync that failed it is not: the next one says that all is well, whatever
 /// has become of the pages.
 fn passes(error: &rusqlite::Error) -> bool {
@@ -87,10 +101,9 @@ fn passes(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked | DiskFull))
 }
 
-/// Whether all of the log was written back: a busy log is told in the row, not as an error.
-pub fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<bool> {
-    connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
-        let (busy, log, done): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        Ok(busy == 0 && log == done)
-    })
+/// Bytes in the log afterwards, written back or not.
+pub fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<u64> {
+    // busy, frames in the log, frames written back
+    let frames: u64 = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get(1))?;
+    Ok(frames * PAGE_SIZE)
 }

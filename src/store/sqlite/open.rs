@@ -11,6 +11,10 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior, config::DbConfig};
 
 /// The database, inside the data directory.
 pub const DATABASE: &str = "jobwire.db";
+
+/// Bytes.
+pub const PAGE_SIZE: u64 = 4096;
+
 const LOCK: &str = "lock";
 
 /// "jobw": tells our files from other SQLite databases.
@@ -127,7 +131,7 @@ pub fn writer(dir: &Path, cache_bytes: usize) -> Result<Connection, OpenError> {
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let mut connection = Connection::open_with_flags(&path, flags).map_err(sqlite)?;
     // Until a table exists or WAL is on; afterwards it is ignored.
-    set(&path, &connection, "page_size", "4096")?;
+    set(&path, &connection, "page_size", &PAGE_SIZE.to_string())?;
     set(&path, &connection, "journal_mode", "wal")?;
     set(&path, &connection, "synchronous", "2")?;
     // A duty of its own writes the log back, so that no commit pays for it.
