@@ -295,7 +295,7 @@ impl Default for Store {
     }
 }
 
-/// The pool inside the server.
+/// The pool inside the server, and programs that connect to work.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Workers {
@@ -312,6 +312,10 @@ pub struct Workers {
     /// How often leases are renewed, and progress is stored.
     #[serde(with = "duration")]
     pub heartbeat: Duration,
+    /// Programs that are connected, or wait for leases, at the same time.
+    pub max_connected: usize,
+    /// Leases that one of them may hold.
+    pub max_in_flight: usize,
 }
 
 impl Default for Workers {
@@ -322,6 +326,8 @@ impl Default for Workers {
             grace: Duration::from_secs(10),
             lease: Duration::from_secs(30),
             heartbeat: Duration::from_secs(5),
+            max_connected: 10_000,
+            max_in_flight: 10_000,
         }
     }
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The contract's transcripts of JobService, its errors, health and reflection, with the real grpcurl.
+# The contract's transcripts of JobService and WorkerService, their errors, health and reflection, with the real grpcurl.
 set -euo pipefail
 
 # shellcheck source=tests/server.sh
@@ -156,6 +156,50 @@ info_and_delete() {
     expect "DeleteJob removes a final job" "code == 0"
 }
 
+work_by_hand() {
+    call JobService/Submit '{"spec":{"kind":"email.send","payload":{"json":{"to":"a@example.org"}}},"job_id":"mail-1"}'
+    expect "a job of a kind that the server has no handler for is accepted" "code == 0 and r['job']['state'] == 'STATE_QUEUED'"
+    local ask='{"worker_id":"me","kinds":["email.send"],"wait":"20s","payload_format":"PAYLOAD_FORMAT_READABLE","request_id":"r1"}'
+    call WorkerService/LeaseJobs "$ask"
+    expect "LeaseJobs hands out the job with its input" \
+        "code == 0 and took < 10 and r['leases'][0]['job']['jobId'] == 'mail-1' and r['leases'][0]['job']['spec']['payload']['json'] == {'to': 'a@example.org'}"
+    local lease
+    lease=$(value "r['leases'][0]['leaseId']") || lease=''
+    call WorkerService/LeaseJobs "$ask"
+    expect "the same LeaseJobs again gives the same lease" "code == 0 and [l['leaseId'] for l in r['leases']] == ['$lease']"
+    call WorkerService/RenewLeases \
+        '{"worker_id":"me","lease_ids":["'"$lease"'"],"progress":[{"lease_id":"'"$lease"'","progress":{"fraction":0.5,"note":"half"}}]}'
+    expect "RenewLeases prolongs it" "code == 0 and 'lostLeaseIds' not in r and r['leaseExpireTime']"
+    call JobService/GetJob '{"job_id":"mail-1"}'
+    expect "GetJob shows the progress" "r['job']['state'] == 'STATE_RUNNING' and r['job']['progress']['note'] == 'half' and r['job']['workerId'] == 'me'"
+    local finish='{"finish":{"lease_id":"'"$lease"'","succeeded":{"json":{"message_id":"42"}}}}'
+    call WorkerService/FinishJob "$finish"
+    expect "FinishJob ends the job" \
+        "code == 0 and r['job']['state'] == 'STATE_SUCCEEDED' and r['job']['output']['json'] == {'message_id': '42'}"
+    call WorkerService/FinishJob "$finish"
+    expect "the same FinishJob again is answered alike" "code == 0 and r['job']['state'] == 'STATE_SUCCEEDED'"
+    call WorkerService/FinishJob '{"finish":{"lease_id":"'"$lease"'","succeeded":{"json":"another"}}}'
+    refuse "a lease that is over" FailedPrecondition LEASE_LOST "'PreconditionFailure' in details"
+    call WorkerService/RenewLeases '{"worker_id":"me","lease_ids":["nonsense"]}'
+    expect "RenewLeases tells of leases that nobody holds" "code == 0 and r['lostLeaseIds'] == ['nonsense']"
+    call WorkerService/LeaseJobs '{"worker_id":"me"}'
+    refuse "LeaseJobs without kinds" InvalidArgument INVALID_FIELD \
+        "details['BadRequest']['fieldViolations'][0]['field'] == 'kinds'"
+    call WorkerService/LeaseJobs '{"worker_id":"me","kinds":["email.send"],"wait":"0.5s"}'
+    expect "LeaseJobs without jobs answers with none" "code == 0 and 'leases' not in r"
+}
+
+work_by_stream() {
+    g JobService/Submit '{"spec":{"kind":"email.send"},"job_id":"mail-2"}' >/dev/null 2>&1 || true
+    # grpcurl closes its side after the last message: what was leased by then is there, and the end is orderly.
+    call WorkerService/Work '{"hello":{"worker_id":"me","kinds":["email.send"]}} {"heartbeat":{"lease_ids":["nonsense"]}}'
+    expect "Work begins with a welcome" "code == 0 and all[0]['welcome']['heartbeatInterval'] == '5s' and all[0]['welcome']['leaseDuration'] == '30s'"
+    expect "Work answers a heartbeat" "[m['heartbeatAck']['lostLeaseIds'] for m in all if 'heartbeatAck' in m] == [['nonsense']]"
+    call WorkerService/Work '{"heartbeat":{}}'
+    refuse "Work begins with a hello" InvalidArgument INVALID_FIELD \
+        "details['BadRequest']['fieldViolations'][0]['field'] == 'hello'"
+}
+
 errors() {
     call JobService/GetResult '{"job_id":"nobody"}'
     refuse "an unknown job: ResourceInfo and ErrorInfo can be read" NotFound JOB_NOT_FOUND \
@@ -186,6 +230,8 @@ health() {
     expect "health of the server" "code == 0 and r['status'] == 'SERVING'"
     keep grpcurl -plaintext -d '{"service":"jobwire.v1.JobService"}' "$ADDR" grpc.health.v1.Health/Check
     expect "health of JobService" "code == 0 and r['status'] == 'SERVING'"
+    keep grpcurl -plaintext -d '{"service":"jobwire.v1.WorkerService"}' "$ADDR" grpc.health.v1.Health/Check
+    expect "health of WorkerService" "code == 0 and r['status'] == 'SERVING'"
     keep grpcurl -plaintext -d '{"service":"nobody"}' "$ADDR" grpc.health.v1.Health/Check
     expect "health of an unknown service" "code != 0 and status == 'NotFound'"
 }
@@ -193,7 +239,7 @@ health() {
 # grpcurl picks v1 by itself and v1alpha only where v1 is missing, so each is called as any other service.
 reflection() {
     keep grpcurl -plaintext "$ADDR" list
-    expect "grpcurl list" "code == 0 and {'jobwire.v1.JobService', 'grpc.health.v1.Health'} <= set(text.split())"
+    expect "grpcurl list" "code == 0 and {'jobwire.v1.JobService', 'jobwire.v1.WorkerService', 'grpc.health.v1.Health'} <= set(text.split())"
     keep grpcurl -plaintext "$ADDR" describe jobwire.v1.JobService
     expect "grpcurl describe" "code == 0 and 'rpc Submit' in text"
     keep grpcurl -plaintext "$ADDR" describe google.rpc.BadRequest
@@ -224,7 +270,8 @@ stop() {
 }
 
 start_server 180
-for part in submit_and_see delayed_http long_poll watch_two watch_from_cursor batch list_failed info_and_delete errors \
+for part in submit_and_see delayed_http long_poll watch_two watch_from_cursor batch list_failed info_and_delete \
+    work_by_hand work_by_stream errors \
     health reflection stop; do
     "$part"
 done

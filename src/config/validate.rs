@@ -179,6 +179,8 @@ impl Config {
         let workers = &self.workers;
         check.within("workers.concurrency", workers.concurrency, 0..=100_000);
         check.within("workers.blocking_threads", workers.blocking_threads, 1..=1024);
+        check.within("workers.max_connected", workers.max_connected, 1..=1_000_000);
+        check.within("workers.max_in_flight", workers.max_in_flight, 1..=100_000);
         check.duration("workers.grace", workers.grace, HOUR);
         check.duration("workers.lease", workers.lease, DAY);
         check.duration("workers.heartbeat", workers.heartbeat, DAY);

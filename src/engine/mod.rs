@@ -8,6 +8,7 @@ mod clock;
 mod feed;
 mod hints;
 mod leases;
+mod remote;
 mod timers;
 mod waits;
 mod watch;
@@ -27,11 +28,13 @@ use uuid::{ContextV7, Uuid};
 pub use batcher::Pressure;
 pub use clock::Clock;
 pub use leases::{Held, Leases, Revocation};
+pub use remote::{Granted, LeaseRequest, Named, Session, Stopped};
 pub use watch::{Event, GapReason, Message, OnGap, Start, Watch, WatchRequest};
 
 use self::{
     batcher::Batcher,
     feed::Feed,
+    remote::{Remote, Requests},
     waits::{Wait, Waits},
 };
 use crate::{
@@ -66,6 +69,8 @@ struct Inner {
     feed: Arc<Feed>,
     waits: Waits,
     leases: Arc<Leases>,
+    remote: Remote,
+    requests: Requests,
     progress: broadcast::Sender<Arc<ProgressHint>>,
     watchers: Arc<Semaphore>,
     /// No new work is taken.
@@ -110,6 +115,8 @@ impl Engine {
             feed,
             waits: Waits::new(limits.max_waits),
             leases: Arc::default(),
+            remote: Remote::default(),
+            requests: Requests::default(),
             progress: broadcast::Sender::new(1024),
             watchers: Arc::new(Semaphore::new(config.watch.max_watchers)),
             draining: CancellationToken::new(),
@@ -137,7 +144,9 @@ impl Engine {
             async move { keep.leases.keep(&*keep.store, &keep.clock, heartbeat, lease).await },
         );
         let tick = self.0.clone();
-        self.spawn_duty(tasks, async move { timers::run(&*tick.store, &tick.clock, &tick.leases).await });
+        self.spawn_duty(tasks, async move { timers::run(&tick).await });
+        let tell = self.clone();
+        self.spawn_duty(tasks, async move { remote::tell_progress(&tell).await });
     }
 
     fn spawn_duty(&self, tasks: &TaskTracker, duty: impl Future<Output = ()> + Send + 'static) {
@@ -155,6 +164,10 @@ impl Engine {
 
     pub fn leases(&self) -> &Arc<Leases> {
         &self.0.leases
+    }
+
+    fn remote(&self) -> &Remote {
+        &self.0.remote
     }
 
     /// An id for a job that brings none: a UUIDv7, which sorts by time.
@@ -209,7 +222,9 @@ impl Engine {
         only(group.map_err(|(_, error)| error)?)
     }
 
-    fn take_work(&self) -> Result<(), Error> {
+    /// # Errors
+    /// [`Error::Draining`] while the server stops.
+    pub fn take_work(&self) -> Result<(), Error> {
         if self.0.draining.is_cancelled() { Err(Error::Draining) } else { Ok(()) }
     }
 
@@ -226,7 +241,7 @@ impl Engine {
         let (mut jobs, _) = self.0.store.get(vec![id.clone()], view).await?;
         let mut job = jobs.pop().flatten().ok_or_else(|| Error::JobNotFound { job_id: id.to_string() })?;
         if job.state == State::RUNNING
-            && let Some(newer) = self.0.leases.progress(id)
+            && let Some(newer) = self.0.leases.progress(id).or_else(|| self.0.remote.newest_progress(id))
         {
             job.progress = Some(newer);
         }
@@ -288,6 +303,11 @@ impl Engine {
         let change = self.0.cancels.call(cancel, 1, Pressure::Refuse).await??;
         if let Some(lease) = change.revoke {
             self.0.leases.revoke(lease, Revocation::Cancelled);
+            self.0.remote.stop(
+                lease,
+                Stopped::Cancelled,
+                self.0.clock.now().after(self.0.config.workers.grace),
+            );
         }
         Ok(change.job)
     }
@@ -313,6 +333,11 @@ impl Engine {
     /// Lets a claim wait until there are jobs, for as many as there are permits, or until the server stops.
     pub fn claim_wait(&self, slots: Arc<Semaphore>) -> ClaimWait {
         ClaimWait { slots, end: self.0.draining.clone() }
+    }
+
+    /// Ends claims that wait: when the server stops, or when it is cancelled.
+    pub fn claim_end(&self) -> CancellationToken {
+        self.0.draining.child_token()
     }
 
     /// Leases on due jobs. None while the server stops.
@@ -349,6 +374,11 @@ impl Engine {
     /// Resolves when the server begins to stop.
     pub async fn drained(&self) {
         self.0.draining.cancelled().await;
+    }
+
+    /// Resolves when streams are to end.
+    pub async fn closed(&self) {
+        self.0.closing.cancelled().await;
     }
 
     /// Ends waits and watches, each with what there is to tell.

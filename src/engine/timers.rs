@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Clock, Leases, Revocation};
-use crate::store::Store;
+use super::{Inner, Revocation, Stopped, remote};
 
 /// The longest sleep: a job that was accepted meanwhile may be due sooner than anything known of.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -12,10 +11,16 @@ const INTERVAL: Duration = Duration::from_millis(250);
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Runs until the store fails.
-pub async fn run(store: &dyn Store, clock: &Clock, leases: &Leases) {
+pub async fn run(engine: &Inner) {
+    let Inner { store, clock, leases, remote, config, .. } = engine;
     loop {
         let now = clock.now();
-        let tick = match store.tick(now).await {
+        let looked = remote::elapse(&**store, remote, now, config.workers.grace).await;
+        let tick = match looked {
+            Ok(()) => store.tick(now).await,
+            Err(error) => Err(error),
+        };
+        let tick = match tick {
             Ok(tick) => tick,
             Err(error) => {
                 tracing::error!(%error, "timers stand still");
@@ -24,6 +29,7 @@ pub async fn run(store: &dyn Store, clock: &Clock, leases: &Leases) {
         };
         for lease in tick.revoked {
             leases.revoke(lease, Revocation::Lost);
+            remote.stop(lease, Stopped::Expired, now);
         }
         if tick.more {
             tokio::task::yield_now().await;

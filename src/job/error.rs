@@ -65,7 +65,7 @@ pub enum Error {
     #[error("the server is stopping and takes no new work: try again, another instance may answer")]
     Draining,
     #[error(
-        "the stream has reached its age, or the server is stopping: come back with the last cursor, or with the items that have no verdict"
+        "the stream has reached its age, nothing was heard on it for too long, or the server is stopping: come back with the last cursor, or with the items that have no verdict"
     )]
     StreamRotated,
     #[error("the deadline of the call has passed")]

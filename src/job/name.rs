@@ -85,6 +85,37 @@ name!(
     |text| text.bytes().all(|b| b.is_ascii_graphic())
 );
 
+impl WorkerId {
+    /// How the names of pools begin. No other worker may be called that.
+    const POOL: &str = "server-";
+
+    /// The pool of a server's process.
+    ///
+    /// # Errors
+    /// As [`WorkerId::parse`].
+    pub fn of_pool(instance: &str) -> Result<Self, Error> {
+        Self::parse("instance", &format!("{}{instance}", Self::POOL))
+    }
+
+    /// A worker that is no pool.
+    ///
+    /// # Errors
+    /// As [`WorkerId::parse`]; and its name is one of a pool.
+    pub fn of_program(field: &str, text: &str) -> Result<Self, Error> {
+        let worker = Self::parse(field, text)?;
+        if worker.is_pool() {
+            let why = format!("must not begin with {}: those are the pools of servers", Self::POOL);
+            return Err(Error::invalid(field, why));
+        }
+        Ok(worker)
+    }
+
+    /// Whether it ends with its server's process.
+    pub fn is_pool(&self) -> bool {
+        self.as_str().starts_with(Self::POOL)
+    }
+}
+
 fn valid_segment(segment: &str) -> bool {
     !segment.is_empty()
         && segment != "."

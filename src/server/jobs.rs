@@ -83,19 +83,12 @@ struct Jobs {
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Jobs {
-    /// Until when a call may wait.
     fn patience(
         &self,
         wait: Option<&prost_types::Duration>,
         deadline: Option<Instant>,
     ) -> Result<Option<Instant>, Error> {
-        let max_wait = self.engine.config().limits.max_wait;
-        let Some(wait) = optional_duration("wait", wait, Duration::ZERO..=Duration::MAX)? else {
-            return Ok(None);
-        };
-        let until = Instant::now() + wait.min(max_wait);
-        let limit = deadline.and_then(|deadline| deadline.checked_sub(WAY_BACK));
-        Ok(Some(limit.map_or(until, |limit| until.min(limit))))
+        patience(wait, deadline, self.engine.config().limits.max_wait)
     }
 
     fn answer(&self, submitted: &Submitted, format: Format) -> proto::SubmitResponse {
@@ -288,6 +281,20 @@ impl Jobs {
         self.engine.delete(delete).await?;
         Ok(proto::DeleteJobResponse {})
     }
+}
+
+/// Until when a call may wait.
+pub fn patience(
+    wait: Option<&prost_types::Duration>,
+    deadline: Option<Instant>,
+    max_wait: Duration,
+) -> Result<Option<Instant>, Error> {
+    let Some(wait) = optional_duration("wait", wait, Duration::ZERO..=Duration::MAX)? else {
+        return Ok(None);
+    };
+    let until = Instant::now() + wait.min(max_wait);
+    let limit = deadline.and_then(|deadline| deadline.checked_sub(WAY_BACK));
+    Ok(Some(limit.map_or(until, |limit| until.min(limit))))
 }
 
 /// A reply that fits a message: many documents that swell a little as JSON may together swell too much.

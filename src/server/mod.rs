@@ -19,6 +19,7 @@ mod status;
 mod streams;
 mod tokens;
 mod watches;
+mod workers;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -28,13 +29,15 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use uuid::Uuid;
 
 pub use self::{builder::Builder, signals::stop_signal};
-use self::{convert::proto_duration, front::Front, jobs::JobsApi, listener::Listener, room::Room};
+use self::{
+    convert::proto_duration, front::Front, jobs::JobsApi, listener::Listener, room::Room, workers::WorkersApi,
+};
 use crate::{
     config::{Config, InvalidSettings},
     engine::{Clock, Engine},
     handlers::Handlers,
     job::{Error, WorkerId},
-    proto::{self, job_service_server::JobServiceServer},
+    proto::{self, job_service_server::JobServiceServer, worker_service_server::WorkerServiceServer},
     store::{
         Store,
         sqlite::{OpenError, SqliteStore},
@@ -51,8 +54,8 @@ const CLOSING: Duration = Duration::from_secs(5);
 /// Calls get this long to be told that the store has failed.
 const FAILING: Duration = Duration::from_millis(500);
 
-/// The names in health checks: all of the server, and its service.
-const CHECKED: [&str; 2] = ["", "jobwire.v1.JobService"];
+/// The names in health checks: all of the server, and its services.
+const CHECKED: [&str; 3] = ["", "jobwire.v1.JobService", "jobwire.v1.WorkerService"];
 
 /// Why a server did not start, or had to leave.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +76,7 @@ pub enum ServeError {
 pub struct Server {
     engine: Engine,
     pool: Pool,
+    workers: WorkersApi,
     port: Port,
     address: SocketAddr,
 }
@@ -100,7 +104,8 @@ impl Server {
         let address = socket.local_addr().map_err(listen)?;
         let room = Room::new(config.limits.message_buffer_bytes);
         let api = JobsApi::new(room.clone());
-        let port = Port::open(&config, api.clone(), room, socket).await;
+        let workers = WorkersApi::new(room.clone(), config.workers.max_connected);
+        let port = Port::open(&config, (api.clone(), workers.clone()), room, socket).await;
 
         let opened = {
             let (config, now) = (config.clone(), Clock::default().now());
@@ -111,7 +116,8 @@ impl Server {
         let engine = Engine::start(config.clone(), store as Arc<dyn Store>, clock);
         let instance = Uuid::now_v7().simple().to_string();
         api.open(engine.clone(), info(&engine, &handlers, &instance));
-        let worker: WorkerId = format!("server-{instance}").parse().map_err(ServeError::Config)?;
+        workers.open(engine.clone(), &instance);
+        let worker = WorkerId::of_pool(&instance).map_err(ServeError::Config)?;
         let pool = Pool::start(&engine, handlers, worker);
         port.set_serving(true).await;
         let mode =
@@ -122,7 +128,7 @@ impl Server {
             data = %config.data.display(),
             "serving {mode}, without TLS and credentials; every acknowledgement is synced"
         );
-        Ok(Self { engine, pool, port, address })
+        Ok(Self { engine, pool, workers, port, address })
     }
 
     /// Where it listens.
@@ -136,7 +142,7 @@ impl Server {
     /// # Errors
     /// [`ServeError::StoreFailed`]: the process must leave at once, without closing the database.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self { engine, pool, mut port, .. } = self;
+        let Self { engine, pool, workers, mut port, .. } = self;
         tokio::select! {
             () = stop => {}
             why = engine.store_failed() => {
@@ -149,7 +155,8 @@ impl Server {
         tracing::info!("stopping: no new work is taken");
         port.set_serving(false).await;
         engine.drain();
-        pool.drain(engine.config().drain_timeout).await;
+        let patience = engine.config().drain_timeout;
+        tokio::join!(pool.drain(patience), workers.drain(patience));
         engine.end_streams();
         port.end_health_watches().await;
         port.listener.stop(CLOSING).await;
@@ -161,9 +168,18 @@ impl Server {
 
 impl Port {
     /// Answers from now on, with health NOT_SERVING.
-    async fn open(config: &Config, api: JobsApi, room: Room, socket: TcpListener) -> Self {
+    async fn open(
+        config: &Config,
+        (jobs, workers): (JobsApi, WorkersApi),
+        room: Room,
+        socket: TcpListener,
+    ) -> Self {
         let (health, health_service) = tonic_health::server::health_reporter();
-        let front = Front::new(config, room, api, with_reflection(Routes::new(health_service)));
+        let workers = WorkerServiceServer::new(workers)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        let others = with_reflection(Routes::new(workers).add_service(health_service));
+        let front = Front::new(config, room, jobs, others);
         let listener = Arc::new(Listener::new(config.http2.clone(), front));
         let port = Self { listener: listener.clone(), health };
         port.set_serving(false).await;
@@ -195,6 +211,7 @@ fn with_reflection(routes: Routes) -> Routes {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             // Of the contract, what is served.
             .with_service_name(JobServiceServer::<JobsApi>::NAME)
+            .with_service_name(WorkerServiceServer::<WorkersApi>::NAME)
             .with_service_name("grpc.health.v1.Health")
     };
     let sound = "the descriptor sets are made together with the code";
@@ -212,7 +229,11 @@ fn info(engine: &Engine, handlers: &Handlers, instance: &str) -> proto::GetServe
         version: env!("CARGO_PKG_VERSION").into(),
         instance_id: instance.into(),
         log_id: format!("{:016x}", engine.log_id().0),
-        features: ["store:sqlite".to_owned(), "grpc-web".to_owned()].into_iter().chain(kinds).collect(),
+        features: ["store:sqlite", "grpc-web", "workers"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(kinds)
+            .collect(),
         limits: Some(proto::Limits {
             max_payload_bytes: size(limits.max_payload_bytes),
             max_output_bytes: size(limits.max_output_bytes),

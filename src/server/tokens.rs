@@ -3,14 +3,20 @@
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
+use ring::hmac;
+
 use crate::{
     engine::Start,
     job::Error,
-    store::{LogId, Position},
+    store::{LeaseId, LogId, Position},
 };
 
 const CURSOR: &str = "c1.";
 const PAGE_TOKEN: &str = "p1.";
+const LEASE: &str = "l1.";
+
+/// Bytes of a lease's signature.
+const SIGNATURE: usize = 8;
 
 /// The text of a place in the feed.
 pub fn cursor(log: LogId, position: Position) -> String {
@@ -43,6 +49,42 @@ pub fn page_start(text: &str, query: u32) -> Result<Option<i64>, Error> {
         .filter(|(found, _)| *found == u64::from(query))
         .ok_or(Error::BadPageToken)?;
     Ok(Some(after))
+}
+
+/// Makes and reads the texts of leases. Unlike the others they are rights: signed, so that nobody can make one up.
+#[derive(Clone, Debug)]
+pub struct LeaseKey(hmac::Key);
+
+impl LeaseKey {
+    pub fn new(key: &[u8; 32]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, key))
+    }
+
+    /// The text of a lease.
+    pub fn text(&self, lease: LeaseId) -> String {
+        let mut bytes = [0; 16 + SIGNATURE];
+        bytes[..8].copy_from_slice(&lease.job.to_be_bytes());
+        bytes[8..16].copy_from_slice(&lease.fence.to_be_bytes());
+        let signature = self.signature(&bytes[..16]);
+        bytes[16..].copy_from_slice(&signature);
+        format!("{LEASE}{}", URL_SAFE_NO_PAD.encode(bytes))
+    }
+
+    /// The lease with this text; None if it is not one of ours.
+    pub fn lease(&self, text: &str) -> Option<LeaseId> {
+        let bytes: [u8; 16 + SIGNATURE] =
+            URL_SAFE_NO_PAD.decode(text.strip_prefix(LEASE)?).ok()?.try_into().ok()?;
+        let (body, signature) = bytes.split_at(16);
+        // In the same time wherever they differ: or a signature could be found byte by byte.
+        let difference = self.signature(body).iter().zip(signature).fold(0, |sum, (a, b)| sum | (a ^ b));
+        let number = |bytes: &[u8]| bytes.try_into().ok().map(i64::from_be_bytes);
+        (difference == 0).then_some(LeaseId { job: number(&body[..8])?, fence: number(&body[8..])? })
+    }
+
+    fn signature(&self, body: &[u8]) -> [u8; SIGNATURE] {
+        let tag = hmac::sign(&self.0, body);
+        std::array::from_fn(|at| tag.as_ref()[at])
+    }
 }
 
 fn encode(version: &str, owner: u64, place: i64) -> String {
@@ -96,6 +138,24 @@ mod tests {
             changed.replace_range(at..=at, &with);
             prop_assume!(changed != text);
             prop_assert!(start_after("after_cursor", &changed, LogId(log)).is_err());
+        }
+
+        #[test]
+        fn leases_go_both_ways(job: i64, fence: i64) {
+            let (key, other) = (LeaseKey::new(&[1; 32]), LeaseKey::new(&[2; 32]));
+            let text = key.text(LeaseId { job, fence });
+            prop_assert_eq!(key.lease(&text), Some(LeaseId { job, fence }));
+            prop_assert_eq!(other.lease(&text), None);
+        }
+
+        #[test]
+        fn a_changed_lease_is_refused(job: i64, fence: i64, at in 0usize..35, with in "[A-Za-z0-9_.=-]") {
+            let key = LeaseKey::new(&[1; 32]);
+            let text = key.text(LeaseId { job, fence });
+            let mut changed = text.clone();
+            changed.replace_range(at..=at, &with);
+            prop_assume!(changed != text);
+            prop_assert_eq!(key.lease(&changed), None);
         }
 
         #[test]

@@ -31,6 +31,8 @@ use crate::job::{
 ///   but may be forgotten with the power, as if the lease had run out.
 /// - **Failure.** An `Err` of a whole call means that the store has failed: nothing is known of the call, and
 ///   [`Signals::failed`] tells why. A store that has failed never answers `Ok` again.
+/// - **Start.** When a store is opened, attempts that the pool of a process before was running are spent
+///   ([`WorkerId::is_pool`]). Leases of other workers go on, for at least `workers.lease` from then.
 /// - **Time** comes in as an argument. It never goes backwards from one call to the next.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -73,6 +75,13 @@ pub trait Store: Send + Sync + 'static {
     /// called again at once.
     async fn tick(&self, now: Timestamp) -> Result<Tick, Error>;
 
+    /// The jobs of leases, at the places of their leases, with their inputs if asked for; None for a lease that is over.
+    async fn leased(&self, leases: Vec<LeaseId>, with_input: bool) -> Result<Vec<Option<Job>>, Error>;
+
+    /// The id of the job that a lease was given on, as long as the job is there, and whether it is final and this was its
+    /// newest lease.
+    async fn lease_job(&self, lease: LeaseId) -> Result<Option<(JobId, bool)>, Error>;
+
     /// Jobs by id, at the places of their ids; all from one snapshot, together with the head of the feed in it.
     async fn get(&self, ids: Vec<JobId>, view: View) -> Result<(Vec<Option<Job>>, Position), Error>;
 
@@ -100,6 +109,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Numbers of jobs by queue and kind. Kept, not counted: cheap.
     async fn counts(&self) -> Result<Vec<LineCounts>, Error>;
+
+    /// What the texts of leases are signed with. The same over restarts.
+    fn lease_key(&self) -> [u8; 32];
 
     /// The log that positions belong to: another one after a reset or a restore.
     fn log_id(&self) -> LogId;
@@ -201,6 +213,8 @@ pub struct Claim {
     pub queues: Option<Vec<QueueName>>,
     pub kinds: Vec<Kind>,
     pub limit: usize,
+    /// Bytes of inputs, the last one aside.
+    pub max_bytes: usize,
     /// At most so many from these queues.
     pub caps: HashMap<QueueName, usize>,
     pub lease: Duration,
@@ -217,6 +231,11 @@ pub struct ClaimWait {
 }
 
 impl Claim {
+    /// Whether it is for jobs of this queue and kind.
+    pub fn asks_for(&self, queue: &QueueName, kind: &Kind) -> bool {
+        self.queues.as_ref().is_none_or(|queues| queues.contains(queue)) && self.kinds.contains(kind)
+    }
+
     /// How many jobs are wanted now.
     pub fn wanted(&self) -> usize {
         self.wait.as_ref().map_or(self.limit, |wait| self.limit.min(wait.slots.available_permits()))
@@ -224,7 +243,7 @@ impl Claim {
 }
 
 /// A grant: the right to run one attempt for a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId {
     /// The store's own number of the job.
     pub job: i64,

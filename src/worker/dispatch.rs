@@ -122,6 +122,7 @@ impl Dispatcher {
             queues: None,
             kinds: self.kinds.clone(),
             limit: if wait.is_some() { MOST } else { self.slots.available_permits().min(MOST) },
+            max_bytes: usize::MAX,
             caps: caps.collect(),
             lease: config.workers.lease,
             wait,

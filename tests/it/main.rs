@@ -35,3 +35,4 @@ mod watch_ends;
 mod watch_hints;
 mod web;
 mod wire;
+mod workers;

@@ -7,12 +7,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jobwire::proto::{JobSpec, Payload, SubmitRequest, job_service_client::JobServiceClient, payload::Body};
+use jobwire::proto::{
+    JobSpec, Payload, SubmitRequest, job_service_client::JobServiceClient, payload::Body,
+    worker_service_client::WorkerServiceClient,
+};
 use prost_types::Value;
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
 pub type Client = JobServiceClient<Channel>;
+pub type Workers = WorkerServiceClient<Channel>;
 
 /// How long anything may take that should take no time. Never a measure, only the end of patience.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -148,6 +152,11 @@ impl Server {
     /// The same, connected only when it is used: the server may be gone by then.
     pub fn lazy_client(&self) -> Client {
         client_of(self.endpoint().connect_lazy())
+    }
+
+    /// WorkerService, connected only when it is used.
+    pub fn lazy_workers(&self) -> Workers {
+        Workers::new(self.endpoint().connect_lazy()).max_decoding_message_size(8 << 20)
     }
 
     /// `kill -9`.

@@ -101,7 +101,7 @@ fn spec(spec: proto::JobSpec, limits: &Limits) -> Result<JobSpec, Error> {
     })
 }
 
-fn labels(labels: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Error> {
+pub fn labels(labels: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Error> {
     if labels.len() > MAX_LABELS {
         return Err(Error::TooLarge {
             field: "labels".into(),

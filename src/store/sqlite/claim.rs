@@ -1,6 +1,6 @@
 //! Handing out leases.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use rusqlite::params;
 
@@ -10,15 +10,20 @@ use super::{
     tx::Tx,
 };
 use crate::{
-    job::{Cause, Ending, FinalState, JobError, Kind, Lease, QueueName, State, Timestamp},
+    job::{Cause, Ending, FinalState, JobError, Lease, QueueName, State, Timestamp},
     store::{Claim, LeaseId, Leased},
 };
 
-pub fn claim(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim) -> Result<Vec<Leased>> {
-    let mut leased = Vec::new();
-    for (lines, quota) in shares(tx, claim) {
+/// At most `most` of what the claim wants.
+pub fn claim(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, most: usize) -> Result<Vec<Leased>> {
+    let (mut leased, mut bytes) = (Vec::new(), 0);
+    for (lines, quota) in shares(tx, claim, claim.wanted().min(most)) {
         for num in first_in_line(tx, now, &lines, quota)? {
+            if bytes >= claim.max_bytes {
+                return Ok(leased);
+            }
             let row = tx.live(num)?.ok_or_else(|| rows::damaged("a job in line"))?;
+            bytes = bytes.saturating_add(row.bytes.unsigned_abs() as usize);
             leased.extend(lease(tx, now, claim, &row)?);
         }
     }
@@ -27,13 +32,11 @@ pub fn claim(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim) -> Result<Vec<Lease
 
 /// The queues with due jobs, each with its lines and how many jobs to take: turn by turn, so that a long queue does
 /// not keep a short one waiting, and nothing is left idle while any queue has work.
-fn shares(tx: &mut Tx<'_>, claim: &Claim) -> Vec<(Vec<i64>, usize)> {
-    let kinds: HashSet<&Kind> = claim.kinds.iter().collect();
+fn shares(tx: &mut Tx<'_>, claim: &Claim, wanted: usize) -> Vec<(Vec<i64>, usize)> {
     let mut queues: BTreeMap<&QueueName, (Vec<i64>, usize)> = BTreeMap::new();
     for line in tx.lines.iter() {
         let queued = line.count(State::QUEUED) as usize;
-        let wanted = claim.queues.as_ref().is_none_or(|queues| queues.contains(&line.queue));
-        if queued > 0 && wanted && kinds.contains(&line.kind) {
+        if queued > 0 && claim.asks_for(&line.queue, &line.kind) {
             let (lines, available) = queues.entry(&line.queue).or_default();
             lines.push(line.id);
             *available += queued;
@@ -45,7 +48,6 @@ fn shares(tx: &mut Tx<'_>, claim: &Claim) -> Vec<(Vec<i64>, usize)> {
     // The shortest first: what it does not need goes to the others.
     let mut queues: Vec<_> = queues.into_values().filter(|(_, available)| *available > 0).collect();
     queues.sort_by_key(|(_, available)| *available);
-    let wanted = claim.wanted();
     if wanted < queues.len() {
         // Not enough for all: another one comes first each time.
         let first = fastrand::usize(..queues.len());
@@ -58,6 +60,11 @@ fn shares(tx: &mut Tx<'_>, claim: &Claim) -> Vec<(Vec<i64>, usize)> {
         to_come -= 1;
     }
     queues.retain(|(_, quota)| *quota > 0);
+    if claim.max_bytes < usize::MAX && !queues.is_empty() {
+        // Perhaps not enough for all either.
+        let first = fastrand::usize(..queues.len());
+        queues.rotate_left(first);
+    }
     queues
 }
 

@@ -16,6 +16,7 @@ mod readers;
 mod recent;
 mod rows;
 mod settle;
+mod share;
 mod submit;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,7 @@ use std::{
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use ring::rand::{SecureRandom as _, SystemRandom};
 use rusqlite::Connection;
 
 pub use maintenance::{BackupReport, MaintenanceError, VerifyReport, backup, verify};
@@ -47,8 +49,8 @@ use self::{
     writer::{Durable, State, Writer},
 };
 use super::{
-    Cancel, Change, Claim, Delete, FeedStart, GroupReply, Leased, LineCounts, ListPage, ListQuery, LogId,
-    OutcomePage, Position, Renewal, Renewed, Retry, Settlement, Signals, Store, Submission, Tick,
+    Cancel, Change, Claim, Delete, FeedStart, GroupReply, LeaseId, Leased, LineCounts, ListPage, ListQuery,
+    LogId, OutcomePage, Position, Renewal, Renewed, Retry, Settlement, Signals, Store, Submission, Tick,
 };
 use crate::{
     config::Config,
@@ -65,6 +67,7 @@ pub struct SqliteStore {
     signals: Arc<Signals>,
     shared: Arc<Shared>,
     log_id: LogId,
+    lease_key: [u8; 32],
     readers: Readers,
     threads: Mutex<Option<Threads>>,
     writer: Mutex<Option<Arc<Writer>>>,
@@ -116,7 +119,7 @@ impl Shared {
 
 impl SqliteStore {
     /// Opens the store in `dir`, which is made if need be, and recovers what a process before this one left behind:
-    /// the attempts that it was running are spent.
+    /// the attempts that its pool was running are spent.
     ///
     /// # Errors
     /// The directory is in use, not ours, of a newer version, on a network file system, or cannot be written to.
@@ -128,6 +131,7 @@ impl SqliteStore {
         // on it.
         checkpoint::checkpoint(&connection, "TRUNCATE").map_err(sqlite)?;
         let log_id = log_id(&connection).map_err(sqlite)?;
+        let lease_key = lease_key(&connection).map_err(sqlite)?;
         let lines = Lines::load(&connection, &config).map_err(sqlite)?;
         let head = feed::head(&connection).map_err(sqlite)?;
         let now = now.max(newest_time(&connection).map_err(sqlite)?);
@@ -154,6 +158,7 @@ impl SqliteStore {
             signals,
             shared,
             log_id,
+            lease_key,
             readers,
             threads: Mutex::new(Some(Threads { writer: thread, checkpointer })),
             writer: Mutex::new(Some(Arc::new(writer))),
@@ -232,6 +237,15 @@ fn log_id(connection: &Connection) -> rusqlite::Result<LogId> {
     Ok(LogId(u64::from_ne_bytes(id.to_ne_bytes())))
 }
 
+/// Draws the key if this store has none: it is new, or older than leases that leave the process.
+fn lease_key(connection: &Connection) -> rusqlite::Result<[u8; 32]> {
+    let mut drawn = [0; 32];
+    let none = |_| rusqlite::Error::ToSqlConversionFailure("the system has no random numbers".into());
+    SystemRandom::new().fill(&mut drawn).map_err(none)?;
+    connection.execute("INSERT OR IGNORE INTO meta VALUES ('lease_key', ?1)", [drawn])?;
+    connection.query_row("SELECT value FROM meta WHERE key = 'lease_key'", [], |row| row.get(0))
+}
+
 #[async_trait]
 impl Store for SqliteStore {
     async fn submit(&self, now: Timestamp, groups: Vec<Vec<Submission>>) -> Result<Vec<GroupReply>, Error> {
@@ -287,6 +301,17 @@ impl Store for SqliteStore {
         self.write(1, Durable::Synced, move |tx| tick::tick(tx, now)).await
     }
 
+    async fn leased(&self, leases: Vec<LeaseId>, with_input: bool) -> Result<Vec<Option<Job>>, Error> {
+        self.read(move |connection| {
+            leases.iter().map(|lease| read::leased(connection, lease, with_input)).collect()
+        })
+        .await
+    }
+
+    async fn lease_job(&self, lease: LeaseId) -> Result<Option<(JobId, bool)>, Error> {
+        self.read(move |connection| read::lease_job(connection, lease)).await
+    }
+
     async fn get(&self, ids: Vec<JobId>, view: View) -> Result<(Vec<Option<Job>>, Position), Error> {
         self.read(move |connection| {
             let mut jobs = Vec::with_capacity(ids.len());
@@ -333,6 +358,10 @@ impl Store for SqliteStore {
     async fn counts(&self) -> Result<Vec<LineCounts>, Error> {
         self.check_failed()?;
         Ok(self.shared.counts.lock().clone())
+    }
+
+    fn lease_key(&self) -> [u8; 32] {
+        self.lease_key
     }
 
     fn log_id(&self) -> LogId {

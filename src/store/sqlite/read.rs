@@ -6,7 +6,10 @@ use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::rows::{self, LIVE_COLUMNS, LiveRow, Result};
-use crate::job::{Attempt, Job, JobError, JobId, JobSpec, Payload, Progress, State, Timestamp, View};
+use crate::{
+    job::{Attempt, Job, JobError, JobId, JobSpec, Payload, Progress, State, Timestamp, View},
+    store::LeaseId,
+};
 
 /// The number of a job. Its row is looked at, not only the index: damage must not make it pass for another.
 pub fn num(connection: &Connection, id: &JobId) -> Result<Option<i64>> {
@@ -92,6 +95,27 @@ pub fn job(connection: &Connection, num: i64, view: View) -> Result<Option<Job>>
         job.attempts = attempts(connection, num)?;
     }
     Ok(Some(job))
+}
+
+/// The job of a lease that is not over, without its history.
+pub fn leased(connection: &Connection, lease: &LeaseId, with_input: bool) -> Result<Option<Job>> {
+    let sql = const_format::concatcp!("SELECT ", LIVE_COLUMNS, " FROM live WHERE num = ?1");
+    let live = connection.prepare_cached(sql)?.query_row([lease.job], rows::live_row).optional()?;
+    let Some(row) = live.filter(|row| row.live.fence == lease.fence && row.live.lease.is_some()) else {
+        return Ok(None);
+    };
+    let Some(fixed) = fixed(connection, lease.job, with_input)? else { return Ok(None) };
+    live_job(connection, fixed, &row).map(Some)
+}
+
+/// The job of a lease, and whether it was the newest one when the job ended.
+pub fn lease_job(connection: &Connection, lease: LeaseId) -> Result<Option<(JobId, bool)>> {
+    let Some(id) = id(connection, lease.job)? else { return Ok(None) };
+    let fence: Option<i64> = connection
+        .prepare_cached("SELECT fence FROM done WHERE num = ?1 ORDER BY num DESC, seq DESC LIMIT 1")?
+        .query_row([lease.job], |row| row.get(0))
+        .optional()?;
+    Ok(Some((id, fence == Some(lease.fence))))
 }
 
 /// An unfinished job, without its history.

@@ -1,6 +1,7 @@
 -- Times are milliseconds since 1970. Numbers of states are those of the contract.
 
 -- log_id: NULL in a backup, so that a restored store begins a log of its own.
+-- lease_key: signs the texts of leases; drawn at the first start.
 -- syncs: counts commits made only to be synced.
 -- last_num, last_seq: the largest numbers when rows were last removed; those of removed rows must not come again.
 -- feed_start: outcomes up to this seq have left the feed; feed_cut: when the last of them was committed.
@@ -74,6 +75,7 @@ CREATE TABLE done (
   attempt      INTEGER NOT NULL,
   version      INTEGER NOT NULL,
   state        INTEGER NOT NULL,
+  fence        INTEGER NOT NULL,            -- of the newest grant
   worker       TEXT,
   started      INTEGER,
   finished     INTEGER NOT NULL,

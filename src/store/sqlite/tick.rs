@@ -35,21 +35,30 @@ pub fn tick(tx: &mut Tx<'_>, now: Timestamp) -> Result<Tick> {
     Ok(tick)
 }
 
-/// Every attempt that a process before this one was running is spent: a job that kills the server must not loop.
+/// Every attempt that a process before this one was running is spent: a job that kills the server must not loop. Those
+/// of workers beyond it go on: their leases live long enough for them to come back.
 pub fn recover(tx: &mut Tx<'_>, now: Timestamp) -> Result<usize> {
     let nums: Vec<i64> = tx
         .connection
         .prepare_cached("SELECT num FROM live WHERE state = 3 ORDER BY until")?
         .query_map([], |row| row.get(0))?
         .collect::<Result<_>>()?;
-    for &num in &nums {
+    let mut spent = 0;
+    for num in nums {
         let row = tx.live(num)?.ok_or_else(|| rows::damaged("a running job"))?;
+        if row.live.lease.as_ref().is_some_and(|lease| !lease.worker.is_pool()) {
+            tx.connection
+                .prepare_cached("UPDATE live SET until = max(until, ?2) WHERE num = ?1")?
+                .execute(params![num, now.after(tx.config.workers.lease)])?;
+            continue;
+        }
+        spent += 1;
         let policy = tx.policy(&row)?;
         let message = "the server ended while the attempt ran";
         let step = row.live.lose(Cause::Crash, message, &policy, now, fastrand::f64());
         tx.apply(&row, &step, now)?;
     }
-    Ok(nums.len())
+    Ok(spent)
 }
 
 fn slice(tx: &Tx<'_>, sql: &str, now: Timestamp) -> Result<Vec<i64>> {

@@ -233,9 +233,9 @@ impl Tx<'_> {
         self.effects.head.0 += 1;
         self.connection
             .prepare_cached(
-                "INSERT INTO done (seq, num, run, attempt, version, state, worker, started, finished, keep_until, \
-                 error, content_type, output, crc) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+                "INSERT INTO done (seq, num, run, attempt, version, state, fence, worker, started, finished, \
+                 keep_until, error, content_type, output, crc) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
             )?
             .execute(params![
                 self.effects.head.0,
@@ -244,6 +244,7 @@ impl Tx<'_> {
                 live.attempt,
                 live.version + 1,
                 ending.state as i32,
+                live.fence,
                 lease.map(|lease| &lease.worker),
                 lease.map(|lease| lease.started),
                 now,

@@ -11,10 +11,10 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    claim,
     lines::Lines,
     recent::Recent,
     rows::Result,
+    share::share,
     tx::{Effects, Fences, Numbers, Tx},
 };
 use crate::{
@@ -71,8 +71,10 @@ impl Command {
 
 /// Answers the claims that there is something for, and those that wait no longer.
 fn serve(tx: &mut Tx<'_>, parked: &mut Vec<Parked>, answers: &mut Vec<Answer>) -> Result<()> {
-    for waiting in std::mem::take(parked) {
-        let leased = claim::claim(tx, tx.shared.now(), &waiting.claim)?;
+    let waiting = std::mem::take(parked);
+    let claims: Vec<_> = waiting.iter().map(|waiting| &waiting.claim).collect();
+    let given = share(tx, tx.shared.now(), &claims)?;
+    for (waiting, leased) in waiting.into_iter().zip(given) {
         if leased.is_empty() && !waiting.is_over() {
             parked.push(waiting);
         } else {

@@ -19,7 +19,7 @@ pub async fn a_lease_carries_the_job(open: Open) {
     assert_eq!(leased.job.spec.payload, Payload::new(Payload::TEXT, "do it"));
     assert_eq!((there.state, there.attempt, there.run, there.version), (State::RUNNING, 1, 1, 2));
     assert_eq!((there.start_time, there.next_attempt_time), (Some(world.now), None));
-    assert_eq!(there.worker, Some("w1".parse().unwrap()));
+    assert_eq!(there.worker, Some("server-w1".parse().unwrap()));
     assert_ne!(leased.lease.fence, 0);
 }
 
@@ -163,6 +163,18 @@ pub async fn a_cap_holds_for_its_queue(open: Open) {
     assert_eq!(leases.len(), 7);
 }
 
+pub async fn a_claim_ends_with_its_bytes(open: Open) {
+    let world = World::new(open).await;
+    let large =
+        |n: usize| job(&format!("job-{n}")).spec(|spec| spec.payload = Payload::new("", vec![1; 100]));
+    world.group((0..5).map(large)).await.unwrap();
+    let upto = |max_bytes| Claim { max_bytes, ..World::wish(3) };
+    // One is always handed out, however large.
+    assert_eq!(leased_ids(&world.claim(upto(1)).await), ["job-0"]);
+    assert_eq!(leased_ids(&world.claim(upto(101)).await), ["job-1", "job-2"]);
+    assert_eq!(leased_ids(&world.claim(upto(1000)).await), ["job-3", "job-4"]);
+}
+
 pub async fn the_attempt_timeout_is_the_jobs_or_its_queues(open: Open) {
     let world = World::with(open, |config| {
         config.defaults.attempt_timeout = secs(11);
@@ -202,6 +214,34 @@ pub async fn a_new_run_begins_with_nothing(open: Open) {
     assert_eq!((second.job.run, second.job.attempt), (2, 1));
     assert_eq!((&second.job.progress, &second.job.error), (&None, &None));
     assert_eq!(second.job.start_time, Some(world.now));
+}
+
+pub async fn claims_that_wait_share_what_comes(open: Open) {
+    let world = World::new(open).await;
+    let end = CancellationToken::new();
+    let waiting = |room, kind: &str| {
+        let wait = Some(ClaimWait { slots: Arc::new(Semaphore::new(room)), end: end.clone() });
+        let claim = Claim { wait, kinds: vec![kind.parse().unwrap()], ..World::wish(100) };
+        let (store, now) = (world.store(), world.now);
+        tokio::spawn(async move { store.claim(now, claim).await.unwrap().len() })
+    };
+    let mut claims = Vec::new();
+    for (room, kind) in [(100, KIND), (1, KIND), (100, "none"), (100, KIND)] {
+        claims.push(waiting(room, kind));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    world.group((0..9).map(|n| job(&format!("job-{n}")))).await.unwrap();
+    let mut given = Vec::new();
+    for (at, claim) in claims.into_iter().enumerate() {
+        if at == 2 {
+            end.cancel();
+        }
+        given.push(claim.await.unwrap());
+    }
+    // A store that lets nobody wait answers all of them with nothing.
+    if given.iter().sum::<usize>() > 0 {
+        assert_eq!(given, [3, 1, 0, 5]);
+    }
 }
 
 pub async fn a_claim_may_wait_for_jobs(open: Open) {

@@ -97,9 +97,11 @@ macro_rules! store_suite {
                 a_short_queue_is_not_kept_waiting
                 every_queue_has_its_turn
                 a_cap_holds_for_its_queue
+                a_claim_ends_with_its_bytes
                 the_attempt_timeout_is_the_jobs_or_its_queues
                 the_next_attempt_hears_of_the_last
                 a_new_run_begins_with_nothing
+                claims_that_wait_share_what_comes
                 a_claim_may_wait_for_jobs
             }
             settle {
@@ -127,6 +129,7 @@ macro_rules! store_suite {
                 a_renewal_is_not_a_transition
                 a_lease_that_nobody_found_over_can_be_renewed
                 a_renewal_tells_of_a_cancel
+                a_lease_leads_to_its_job
                 a_lost_lease_is_not_renewed
                 the_newest_progress_is_seen
                 progress_survives_a_lost_lease
@@ -212,6 +215,7 @@ macro_rules! store_suite {
                 work_goes_on
                 an_attempt_that_ran_is_spent
                 leases_of_before_are_over
+                a_lease_beyond_the_process_outlives_it
                 a_late_success_counts_over_a_restart
                 fences_never_repeat
                 positions_go_on

@@ -43,6 +43,32 @@ pub async fn a_renewal_tells_of_a_cancel(open: Open) {
     assert!(world.get("a").await.cancel_requested);
 }
 
+pub async fn a_lease_leads_to_its_job(open: Open) {
+    let mut world = World::new(open).await;
+    let over = world.start(job("a")).await;
+    world.release(&over, Duration::ZERO).await;
+    let held = world.take().await;
+    let progress = progress(&world, 0.5);
+    world.renew(held.lease, secs(30), Some(progress.clone())).await;
+    let unknown = LeaseId { job: 99, fence: held.lease.fence };
+    let jobs = world.store().leased(vec![over.lease, held.lease, unknown], true).await.unwrap();
+    let there = Job { progress: Some(progress), ..(*held.job).clone() };
+    assert_eq!(jobs, [None, Some(there.clone()), None]);
+    let there = Job { spec: there.spec.omit_payload(), ..there };
+    assert_eq!(world.store().leased(vec![held.lease], false).await.unwrap(), [Some(there)]);
+    for lease in [over.lease, held.lease] {
+        assert_eq!(world.store().lease_job(lease).await.unwrap(), Some((held.job.id.clone(), false)));
+    }
+    assert_eq!(world.store().lease_job(unknown).await.unwrap(), None);
+    world.pass(secs(30)).await;
+    assert_eq!(world.store().leased(vec![held.lease], true).await.unwrap(), [None]);
+    world.succeed(&held).await;
+    assert_eq!(world.store().leased(vec![held.lease], true).await.unwrap(), [None]);
+    for (lease, newest) in [(over.lease, false), (held.lease, true)] {
+        assert_eq!(world.store().lease_job(lease).await.unwrap(), Some((held.job.id.clone(), newest)));
+    }
+}
+
 pub async fn a_lost_lease_is_not_renewed(open: Open) {
     let mut world = World::new(open).await;
     let released = world.start(job("a")).await;

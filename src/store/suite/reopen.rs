@@ -121,6 +121,36 @@ pub async fn a_late_success_counts_over_a_restart(open: Open) {
     assert_eq!(world.state("a").await, State::SUCCEEDED);
 }
 
+/// It was the server that ended, not the worker.
+pub async fn a_lease_beyond_the_process_outlives_it(open: Open) {
+    let mut world = World::new(open).await;
+    world.group([job("a"), job("b"), job("c")]).await.unwrap();
+    let theirs = Claim { worker: "w1".parse().unwrap(), ..World::wish(3) };
+    let leases = world.claim(theirs).await;
+    let [a, b, c] = &leases[..] else { panic!("{leases:?}") };
+    world.renew(c.lease, secs(3600), None).await;
+    world.cancel("b").await.unwrap();
+    world.sleep(secs(100));
+    world.reopen().await;
+    for (id, leased) in [("a", a), ("c", c)] {
+        let there = world.get(id).await;
+        assert_eq!((there.state, there.attempt, &there.worker), (State::RUNNING, 1, &leased.job.worker));
+    }
+    // Their leases have a whole life before them, or what they had.
+    assert_eq!(world.pass(secs(29)).await.revoked, []);
+    assert_eq!(world.renew(a.lease, secs(30), None).await, Renewed::Held);
+    assert_eq!(world.renew(b.lease, secs(1), None).await, Renewed::Cancelled);
+    assert_eq!(world.pass(secs(1)).await.revoked, [b.lease]);
+    assert_eq!(world.state("b").await, State::CANCELLED);
+    world.succeed(a).await;
+    world.pass(secs(3000)).await;
+    world.succeed(c).await;
+    for id in ["a", "c"] {
+        assert_eq!((world.state(id).await, world.get(id).await.attempt), (State::SUCCEEDED, 1));
+    }
+    world.recount().await;
+}
+
 /// A fence is not drawn again, even if the store forgot that it ever was.
 pub async fn fences_never_repeat(open: Open) {
     let mut world = World::new(open).await;

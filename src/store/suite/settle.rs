@@ -12,7 +12,7 @@ pub async fn a_success_ends_the_job(open: Open) {
     assert_eq!((job.state, job.attempt, job.run, job.version), (State::SUCCEEDED, 1, 1, 3));
     assert_eq!((job.output, job.error.as_ref()), (Some(output), None));
     assert_eq!((job.start_time, job.finish_time), (Some(started), Some(world.now)));
-    assert_eq!((job.next_attempt_time, job.worker), (None, Some("w1".parse().unwrap())));
+    assert_eq!((job.next_attempt_time, job.worker), (None, Some("server-w1".parse().unwrap())));
     assert_eq!(job.delete_time, Some(world.now.after(secs(24 * 3600))));
     assert!(job.attempts.is_empty());
     world.recount().await;
@@ -38,7 +38,7 @@ pub async fn a_failure_backs_off(open: Open) {
     assert_eq!((there.state, there.attempt, there.version), (State::BACKING_OFF, 1, 3));
     assert_eq!(there.next_attempt_time, Some(world.now.after(secs(1))));
     assert_eq!((there.finish_time, there.delete_time, there.output), (None, None, None));
-    assert_eq!((there.start_time, there.worker.clone()), (Some(started), Some("w1".parse().unwrap())));
+    assert_eq!((there.start_time, there.worker.clone()), (Some(started), Some("server-w1".parse().unwrap())));
     let attempt = Attempt {
         run: 1,
         attempt: 1,

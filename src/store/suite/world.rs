@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    job::{Error, Filter, Job, JobError, JobId, Payload, Progress, Report, State, Timestamp, View},
+    job::{Error, Filter, Job, JobError, JobId, Payload, Progress, Report, State, Timestamp, View, WorkerId},
 };
 
 /// Opens a store in a directory, for the first time or again.
@@ -190,10 +190,11 @@ impl World {
     /// A wish for jobs of [`KIND`] in any queue.
     pub fn wish(limit: usize) -> Claim {
         Claim {
-            worker: "w1".parse().unwrap(),
+            worker: WorkerId::of_pool("w1").unwrap(),
             queues: None,
             kinds: vec![KIND.parse().unwrap()],
             limit,
+            max_bytes: usize::MAX,
             caps: Default::default(),
             lease: secs(30),
             wait: None,

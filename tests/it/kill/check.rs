@@ -235,9 +235,15 @@ pub async fn check_jobs(client: &mut Client, ledger: &Shared) -> usize {
     look_up(client, ledger, &numbers, JobView::Full, |job| {
         assert!(is_final(job.state()), "{job:?}");
         let of_run = job.attempts.iter().filter(|failed| failed.run == job.run);
-        let failed: Vec<_> = of_run.map(|failed| failed.attempt).collect();
+        let of_run: Vec<_> = of_run.collect();
+        let failed: Vec<_> = of_run.iter().map(|failed| failed.attempt).collect();
+        let mut causes = of_run.iter().filter_map(|failed| failed.error.as_ref()).map(|error| error.cause());
+        let came_late =
+            failed.last() == Some(&job.attempt) && causes.next_back() == Some(Cause::LeaseExpired);
         let expected: Vec<_> = match job.state() {
-            State::Succeeded => (1..job.attempt).collect(),
+            State::Succeeded if !came_late => (1..job.attempt).collect(),
+            // Its lease was over, and no other attempt had begun.
+            State::Succeeded => (1..=job.attempt).collect(),
             State::Failed => (1..=job.attempt).collect(),
             _ => failed.clone(),
         };

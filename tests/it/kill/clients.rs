@@ -20,7 +20,7 @@ use super::{
     asks::Ask,
     ledger::{Deletion, Ledger, Shared, is_final},
 };
-use crate::support::{Client, seconds};
+use crate::support::{Client, Workers, seconds};
 
 /// Items of one stream that wait for their verdict.
 const WINDOW: usize = 50;
@@ -37,17 +37,28 @@ pub enum Moment {
     Deleted,
     Ended,
     Running,
+    Leased,
+    Finished,
 }
 
 impl Moment {
-    pub const ALL: [Self; 6] =
-        [Self::Submitted, Self::Cancelled, Self::Retried, Self::Deleted, Self::Ended, Self::Running];
+    pub const ALL: [Self; 8] = [
+        Self::Submitted,
+        Self::Cancelled,
+        Self::Retried,
+        Self::Deleted,
+        Self::Ended,
+        Self::Running,
+        Self::Leased,
+        Self::Finished,
+    ];
 }
 
 /// One client between two kills.
 #[derive(Clone)]
 pub struct Session {
     pub client: Client,
+    pub workers: Workers,
     pub ledger: Shared,
     pub rng: Rng,
     pub over: CancellationToken,
@@ -72,7 +83,7 @@ impl Session {
         }
     }
 
-    async fn pause(&mut self) {
+    pub async fn pause(&mut self) {
         sleep(Duration::from_micros(self.rng.u64(..3000))).await;
     }
 

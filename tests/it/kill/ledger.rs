@@ -79,7 +79,19 @@ pub struct Run {
     pub attempt: i32,
     /// A cancel was acknowledged: no attempt after this one.
     pub last: Option<i32>,
+    /// The success of this attempt was acknowledged to its worker.
+    pub succeeded: Option<i32>,
     pub outcome: Option<Outcome>,
+}
+
+impl Run {
+    /// The success that a worker was told of is the outcome.
+    fn agree(&self, job_id: &str) {
+        if let (Some(attempt), Some(outcome)) = (self.succeeded, &self.outcome) {
+            let ended = (outcome.state, outcome.attempt);
+            assert_eq!(ended, (State::Succeeded, attempt), "{job_id} did not end as its worker was told");
+        }
+    }
 }
 
 /// What must never change again.
@@ -202,10 +214,19 @@ impl Ledger {
             let outcome = Outcome::of(job);
             let known = run.outcome.get_or_insert_with(|| outcome.clone());
             assert_eq!(*known, outcome, "the outcome of {} has changed", job.job_id);
+            run.agree(&job.job_id);
         }
         if ended || job.state() == State::Running {
             run.attempt = run.attempt.max(job.attempt);
         }
+    }
+
+    /// The success of an attempt was acknowledged to its worker.
+    pub fn succeeded(&mut self, job_id: &str, run: i32, attempt: i32) {
+        let run = self.of(job_id).runs.get_mut(&run).expect("it was leased");
+        assert!(run.succeeded.is_none(), "two attempts of {job_id} have succeeded");
+        run.succeeded = Some(attempt);
+        run.agree(job_id);
     }
 
     /// A cancel was acknowledged with this.

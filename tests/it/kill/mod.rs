@@ -7,6 +7,7 @@ mod clients;
 mod ledger;
 mod settings;
 mod watchers;
+mod workers;
 
 use std::{
     collections::BTreeMap,
@@ -24,6 +25,7 @@ use self::{
     clients::{Moment, Session},
     ledger::{Ledger, Shared},
     watchers::Watcher,
+    workers::Worker,
 };
 use crate::support::{PATIENCE, Server};
 
@@ -63,6 +65,7 @@ struct Course {
     server: Server,
     ledger: Shared,
     watchers: Vec<Watcher>,
+    worker: Worker,
     /// The job that is always under way, and the attempt of it that was seen.
     held: Option<(String, i32)>,
     /// Of the known jobs, so many were looked for since the last kill.
@@ -76,6 +79,7 @@ impl Course {
             server: Server::unstarted(),
             ledger: Arc::default(),
             watchers: Watcher::all(),
+            worker: Worker::default(),
             held: None,
             looked: 0,
         }
@@ -120,6 +124,7 @@ impl Course {
     fn session(&mut self) -> Session {
         Session {
             client: self.server.lazy_client(),
+            workers: self.server.lazy_workers(),
             ledger: self.ledger.clone(),
             rng: self.rng.fork(),
             over: CancellationToken::new(),
@@ -131,8 +136,12 @@ impl Course {
     async fn load_and_kill(&mut self) {
         let all = self.session();
         // Each with a connection and draws of its own.
-        let mut session =
-            || Session { client: self.server.lazy_client(), rng: self.rng.fork(), ..all.clone() };
+        let mut session = || Session {
+            client: self.server.lazy_client(),
+            workers: self.server.lazy_workers(),
+            rng: self.rng.fork(),
+            ..all.clone()
+        };
         let mut tasks = JoinSet::new();
         for _ in 0..2 {
             tasks.spawn(clients::submit_one_by_one(session()));
@@ -143,6 +152,7 @@ impl Course {
         tasks.spawn(clients::submit_exclusively(session()));
         tasks.spawn(clients::await_ends(session()));
         let hold = tokio::spawn(clients::hold(session(), self.held.take()));
+        let worker = tokio::spawn(std::mem::take(&mut self.worker).work(session()));
         let watchers: Vec<_> =
             self.watchers.drain(..).map(|watcher| tokio::spawn(watcher.watch(session(), false))).collect();
         // A drawn moment may take a while to come.
@@ -155,6 +165,7 @@ impl Course {
                 task.expect("a client found nothing wrong");
             }
             self.held = hold.await.expect("a client found nothing wrong");
+            self.worker = worker.await.expect("the worker found nothing wrong");
             for watcher in watchers {
                 self.watchers.push(watcher.await.expect("a watcher found nothing wrong"));
             }
@@ -173,11 +184,18 @@ impl Course {
 
     /// Lets all jobs end, and compares everything with everything.
     async fn end(mut self, totals: &mut Totals) {
-        self.server.start_again("");
+        // What was leased to the worker and never reached it is over soon.
+        self.server.start_again("[workers]\nlease = \"1s\"\nheartbeat = \"100ms\"\n");
         self.check().await;
         let mut client = self.server.lazy_client();
         check::end_endless(&mut client, &self.ledger).await;
+        let session = self.session();
+        let over = session.over.clone();
+        let worker = tokio::spawn(std::mem::take(&mut self.worker).work(session));
         check::finish(&mut client).await;
+        over.cancel();
+        worker.abort();
+        assert!(worker.await.err().is_none_or(|end| end.is_cancelled()), "the worker found nothing wrong");
         check::verify(&self.server);
         totals.crashed += check::check_jobs(&mut client, &self.ledger).await;
         let mut watchers = Vec::new();
@@ -203,6 +221,8 @@ struct Totals {
     acknowledged: usize,
     outcomes: BTreeMap<&'static str, usize>,
     crashed: usize,
+    /// Successes that a worker beyond the server was told of.
+    by_worker: usize,
     streams: usize,
     told: usize,
 }
@@ -214,6 +234,8 @@ impl Totals {
 
     fn count(&mut self, ledger: &Ledger, watchers: &[Watcher]) {
         self.acknowledged += ledger.known.len();
+        let runs = ledger.entries.iter().flat_map(|entry| entry.runs.values());
+        self.by_worker += runs.filter(|run| run.succeeded.is_some()).count();
         for outcome in
             ledger.entries.iter().flat_map(|entry| entry.runs.values()).flat_map(|run| &run.outcome)
         {
@@ -233,13 +255,14 @@ impl fmt::Display for Totals {
         let [p50, p99, max] = [50, 99, 100].map(|percent| at(percent).copied().unwrap_or_default());
         write!(
             f,
-            "{} kills ({} while it started), {} jobs, {:?}, {} attempts crashed, {} outcomes told on {} streams, \
+            "{} kills ({} while it started), {} jobs, {:?}, {} attempts crashed, {} done by a worker, {} outcomes told on {} streams, \
              start to SERVING p50 {p50:.1?} p99 {p99:.1?} max {max:.1?}",
             self.kills,
             self.killed_early,
             self.acknowledged,
             self.outcomes,
             self.crashed,
+            self.by_worker,
             self.told,
             self.streams,
         )

@@ -79,6 +79,8 @@ pub fn draw(rng: &mut Rng) -> String {
             ("concurrency", &["0", "1", "3", "20", "2000"]),
             ("blocking_threads", &["1"]),
             ("grace", &["\"1ms\""]),
+            ("max_connected", &["1"]),
+            ("max_in_flight", &["100"]),
         ],
     );
     writeln!(

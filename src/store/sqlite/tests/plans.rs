@@ -67,11 +67,15 @@ impl Writer {
             queues: None,
             kinds: vec![KIND.parse().unwrap(), "else".parse().unwrap()],
             limit,
+            max_bytes: usize::MAX,
             caps: HashMap::new(),
             lease: Duration::from_secs(30),
             wait: None,
         };
-        self.run(|tx, now| claim::claim(tx, now, &claim)).into_iter().map(|leased| leased.lease).collect()
+        self.run(|tx, now| claim::claim(tx, now, &claim, limit))
+            .into_iter()
+            .map(|leased| leased.lease)
+            .collect()
     }
 
     fn settle(&mut self, leases: &[LeaseId], report: Report) {

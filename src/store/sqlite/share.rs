@@ -1,0 +1,52 @@
+//! Shares due jobs among the claims that wait for them.
+
+use super::{claim::claim, lines::Line, rows::Result, tx::Tx};
+use crate::{
+    job::{State, Timestamp},
+    store::{Claim, Leased},
+};
+
+/// What each claim gets, at its place. The first in line leaves something for those behind it: what there is, is
+/// divided evenly among those who may have it, and what somebody does not need goes to the others.
+pub fn share(tx: &mut Tx<'_>, now: Timestamp, claims: &[&Claim]) -> Result<Vec<Vec<Leased>>> {
+    let mut given = vec![Vec::new(); claims.len()];
+    let due: Vec<i64> = tx.lines.iter().filter(|line| queued(line) > 0).map(|line| line.id).collect();
+    if due.is_empty() {
+        return Ok(given);
+    }
+    let mut hungry = Vec::new();
+    for (at, claim) in claims.iter().enumerate() {
+        if claim.wanted() > 0 && available(tx, &due, claim)? > 0 {
+            hungry.push(at);
+        }
+    }
+    for (served, &at) in hungry.iter().enumerate() {
+        let most = available(tx, &due, claims[at])?.div_ceil(hungry.len() - served);
+        given[at] = claim(tx, now, claims[at], most)?;
+    }
+    if hungry.len() > 1 {
+        for at in hungry {
+            let most = claims[at].wanted().saturating_sub(given[at].len());
+            if most > 0 && available(tx, &due, claims[at])? > 0 {
+                given[at].extend(claim(tx, now, claims[at], most)?);
+            }
+        }
+    }
+    Ok(given)
+}
+
+/// Jobs in line that a claim may have.
+fn available(tx: &Tx<'_>, due: &[i64], claim: &Claim) -> Result<usize> {
+    let mut available = 0;
+    for &id in due {
+        let line = tx.lines.get(id)?;
+        if claim.asks_for(&line.queue, &line.kind) {
+            available += queued(line);
+        }
+    }
+    Ok(available)
+}
+
+fn queued(line: &Line) -> usize {
+    line.count(State::QUEUED) as usize
+}
