@@ -41,7 +41,8 @@ _log = logging.getLogger("jobwire")
 Handler = Callable[["Context", Any], Awaitable[object]]
 _SDK = "jobwire-python/0.1.0"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0
-_LAST_WORDS = 5.0  # Seconds for the results of a worker that ends.
+# Seconds for handlers to end once they are cancelled, and for the last results, when a worker ends.
+_LAST_WORDS = 5.0
 
 
 class Failure(Exception):
@@ -225,6 +226,9 @@ class Worker:
             for held in self._held.values():
                 self._cancel(held, give_back=True)
             await self._until_idle(_LAST_WORDS, link)
+            for held in list(self._held.values()):
+                self._settle(held, Finish(released=Release(reason="the handler did not end")))
+            await self._until_idle(_LAST_WORDS, link)
         finally:
             hurry.cancel()
 
@@ -339,7 +343,7 @@ class Worker:
     def _settle(self, held: _Held, finish: Finish) -> None:
         """Keeps a result until the server has acknowledged it."""
         lease_id = held.context._lease.lease_id
-        if self._held.get(lease_id) is held:
+        if self._held.get(lease_id) is held and held.finish is None:
             finish.lease_id = lease_id
             held.finish = finish
             held.task = None
