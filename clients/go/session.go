@@ -100,7 +100,7 @@ func (s *session) start(ctx context.Context, take func(*session, *pb.WorkRespons
 	}()
 }
 
-// post sends a message soon, in place of an unsent one with the same key.
+// post sends a message soon, in order, in place of an unsent one with the same key.
 func (s *session) post(key string, message *pb.WorkRequest) {
 	s.mu.Lock()
 	if _, waiting := s.outbox[key]; !waiting {
@@ -109,13 +109,6 @@ func (s *session) post(key string, message *pb.WorkRequest) {
 	s.outbox[key] = message
 	s.mu.Unlock()
 	s.nudge()
-}
-
-// withdraw does not send that message, if it is not on its way yet.
-func (s *session) withdraw(key string) {
-	s.mu.Lock()
-	delete(s.outbox, key)
-	s.mu.Unlock()
 }
 
 // close says goodbye: what was posted is sent first, if the stream still takes it.
@@ -170,15 +163,14 @@ func (s *session) send(interval time.Duration, held func() []string) {
 func (s *session) next() (*pb.WorkRequest, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for len(s.order) > 0 {
-		key := s.order[0]
-		s.order = s.order[1:]
-		if message, waiting := s.outbox[key]; waiting {
-			delete(s.outbox, key)
-			return message, true
-		}
+	if len(s.order) == 0 {
+		return nil, false
 	}
-	return nil, false
+	key := s.order[0]
+	s.order = s.order[1:]
+	message := s.outbox[key]
+	delete(s.outbox, key)
+	return message, true
 }
 
 func (s *session) receive(ctx context.Context) (*pb.WorkResponse, error) {

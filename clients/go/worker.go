@@ -451,7 +451,6 @@ func (w *Worker) settle(attempt *Attempt, finish *pb.Finish) {
 func (w *Worker) postFinish(attempt *Attempt) {
 	if w.session != nil {
 		id := attempt.lease.LeaseId
-		w.session.withdraw("progress " + id)
 		w.session.post("finish "+id, &pb.WorkRequest{Message: &pb.WorkRequest_Finish{Finish: attempt.finish}})
 	}
 }

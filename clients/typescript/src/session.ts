@@ -73,15 +73,10 @@ export class Session {
         void this.#receive(3 * interval, listener);
     }
 
-    /** Sends a message soon, in place of an unsent one with the same key. */
+    /** Sends a message soon, in order, in place of an unsent one with the same key. */
     post(key: string, message: MessageInitShape<typeof WorkRequestSchema>["message"] & object): void {
         this.#outbox.set(key, create(WorkRequestSchema, { message }));
         this.#wake();
-    }
-
-    /** Does not send that message, if it is not on its way yet. */
-    withdraw(key: string): void {
-        this.#outbox.delete(key);
     }
 
     /** The server says that it is going away: another session should take over. */

@@ -307,7 +307,6 @@ export class Worker {
     }
 
     #postFinish({ lease: { leaseId } }: Attempt, outcome: Outcome): void {
-        this.#session?.withdraw(`progress ${leaseId}`);
         this.#session?.post(`finish ${leaseId}`, { case: "finish", value: { leaseId, outcome } });
     }
 

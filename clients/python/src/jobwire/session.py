@@ -65,13 +65,9 @@ class Session:
         ]
 
     def post(self, key: str, message: WorkRequest) -> None:
-        """Sends a message soon, in place of an unsent one with the same key."""
+        """Sends a message soon, in order, in place of an unsent one with the same key."""
         self._outbox[key] = message
         self._wake.set()
-
-    def withdraw(self, key: str) -> None:
-        """Does not send that message, if it is not on its way yet."""
-        self._outbox.pop(key, None)
 
     async def close(self) -> None:
         """Says goodbye: what was posted is sent first, if the stream still takes it."""

@@ -351,7 +351,6 @@ class Worker:
 
     def _post_finish(self, lease_id: str, finish: Finish) -> None:
         if self._session:
-            self._session.withdraw(f"progress {lease_id}")
             self._session.post(f"finish {lease_id}", WorkRequest(finish=finish))
 
     def _tell(self, lease_id: str, context: Context) -> None:
