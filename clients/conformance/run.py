@@ -1,16 +1,14 @@
 #!/usr/bin/env python3
 """Drives the client libraries through the same scenarios against the real server, and prints a table.
 
-usage: run.py --server BINARY [--driver NAME=COMMAND…] [--only SCENARIO]
-
-A driver speaks as clients/python/tests/conformance.py does. Each has a server of its own; they run side by side.
+A driver takes a command, the address and arguments in JSON, and answers in lines of JSON, as
+clients/python/tests/conformance.py does. Each has a server of its own; they run side by side.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import shlex
 import sys
 import time
 import traceback
@@ -20,8 +18,14 @@ import grpc
 from jobwire import Client
 from jobwire.v1 import LeaseJobsRequest
 from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
+from readme import readme
 from scenarios import CALLS, WORKERS, Scenario, World
-from server import PATIENCE, Driver, Server
+from server import CLIENTS, PATIENCE, Driver, Language, Server
+
+_GO_RUN = ["sh", "-c", 'cd "$(dirname "$0")" && go build -o "$0.out" "$0" && exec "$0.out"']
+PYTHON = Language("python", "python", "py", [sys.executable])
+TYPESCRIPT = Language("typescript", "js", "mjs", ["node"])
+GO = Language("go", "go", "go", _GO_RUN)
 
 
 async def serves_workers(address: str) -> bool:
@@ -40,23 +44,21 @@ async def play(driver: Driver, binary: Path, chosen: list[Scenario]) -> dict[str
     try:
         await server.start()
         for scenario in chosen:
-            if scenario in WORKERS and not (driver.works and await serves_workers(server.address)):
+            if scenario not in CALLS and not (driver.works and await serves_workers(server.address)):
                 words[scenario.__name__] = "-"
                 continue
-            async with Client(server.address) as client:
-                began = time.monotonic()
-                try:
-                    async with asyncio.timeout(2 * PATIENCE):
-                        await scenario(World(driver, server, client))
-                    words[scenario.__name__] = f"{time.monotonic() - began:.1f} s"
-                except Exception as error:
-                    words[scenario.__name__] = "FAILED"
-                    line = traceback.extract_tb(error.__traceback__)[-1].lineno
-                    why = f"{type(error).__name__}: {error}"
-                    print(f"{driver.name}, {scenario.__name__}: {why} (line {line})", file=sys.stderr)
-            # Left down by a scenario that failed.
-            await server.kill()
-            await server.start()
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(2 * PATIENCE), Client(server.address) as client:
+                    await scenario(World(driver, server, client))
+                words[scenario.__name__] = f"{time.monotonic() - began:.1f} s"
+            except Exception as error:
+                words[scenario.__name__] = "FAILED"
+                line = traceback.extract_tb(error.__traceback__)[-1].lineno
+                print(f"{driver.name}, {scenario.__name__}: {type(error).__name__}: {error} ({line})", file=sys.stderr)
+                # It may have left the server down.
+                await server.kill()
+                await server.start()
     finally:
         await server.close()
     return words
@@ -64,26 +66,30 @@ async def play(driver: Driver, binary: Path, chosen: list[Scenario]) -> dict[str
 
 async def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--server", type=Path, required=True)
-    parser.add_argument("--driver", action="append", default=[], metavar="NAME=COMMAND")
-    parser.add_argument("--calls-only", action="append", default=[], metavar="NAME", help="a driver that has no worker")
-    parser.add_argument("--only", help="scenarios whose name has this in it")
+    parser.add_argument("--server", type=Path, required=True, metavar="BINARY")
+    parser.add_argument("--go", required=True, metavar="DRIVER", help="clients/go/internal/conformance, built")
+    parser.add_argument("--rust", metavar="DRIVER", help="the example `conformance`, built")
+    parser.add_argument("--only", default="", help="scenarios whose name has this in it")
     arguments = parser.parse_args()
-    drivers = []
-    for text in arguments.driver:
-        name, _, command = text.partition("=")
-        drivers.append(Driver(name, shlex.split(command), works=name not in arguments.calls_only))
-    chosen = [scenario for scenario in CALLS + WORKERS if (arguments.only or "") in scenario.__name__]
+    drivers = [
+        Driver("Python", [sys.executable, str(CLIENTS / "python/tests/conformance.py")], PYTHON),
+        Driver("TypeScript", ["node", str(CLIENTS / "typescript/dist/test/conformance.js")], TYPESCRIPT),
+        Driver("Go", [arguments.go], GO),
+    ]
+    if arguments.rust:
+        drivers.append(Driver("Rust", [arguments.rust]))
+    chosen = [scenario for scenario in [*CALLS, *WORKERS, readme] if arguments.only in scenario.__name__]
     results = await asyncio.gather(*(play(driver, arguments.server, chosen) for driver in drivers))
 
-    print("".join(f"{title:<24}" if not title else f"{title:>12}" for title in ["", *(d.name for d in drivers)]))
+    print(" " * 22 + "".join(f"{driver.name:>12}" for driver in drivers))
     for scenario in chosen:
         words = [result[scenario.__name__] for result in results]
-        print(f"{scenario.__name__.replace('_', ' '):<24}" + "".join(f"{word:>12}" for word in words))
+        print(f"{scenario.__name__.replace('_', ' '):<22}" + "".join(f"{word:>12}" for word in words))
     every = [word for result in results for word in result.values()]
     failed, skipped = every.count("FAILED"), every.count("-")
-    print(f"conformance: {len(every) - failed - skipped} passed, {failed} failed, {skipped} skipped")
-    return 1 if failed or skipped == len(every) else 0
+    passed = len(every) - failed - skipped
+    print(f"{passed} passed, {failed} failed, {skipped} skipped")
+    return 0 if passed and not failed else 1
 
 
 sys.exit(asyncio.run(main()))

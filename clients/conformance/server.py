@@ -10,9 +10,11 @@ import signal
 import socket
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+CLIENTS = Path(__file__).resolve().parent.parent
 PATIENCE = 60.0  # Seconds; nothing that works takes as long.
 
 
@@ -96,13 +98,33 @@ class Server:
         self._folder.cleanup()
 
 
+@dataclass
+class Language:
+    """Where its library is, and how the programs of its README are found and run."""
+
+    folder: str
+    fence: str
+    suffix: str
+    run: list[str]
+
+
 class Driver:
     """A library, behind a program that does with it what it is told."""
 
-    def __init__(self, name: str, command: list[str], works: bool) -> None:
+    def __init__(self, name: str, command: list[str], language: Language | None = None) -> None:
         self.name = name
-        self.works = works
+        self._language = language
         self._command = command
+
+    @property
+    def works(self) -> bool:
+        """Whether it has a worker."""
+        return self._language is not None
+
+    @property
+    def language(self) -> Language:
+        assert self._language
+        return self._language
 
     async def start(self, command: str, address: str, **arguments: Any) -> Running:
         return Running(await Process.start([*self._command, command, address, json.dumps(arguments)]))

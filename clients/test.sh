@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Tests the client libraries: is the generated code that of the contract, do they pass their own tests, and do they
+# behave alike against the real server?
+#
+# usage: clients/test.sh TOOLS BINARY [RUST_DRIVER]
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+tools=$(cd "$1" && pwd) binary=$2 rust=${3:-}
+python=$tools/venv/bin/python
+
+step() { printf '\n== %s\n' "$*"; }
+
+step generated code
+tools/generate-clients.sh "$tools" --check
+
+step Python
+"$python" -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall ./clients/python
+(cd clients/python && "$tools/venv/bin/mypy" && "$python" -m pytest -q tests)
+
+step TypeScript
+(cd clients/typescript && npm test --silent)
+
+step Go
+(cd clients/go && test -z "$(gofmt -l .)" && go vet ./... && go test ./... && go build -o "$tools/bin/go-driver" ./internal/conformance)
+
+step conformance
+"$python" clients/conformance/run.py --server "$binary" --go "$tools/bin/go-driver" ${rust:+--rust "$rust"}
