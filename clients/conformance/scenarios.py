@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from jobwire import Client, decode, encode
 from jobwire.v1 import CancelJobRequest, GetJobRequest, Job, JobSpec, RetryPolicy, SubmitRequest
+from nginx import READ_TIMEOUT, Nginx
 from server import Driver, Running, Server
 
 
@@ -120,6 +121,32 @@ async def watch_across_a_kill(world: World) -> None:
     same(sorted(seen), sorted(jobs))
 
 
+async def through_nginx(world: World) -> None:
+    """A watch through a proxy that cuts what is silent: it stays while nothing happens, and comes back after a restart."""
+    proxy = Nginx(world.server)
+    await proxy.start()
+    try:
+        said = await world.driver.ask("run", proxy.address, kind="echo", payload="é")
+        same((said["state"], said["output"]), ("STATE_SUCCEEDED", "é"))
+        failed = await world.driver.ask("get", proxy.address, job_id="never-was")
+        same((failed["error"], failed["reason"]), ("NOT_FOUND", "JOB_NOT_FOUND"))
+        watch = await world.driver.start("watch", proxy.address, queues=[world.queue], count=2)
+        try:
+            await watch.next("checkpoint")
+            await asyncio.sleep(READ_TIMEOUT + 2)
+            first = await world.submit("echo")
+            same((await watch.next("finished"))["finished"], first)
+            same(proxy.ended("WatchResults"), 0)
+            await proxy.stop()
+            second = await world.submit("echo")
+            await proxy.start()
+            same((await watch.next("finished"))["finished"], second)
+        finally:
+            await watch.process.kill()
+    finally:
+        await proxy.close()
+
+
 async def gap(world: World) -> None:
     """A cursor of another store."""
     other = "c1.m4gK5Bp_UpgAAAAAAAAAAHuj0ws"
@@ -220,7 +247,7 @@ async def server_restarts(world: World) -> None:
 
 
 Scenario = Callable[[World], Awaitable[None]]
-CALLS: list[Scenario] = [one_request_id, errors, wait, cancel, gap, server_comes_back, watch_across_a_kill]
+CALLS: list[Scenario] = [one_request_id, errors, wait, cancel, gap, server_comes_back, watch_across_a_kill, through_nginx]
 WORKERS: list[Scenario] = [
     work,
     fail,

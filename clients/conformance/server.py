@@ -25,6 +25,17 @@ def free_port() -> int:
         return port
 
 
+async def connects(address: str) -> bool:
+    """Whether somebody listens there."""
+    host, port = address.rsplit(":", 1)
+    try:
+        _, writer = await asyncio.open_connection(host, int(port))
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
 def environment() -> dict[str, str]:
     """Without settings of jobwire, which would change what is tested."""
     return {name: value for name, value in os.environ.items() if not name.startswith("JOBWIRE_")}
@@ -60,6 +71,15 @@ class Process:
         async with asyncio.timeout(PATIENCE):
             return await self._process.wait()
 
+    async def terminate(self) -> None:
+        """SIGTERM, and SIGKILL if that does not help."""
+        if self._process.returncode is None:
+            self.signal(signal.SIGTERM)
+        try:
+            await self.ended()
+        except TimeoutError:
+            await self.kill()
+
     async def kill(self) -> None:
         if self._process.returncode is None:
             # Not Process.kill: that may collect the exit code, which the event loop waits for.
@@ -71,8 +91,10 @@ class Process:
 class Server:
     """The real binary, on a port that it keeps, with a store that it keeps."""
 
-    def __init__(self, binary: Path) -> None:
+    def __init__(self, binary: Path, **settings: str) -> None:
         self._binary = binary
+        # Leases are short, so that what depends on one that runs out is soon seen.
+        self._settings = {"JOBWIRE_WORKERS__LEASE": "3s", "JOBWIRE_WORKERS__HEARTBEAT": "500ms"} | settings
         self._folder = tempfile.TemporaryDirectory(prefix="jobwire-conformance-")
         self.address = f"127.0.0.1:{free_port()}"
         self._process: Process | None = None
@@ -80,9 +102,7 @@ class Server:
     async def start(self) -> None:
         self._process = await Process.start(
             [str(self._binary), "serve", "--listen", self.address, "--data", self._folder.name + "/data"],
-            # Short, so that what depends on a lease that runs out is soon seen.
-            JOBWIRE_WORKERS__LEASE="3s",
-            JOBWIRE_WORKERS__HEARTBEAT="500ms",
+            **self._settings,
         )
         first = await self._process.line()
         assert first.startswith("listening on"), first
