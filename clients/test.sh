@@ -26,3 +26,6 @@ step Go
 
 step conformance
 "$python" clients/conformance/run.py --server "$binary" --go "$tools/bin/go-driver" ${rust:+--rust "$rust"}
+
+step browser
+"$python" clients/conformance/browser.py "$binary"
