@@ -29,3 +29,17 @@ step conformance
 
 step browser
 "$python" clients/conformance/browser.py "$binary"
+
+step ghz
+"$python" clients/conformance/tool.py "$binary" "[OK]   2000 responses" "$tools/bin/ghz" --insecure -n 2000 -c 50 \
+    --call jobwire.v1.JobService/Submit \
+    -d '{"spec": {"kind": "echo", "payload": {"json": {"number": "{{.RequestNumber}}"}}}, "request_id": "{{.UUID}}"}' \
+    '{address}'
+
+step Java
+if command -v mvn >/dev/null; then
+    "$python" clients/conformance/tool.py "$binary" "refused JOB_NOT_FOUND" \
+        mvn --batch-mode --quiet --file clients/java/pom.xml compile exec:java '-Dexec.args={address}'
+else
+    echo "no Maven here: the recipe was not tried"
+fi

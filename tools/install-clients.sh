@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Brings what generates and tests the client libraries, below $1: a Python environment and two plugins of protoc. The
+# Brings what generates and tests the client libraries, below $1: a Python environment, two plugins of protoc, and ghz. The
 # packages of TypeScript go where Node looks for them.
 #
 # usage: tools/install-clients.sh DIR
@@ -7,6 +7,7 @@ set -euo pipefail
 
 readonly protoc_gen_go=v1.36.12
 readonly protoc_gen_go_grpc=v1.6.2
+readonly ghz=v0.93.0 # The newest that is a Go module.
 
 cd "$(dirname "$0")/.."
 mkdir -p "$1/bin"
@@ -39,7 +40,7 @@ typescript() {
     cp clients/typescript/package-lock.json clients/typescript/node_modules/.lock
 }
 
-plugin() {
+tool() {
     [[ "$(go version -m "$dir/bin/${1##*/}" 2>/dev/null)" == *"$1"*"$2"* ]] && return
     say "building ${1##*/} $2 into $dir/bin"
     GOBIN=$dir/bin go install "$1@$2"
@@ -48,8 +49,9 @@ plugin() {
 golang() {
     # A Go since 1.21 fetches the one that a module asks for, where GOTOOLCHAIN allows it.
     go -C clients/go version >/dev/null || die "Go $(sed -n 's/^go //p' clients/go/go.mod) is the floor, or 1.21 that may fetch it"
-    plugin google.golang.org/protobuf/cmd/protoc-gen-go "$protoc_gen_go"
-    plugin google.golang.org/grpc/cmd/protoc-gen-go-grpc "$protoc_gen_go_grpc"
+    tool google.golang.org/protobuf/cmd/protoc-gen-go "$protoc_gen_go"
+    tool google.golang.org/grpc/cmd/protoc-gen-go-grpc "$protoc_gen_go_grpc"
+    tool github.com/bojand/ghz/cmd/ghz "$ghz"
 }
 
 python

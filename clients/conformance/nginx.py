@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -40,7 +42,9 @@ class Nginx:
         self._process: Process | None = None
 
     async def start(self) -> None:
-        self._process = await Process.start(["nginx", "-c", str(self._file), "-e", f"{self._folder.name}/error.log"])
+        # Debian keeps it out of the way of those who are not root.
+        nginx = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin") or "nginx"
+        self._process = await Process.start([nginx, "-c", str(self._file), "-e", f"{self._folder.name}/error.log"])
         while not await connects(self.address):
             await asyncio.sleep(0.02)
 
