@@ -174,6 +174,14 @@ async def fail(world: World) -> None:
         assert "boom" in job.error.message, job.error
 
 
+async def too_large(world: World) -> None:
+    """An output beyond the server's limit fails the job once, and not the worker."""
+    async with world.worker():
+        job = await world.outcome(await world.submit("large", 2 << 20))
+        same((Job.State.Name(job.state), job.attempt, job.error.code), ("STATE_FAILED", 1, "output.invalid"))
+        succeeded(await world.outcome(await world.submit("double", 4)), 8)
+
+
 async def retry_after(world: World) -> None:
     """The delay is the handler's, and the checkpoint reaches the next attempt."""
     async with world.worker():
@@ -251,6 +259,7 @@ CALLS: list[Scenario] = [one_request_id, errors, wait, cancel, gap, server_comes
 WORKERS: list[Scenario] = [
     work,
     fail,
+    too_large,
     retry_after,
     cancel_while_running,
     drain,

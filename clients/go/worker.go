@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -23,6 +24,10 @@ const (
 	sdk = "jobwire-go/0.1.0"
 	// For handlers to heed their context, and for the last results, when a worker ends.
 	lastWords = 5 * time.Second
+	// Before a result is sent again that the server could not take.
+	resendPause        = time.Second
+	maxCheckpointBytes = 16 << 10
+	maxFinishBytes     = maxMessageBytes - 1024
 )
 
 // Why the context of a handler ended: see context.Cause.
@@ -155,6 +160,8 @@ type Attempt struct {
 	reported bool
 	finish   *pb.Finish
 	giveBack bool
+	// The server would not have the handler's own result.
+	refused bool
 }
 
 // Job is the job. Its JobId, Run and Attempt serve a handler's own idempotency: it may run more than once.
@@ -182,13 +189,17 @@ func (a *Attempt) Checkpoint(into any) (bool, error) {
 // Progress reports how far the attempt is, from 0 to 1. Only the newest report is kept.
 func (a *Attempt) Progress(fraction float64, note string) { a.report(fraction, note, nil) }
 
-// Save is Progress with a checkpoint: a value that is handed to the next attempt if this one fails.
+// Save is Progress with a checkpoint: a value of at most 16 KiB that is handed to the next attempt if this one fails.
 func (a *Attempt) Save(fraction float64, note string, checkpoint any) error {
 	details, err := Encode(checkpoint)
-	if err == nil {
-		a.report(fraction, note, details)
+	if err == nil && proto.Size(details) > maxCheckpointBytes {
+		err = errors.New("the checkpoint has more than 16 KiB")
 	}
-	return err
+	if err != nil {
+		return &Failure{Code: "checkpoint.invalid", Message: err.Error(), Permanent: true}
+	}
+	a.report(fraction, note, details)
+	return nil
 }
 
 func (a *Attempt) report(fraction float64, note string, details *pb.Payload) {
@@ -353,10 +364,17 @@ func (w *Worker) adopt(ctx context.Context, next *session) *session {
 	return old
 }
 
+// leases are those for the heartbeat: a result is on its way before it.
 func (w *Worker) leases() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return slices.Collect(maps.Keys(w.held))
+	var ids []string
+	for id, attempt := range w.held {
+		if attempt.finish == nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 func (w *Worker) receive(session *session, message *pb.WorkResponse) {
@@ -371,10 +389,7 @@ func (w *Worker) receive(session *session, message *pb.WorkResponse) {
 			w.lose(id)
 		}
 	case *pb.WorkResponse_FinishAck:
-		if !message.FinishAck.GetAccepted() {
-			w.options.Logger.Warn("a result came too late", "reason", message.FinishAck.GetRejection().GetReason())
-		}
-		w.forget(message.FinishAck.GetLeaseId())
+		w.settled(message.FinishAck)
 	case *pb.WorkResponse_Revoked:
 		if attempt := w.held[message.Revoked.GetLeaseId()]; attempt != nil && attempt.started {
 			attempt.cancel(ErrRevoked)
@@ -443,14 +458,49 @@ func (w *Worker) settle(attempt *Attempt, finish *pb.Finish) {
 	if attempt.finish != nil || w.held[attempt.lease.LeaseId] != attempt {
 		return
 	}
+	if proto.Size(finish) > maxFinishBytes {
+		finish = refused("the output is larger than a message may be")
+	}
 	finish.LeaseId = attempt.lease.LeaseId
 	attempt.finish = finish
 	w.postFinish(attempt)
 }
 
+func (w *Worker) settled(ack *pb.FinishAck) {
+	attempt := w.held[ack.GetLeaseId()]
+	if attempt == nil || attempt.finish == nil {
+		return
+	}
+	rejection := ack.GetRejection()
+	code := codes.Code(rejection.GetCode())
+	if ack.GetAccepted() {
+		code = codes.OK
+	} else {
+		w.options.Logger.Warn("the server refused a result", "reason", rejection.GetReason(), "why", rejection.GetMessage())
+	}
+	switch {
+	case code == codes.Unavailable, code == codes.ResourceExhausted:
+		pause := resendPause
+		if rejection.GetRetryDelay() != nil {
+			pause = rejection.GetRetryDelay().AsDuration()
+		}
+		time.AfterFunc(pause, func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.postFinish(attempt)
+		})
+	case code == codes.InvalidArgument && !attempt.refused:
+		attempt.refused = true
+		attempt.finish = nil
+		w.settle(attempt, refused(rejection.GetMessage()))
+	default: // Accepted, or too late.
+		w.forget(ack.GetLeaseId())
+	}
+}
+
 func (w *Worker) postFinish(attempt *Attempt) {
-	if w.session != nil {
-		id := attempt.lease.LeaseId
+	id := attempt.lease.LeaseId
+	if w.session != nil && w.held[id] == attempt {
 		w.session.post("finish "+id, &pb.WorkRequest{Message: &pb.WorkRequest_Finish{Finish: attempt.finish}})
 	}
 }
@@ -499,4 +549,9 @@ func released(reason string) *pb.Finish {
 
 func failed(failure *Failure) *pb.Finish {
 	return &pb.Finish{Outcome: &pb.Finish_Failed{Failed: failure.report()}}
+}
+
+// refused is reported in place of a result that cannot be.
+func refused(why string) *pb.Finish {
+	return failed(&Failure{Code: "output.invalid", Message: why, Permanent: true})
 }

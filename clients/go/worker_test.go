@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "github.com/jobwire/jobwire/clients/go/jobwirev1"
 )
@@ -33,6 +34,7 @@ func work(t *testing.T, options WorkerOptions) *bench {
 	b := &bench{fake: serve(t), proceed: make(chan struct{}), stop: stop}
 	worker := NewWorker(b.fake.address, options)
 	Handle(worker, "double", func(_ context.Context, _ *Attempt, n int) (int, error) { return n * 2, nil })
+	Handle(worker, "large", func(context.Context, *Attempt, any) ([]byte, error) { return make([]byte, 5<<20), nil })
 	Handle(worker, "fail", func(_ context.Context, _ *Attempt, how string) (any, error) {
 		switch how {
 		case "permanent":
@@ -83,7 +85,7 @@ func TestOutcomes(t *testing.T) {
 	s := b.fake.session(t)
 	hello := s.seen(func(m *pb.WorkRequest) bool { return m.GetHello() != nil }).GetHello()
 	if hello.WorkerId != "me" || hello.MaxInFlight != 7 || !reflect.DeepEqual(hello.Queues, []string{"mail"}) ||
-		!reflect.DeepEqual(hello.Kinds, []string{"double", "fail", "wait"}) {
+		!reflect.DeepEqual(hello.Kinds, []string{"double", "fail", "large", "wait"}) {
 		t.Error(hello)
 	}
 	s.lease("a", "double", 21, 1)
@@ -111,6 +113,34 @@ func TestOutcomes(t *testing.T) {
 	}
 	s.lease("z", "double", "no number", 1)
 	if failed := s.acknowledge("z").GetFailed(); failed.GetCode() != "payload.invalid" || failed.GetRetryable() {
+		t.Error(failed)
+	}
+}
+
+func TestAResultThatIsRefusedBecomesAFailure(t *testing.T) {
+	b := work(t, WorkerOptions{})
+	s := b.fake.session(t)
+	isFinish := func(m *pb.WorkRequest) bool { return m.GetFinish() != nil }
+	s.lease("a", "double", 1, 1)
+	s.seen(isFinish)
+	// Not now: it comes again. Not at all: a failure takes its place.
+	for _, code := range []codes.Code{codes.Unavailable, codes.InvalidArgument} {
+		s.mu.Lock()
+		s.messages = nil
+		s.mu.Unlock()
+		rejection := &pb.Rejection{Code: int32(code), Message: "too large", RetryDelay: durationpb.New(time.Millisecond)}
+		ack := &pb.FinishAck{LeaseId: "a", Rejection: rejection}
+		s.send(&pb.WorkResponse{Message: &pb.WorkResponse_FinishAck{FinishAck: ack}})
+		finish := s.seen(isFinish).GetFinish()
+		if (finish.GetSucceeded() != nil) != (code == codes.Unavailable) {
+			t.Error(code, finish)
+		}
+	}
+	if failed := s.acknowledge("a").GetFailed(); failed.GetCode() != "output.invalid" || failed.GetMessage() != "too large" {
+		t.Error(failed)
+	}
+	s.lease("b", "large", nil, 2)
+	if failed := s.acknowledge("b").GetFailed(); failed.GetCode() != "output.invalid" {
 		t.Error(failed)
 	}
 }
@@ -176,7 +206,7 @@ func TestAWorkerComesBackWithWhatItHolds(t *testing.T) {
 	first.lease("b", "double", 4, 2)
 	first.lease("c", "wait", nil, 3)
 	first.seen(func(m *pb.WorkRequest) bool { return m.GetFinish() != nil })
-	first.seen(func(m *pb.WorkRequest) bool { return len(m.GetHeartbeat().GetLeaseIds()) == 3 })
+	first.seen(func(m *pb.WorkRequest) bool { return len(m.GetHeartbeat().GetLeaseIds()) == 2 })
 	b.fake.mu.Lock()
 	b.fake.lost = []string{"c"}
 	b.fake.mu.Unlock()

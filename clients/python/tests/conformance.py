@@ -83,6 +83,10 @@ async def work(address: str, args: dict[str, Any]) -> None:
     async def double(context: Context, number: int) -> int:
         return number * 2
 
+    @worker.handler("large")
+    async def large(context: Context, size: int) -> bytes:
+        return bytes(size)
+
     @worker.handler("fail")
     async def fail(context: Context, how: dict[str, Any]) -> Any:
         attempt = context.job.attempt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -104,6 +105,27 @@ def test_outcomes() -> None:
     asyncio.run(test())
 
 
+def test_a_result_that_is_refused_becomes_a_failure() -> None:
+    async def test() -> None:
+        async with bench() as this:
+            session = await this.session()
+            await session.send(lease=lease("a", "double", 1))
+            await session.seen("finish")
+            # Not now: it comes again. Not at all: a failure takes its place.
+            for code, passes in ((14, "succeeded"), (3, "failed")):
+                session.messages.clear()
+                rejection = {"code": code, "message": "too large", "retry_delay": datetime.timedelta(milliseconds=10)}
+                await session.send(finish_ack={"lease_id": "a", "rejection": rejection})
+                finish = await session.seen("finish")
+                assert finish.WhichOneof("outcome") == passes
+            assert (finish.failed.code, finish.failed.message) == ("output.invalid", "too large")
+            await acknowledge(session, "a")
+            await session.send(lease=lease("b", "double", "x" * (3 << 20)))
+            assert (await acknowledge(session, "b")).failed.code == "output.invalid"
+
+    asyncio.run(test())
+
+
 def test_heartbeats_name_what_is_held_and_progress_keeps_its_checkpoint() -> None:
     async def test() -> None:
         async with bench() as this:
@@ -155,7 +177,7 @@ def test_a_worker_comes_back_with_what_it_holds() -> None:
             for name, kind in (("a", "wait"), ("b", "double"), ("c", "wait")):
                 await first.send(lease=lease(name, kind, 4))
             await first.seen("finish")
-            await first.seen("heartbeat", lambda beat: len(beat.lease_ids) == 3)
+            await first.seen("heartbeat", lambda beat: sorted(beat.lease_ids) == ["a", "c"])
             this.fake.welcomes = [WorkerWelcome(lost_lease_ids=["c"])]
             await first.send(drain={})
             second = await this.session()

@@ -1,14 +1,25 @@
 // A worker: functions that run jobs.
 
-import { create, type MessageInitShape } from "@bufbuild/protobuf";
-import { durationFromMs, timestampDate } from "@bufbuild/protobuf/wkt";
-import { createClient, type Client as Rpc } from "@connectrpc/connect";
+import { create, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
+import { durationFromMs, durationMs, timestampDate } from "@bufbuild/protobuf/wkt";
+import { Code, createClient, type Client as Rpc } from "@connectrpc/connect";
 import { hostname } from "node:os";
 
 import { JobwireError } from "./errors.js";
-import type { Job, JobErrorSchema, Payload } from "./gen/jobwire/v1/types_pb.js";
-import { ProgressSchema } from "./gen/jobwire/v1/types_pb.js";
-import { type FinishSchema, type Lease, WorkerService, type WorkResponse } from "./gen/jobwire/v1/worker_service_pb.js";
+import {
+    type Job,
+    type JobErrorSchema,
+    type Payload,
+    PayloadSchema,
+    ProgressSchema,
+} from "./gen/jobwire/v1/types_pb.js";
+import {
+    type FinishAck,
+    FinishSchema,
+    type Lease,
+    WorkerService,
+    type WorkResponse,
+} from "./gen/jobwire/v1/worker_service_pb.js";
 import { Backoff, sleep } from "./pause.js";
 import { decode, encode } from "./payload.js";
 import { type Listener, Session } from "./session.js";
@@ -19,6 +30,10 @@ const SDK = "jobwire-typescript/0.1.0";
 const [FIRST_PAUSE, LONGEST_PAUSE] = [250, 15_000];
 /** For handlers to heed their signal, and for the last results, when a worker ends. */
 const LAST_WORDS = 5_000;
+/** Before a result is sent again that the server could not take. */
+const PAUSE = 1_000;
+const MAX_CHECKPOINT_BYTES = 16 << 10;
+const MAX_OUTCOME_BYTES = (4 << 20) - 1024;
 
 type Outcome = NonNullable<MessageInitShape<typeof FinishSchema>["outcome"]>;
 
@@ -62,8 +77,8 @@ export interface Context {
     /** The newest checkpoint, of this attempt or one before. */
     readonly checkpoint: unknown;
     /**
-     * Reports how far the attempt is, from 0 to 1. Only the newest report is kept. `checkpoint` is a value that is
-     * handed to the next attempt if this one fails.
+     * Reports how far the attempt is, from 0 to 1. Only the newest report is kept. `checkpoint` is a value of at most
+     * 16 KiB that is handed to the next attempt if this one fails.
      */
     progress(fraction: number, note?: string, checkpoint?: unknown): void;
 }
@@ -89,6 +104,8 @@ class Attempt implements Context {
     readonly report = create(ProgressSchema);
     reported = false;
     outcome: Outcome | undefined;
+    /** The server would not have the handler's own result. */
+    refused = false;
     giveBack = false;
 
     constructor(
@@ -113,9 +130,15 @@ class Attempt implements Context {
     }
 
     progress(fraction: number, note = "", checkpoint?: unknown): void {
+        if (checkpoint !== undefined) {
+            const details = write(checkpoint, "checkpoint");
+            if (toBinary(PayloadSchema, details).length > MAX_CHECKPOINT_BYTES) {
+                throw new Failure("checkpoint.invalid", "the checkpoint has more than 16 KiB", { retryable: false });
+            }
+            this.report.details = details;
+        }
         this.report.fraction = fraction;
         this.report.note = note;
-        if (checkpoint !== undefined) this.report.details = encode(checkpoint);
         this.reported = true;
         this.tell(this);
     }
@@ -141,7 +164,8 @@ export class Worker {
     #released: () => void = () => {};
     readonly #listener: Listener = {
         receive: (session, message) => this.#receive(session, message),
-        held: () => [...this.#held.keys()],
+        // A result is on its way before the heartbeat.
+        held: () => [...this.#held].filter(([, attempt]) => !attempt.outcome).map(([leaseId]) => leaseId),
     };
 
     constructor(address = "localhost", options: WorkerOptions = {}) {
@@ -247,7 +271,7 @@ export class Worker {
     #resume(session: Session): void {
         if (this.#stop.signal.aborted) session.post("capacity", { case: "capacity", value: { maxInFlight: 0 } });
         for (const attempt of this.#held.values()) {
-            if (attempt.outcome) this.#postFinish(attempt, attempt.outcome);
+            if (attempt.outcome) this.#postFinish(attempt);
             else if (attempt.reported) this.#postProgress(attempt);
         }
     }
@@ -263,8 +287,7 @@ export class Worker {
                 for (const leaseId of message.value.lostLeaseIds) this.#lose(leaseId);
                 break;
             case "finishAck":
-                // One that is not accepted came too late: it is for nothing.
-                this.#forget(message.value.leaseId);
+                this.#settled(message.value);
                 break;
             case "revoked":
                 this.#held.get(message.value.leaseId)?.cancel("the lease was revoked");
@@ -288,7 +311,7 @@ export class Worker {
     async #work(attempt: Attempt, handler: Handler): Promise<Outcome> {
         try {
             const payload = read(attempt.job.spec?.payload);
-            return { case: "succeeded", value: write(await handler(attempt, payload)) };
+            return { case: "succeeded", value: write(await handler(attempt, payload), "output") };
         } catch (thrown) {
             if (attempt.giveBack) return released("the worker ends");
             if (thrown instanceof Failure) return { case: "failed", value: thrown.report() };
@@ -302,11 +325,30 @@ export class Worker {
     /** Keeps a result until the server has acknowledged it. */
     #settle(attempt: Attempt, outcome: Outcome): void {
         if (attempt.outcome || this.#held.get(attempt.lease.leaseId) !== attempt) return;
-        attempt.outcome = outcome;
-        this.#postFinish(attempt, outcome);
+        const size = toBinary(FinishSchema, create(FinishSchema, { outcome })).length;
+        attempt.outcome = size > MAX_OUTCOME_BYTES ? refused("the output is larger than a message may be") : outcome;
+        this.#postFinish(attempt);
     }
 
-    #postFinish({ lease: { leaseId } }: Attempt, outcome: Outcome): void {
+    #settled({ leaseId, accepted, rejection }: FinishAck): void {
+        const attempt = this.#held.get(leaseId);
+        if (!attempt?.outcome) return;
+        const code = accepted ? undefined : rejection?.code;
+        if (code === Code.Unavailable || code === Code.ResourceExhausted) {
+            const pause = rejection?.retryDelay ? durationMs(rejection.retryDelay) : PAUSE;
+            setTimeout(() => this.#postFinish(attempt), pause).unref();
+        } else if (code === Code.InvalidArgument && !attempt.refused) {
+            attempt.refused = true;
+            attempt.outcome = undefined;
+            this.#settle(attempt, refused(rejection?.message ?? ""));
+        } else {
+            // Accepted, or too late.
+            this.#forget(leaseId);
+        }
+    }
+
+    #postFinish({ lease: { leaseId }, outcome }: Attempt): void {
+        if (!outcome || !this.#held.has(leaseId)) return;
         this.#session?.post(`finish ${leaseId}`, { case: "finish", value: { leaseId, outcome } });
     }
 
@@ -340,12 +382,17 @@ function read(payload: Payload | undefined): unknown {
     }
 }
 
-function write(output: unknown): Payload {
+function write(value: unknown, what: string): Payload {
     try {
-        return encode(output);
+        return encode(value);
     } catch (error) {
-        throw new Failure("output.invalid", `the output cannot be written as JSON: ${error}`, { retryable: false });
+        throw new Failure(`${what}.invalid`, `the ${what} cannot be written as JSON: ${error}`, { retryable: false });
     }
+}
+
+/** What is reported in place of a result that cannot be. */
+function refused(why: string): Outcome {
+    return { case: "failed", value: new Failure("output.invalid", why, { retryable: false }).report() };
 }
 
 function aborted(signal: AbortSignal): Promise<undefined> {

@@ -74,6 +74,7 @@ async function work(): Promise<void> {
         drainTimeoutMs: 20_000,
     });
     worker.handle("double", (_, number: number) => number * 2);
+    worker.handle("large", (_, size: number) => new Uint8Array(size));
     worker.handle("fail", (context, how) => {
         const { attempt } = context.job;
         if (attempt >= (how.until ?? 99)) return { attempt, checkpoint: context.checkpoint ?? null };

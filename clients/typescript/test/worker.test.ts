@@ -4,7 +4,7 @@ import { create } from "@bufbuild/protobuf";
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { type Context, decode, encode, Failure, LeaseSchema, Worker, type WorkerOptions } from "../src/node.js";
+import { type Context, decode, durationFromMs, encode, Failure, LeaseSchema, Worker, type WorkerOptions } from "../src/node.js";
 import { Fake } from "./fake.js";
 
 function lease(leaseId: string, kind: string, payload: unknown = null, sequence = 1n) {
@@ -23,6 +23,7 @@ class Bench {
     ) {
         worker
             .handle("double", (_: Context, n: number) => n * 2)
+            .handle("large", () => "x".repeat(5 << 20))
             .handle("fail", (_, options) => {
                 throw options ? new Failure("x", "no", options) : new TypeError("boom");
             })
@@ -62,7 +63,7 @@ test("outcomes", { timeout: 20_000 }, () =>
     bench({ concurrency: 7, queues: ["mail"], workerId: "me" }, async ({ fake }) => {
         const { session, hello } = await fake.session();
         assert.deepEqual([hello.workerId, hello.maxInFlight, hello.queues], ["me", 7, ["mail"]]);
-        assert.deepEqual(hello.kinds, ["double", "fail", "wait"]);
+        assert.deepEqual(hello.kinds, ["double", "fail", "large", "wait"]);
         const outcome = async (message: ReturnType<typeof lease>) => {
             session.send(message);
             return (await session.acknowledge(message.value.leaseId)).outcome;
@@ -85,6 +86,25 @@ test("outcomes", { timeout: 20_000 }, () =>
         const invalid = await outcome(bad);
         assert.ok(invalid.case === "failed" && !invalid.value.retryable);
         assert.equal(invalid.value.code, "payload.invalid");
+    }));
+
+test("a result that is refused becomes a failure", { timeout: 20_000 }, () =>
+    bench({}, async ({ fake }) => {
+        const { session } = await fake.session();
+        session.send(lease("a", "double", 1));
+        await session.seen("finish");
+        // Not now: it comes again. Not at all: a failure takes its place.
+        for (const [code, expected] of [[14, "succeeded"], [3, "failed"]] as const) {
+            session.messages.splice(0);
+            const rejection = { code, message: "too large", retryDelay: durationFromMs(10) };
+            session.send({ case: "finishAck", value: { leaseId: "a", rejection } });
+            assert.equal((await session.seen("finish")).outcome.case, expected);
+        }
+        await session.acknowledge("a");
+        session.send(lease("b", "large"));
+        const { outcome } = await session.acknowledge("b");
+        assert.ok(outcome.case === "failed");
+        assert.equal(outcome.value.code, "output.invalid");
     }));
 
 test("heartbeats name what is held and progress keeps its checkpoint", { timeout: 20_000 }, () =>
@@ -130,7 +150,7 @@ test("a worker comes back with what it holds", { timeout: 20_000 }, () =>
         const { session: first } = await bench.fake.session();
         for (const [name, kind] of [["a", "wait"], ["b", "double"], ["c", "wait"]] as const) first.send(lease(name, kind, 4));
         await first.seen("finish");
-        await first.seen("heartbeat", (beat) => beat.leaseIds.length === 3);
+        await first.seen("heartbeat", (beat) => [...beat.leaseIds].sort().join() === "a,c");
         bench.fake.lost = ["c"];
         first.send({ case: "drain", value: {} });
         const { session: second, hello } = await bench.fake.session();

@@ -173,6 +173,9 @@ func work(address string, args arguments) error {
 	jobwire.Handle(worker, "double", func(_ context.Context, _ *jobwire.Attempt, number int) (int, error) {
 		return number * 2, nil
 	})
+	jobwire.Handle(worker, "large", func(_ context.Context, _ *jobwire.Attempt, size int) ([]byte, error) {
+		return make([]byte, size), nil
+	})
 	jobwire.Handle(worker, "fail", fail)
 	jobwire.Handle(worker, "hold", func(ctx context.Context, a *jobwire.Attempt, seconds []float64) (string, error) {
 		say(line{"started": a.Job().JobId, "attempt": a.Job().Attempt})

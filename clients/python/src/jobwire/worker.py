@@ -22,6 +22,7 @@ from .payload import decode, encode
 from .session import Session
 from .v1 import (
     Finish,
+    FinishAck,
     Job,
     JobError,
     Lease,
@@ -43,6 +44,11 @@ _SDK = "jobwire-python/0.1.0"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0
 # Seconds for handlers to end once they are cancelled, and for the last results, when a worker ends.
 _LAST_WORDS = 5.0
+_PAUSE = 1.0  # Seconds before a result is sent again that the server could not take.
+_MAX_CHECKPOINT_BYTES = 16 << 10
+_MAX_FINISH_BYTES = channel.MAX_MESSAGE_BYTES - 1024
+# Codes of google.rpc.Code in the rejection of a result.
+_INVALID_ARGUMENT, _RESOURCE_EXHAUSTED, _UNAVAILABLE = 3, 8, 14
 
 
 class Failure(Exception):
@@ -104,12 +110,15 @@ class Context:
     def progress(self, fraction: float, note: str = "", *, checkpoint: object = None) -> None:
         """Reports how far the attempt is, from 0 to 1. Only the newest report is kept.
 
-        `checkpoint`: a value that is handed to the next attempt if this one fails.
+        `checkpoint`: a value of at most 16 KiB that is handed to the next attempt if this one fails.
         """
+        if checkpoint is not None:
+            details = _write(checkpoint, "checkpoint")
+            if details.ByteSize() > _MAX_CHECKPOINT_BYTES:
+                raise Failure("checkpoint.invalid", "the checkpoint has more than 16 KiB", retryable=False)
+            self._progress.details.CopyFrom(details)
         self._progress.fraction = fraction
         self._progress.note = note
-        if checkpoint is not None:
-            self._progress.details.CopyFrom(encode(checkpoint))
         self._tell(self)
 
 
@@ -121,6 +130,8 @@ class _Held:
         self.task: asyncio.Task[None] | None = None
         self.reported = False
         self.finish: Finish | None = None
+        # The server would not have the handler's own result.
+        self.refused = False
         self.cancelled = False
         # What becomes of the job if the handler lets itself be cancelled.
         self.give_back = False
@@ -281,7 +292,7 @@ class Worker:
         """Brings a new session up to date with what is held."""
         for lease_id in session.welcome.lost_lease_ids:
             self._lose(lease_id)
-        session.start(lambda message: self._receive(session, message), lambda: list(self._held))
+        session.start(lambda message: self._receive(session, message), self._at_work)
         if self._stop.is_set():
             session.post("capacity", WorkRequest(capacity=WorkerCapacity(max_in_flight=0)))
         for lease_id, held in self._held.items():
@@ -300,15 +311,16 @@ class Worker:
                 for lease_id in message.heartbeat_ack.lost_lease_ids:
                     self._lose(lease_id)
             case "finish_ack":
-                if not message.finish_ack.accepted:
-                    rejection = message.finish_ack.rejection
-                    _log.warning("a result came too late: %s (%s)", rejection.message, rejection.reason)
-                self._forget(message.finish_ack.lease_id)
+                self._settled(message.finish_ack)
             case "revoked":
                 if held := self._held.get(message.revoked.lease_id):
                     self._cancel(held)
             case "drain":
                 session.leaving.set()
+
+    def _at_work(self) -> list[str]:
+        """Leases for the heartbeat: a result is on its way before it."""
+        return [lease_id for lease_id, held in self._held.items() if held.finish is None]
 
     def _take(self, lease: Lease) -> None:
         if lease.lease_id in self._held:
@@ -327,7 +339,7 @@ class Worker:
         job = held.context.job
         try:
             payload = _read(job.spec.payload)
-            outcome = Finish(succeeded=_write(await handler(held.context, payload)))
+            outcome = Finish(succeeded=_write(await handler(held.context, payload), "output"))
         except Failure as failure:
             outcome = Finish(failed=failure._report())
         except asyncio.CancelledError:
@@ -343,14 +355,35 @@ class Worker:
     def _settle(self, held: _Held, finish: Finish) -> None:
         """Keeps a result until the server has acknowledged it."""
         lease_id = held.context._lease.lease_id
-        if self._held.get(lease_id) is held and held.finish is None:
-            finish.lease_id = lease_id
-            held.finish = finish
-            held.task = None
-            self._post_finish(lease_id, finish)
+        if self._held.get(lease_id) is not held or held.finish:
+            return
+        if finish.ByteSize() > _MAX_FINISH_BYTES:
+            finish = _refused("the output is larger than a message may be")
+        finish.lease_id = lease_id
+        held.finish = finish
+        held.task = None
+        self._post_finish(lease_id, finish)
+
+    def _settled(self, ack: FinishAck) -> None:
+        held = self._held.get(ack.lease_id)
+        if held is None or held.finish is None:
+            return
+        code = 0 if ack.accepted else ack.rejection.code
+        if code in (_UNAVAILABLE, _RESOURCE_EXHAUSTED):
+            pause = ack.rejection.retry_delay.ToTimedelta().total_seconds() or _PAUSE
+            asyncio.get_running_loop().call_later(pause, self._post_finish, ack.lease_id, held.finish)
+            return
+        if code:
+            _log.warning("the server refused a result: %s (%s)", ack.rejection.message, ack.rejection.reason)
+        if code == _INVALID_ARGUMENT and not held.refused:
+            held.refused = True
+            held.finish = None
+            self._settle(held, _refused(ack.rejection.message))
+        else:
+            self._forget(ack.lease_id)
 
     def _post_finish(self, lease_id: str, finish: Finish) -> None:
-        if self._session:
+        if self._session and lease_id in self._held:
             self._session.post(f"finish {lease_id}", WorkRequest(finish=finish))
 
     def _tell(self, lease_id: str, context: Context) -> None:
@@ -382,6 +415,11 @@ class Worker:
         self._changed.set()
 
 
+def _refused(why: str) -> Finish:
+    """What is reported in place of a result that cannot be."""
+    return Finish(failed=Failure("output.invalid", why, retryable=False)._report())
+
+
 def _read(payload: Payload) -> Any:
     try:
         return decode(payload)
@@ -389,8 +427,8 @@ def _read(payload: Payload) -> Any:
         raise Failure("payload.invalid", f"the payload is no JSON: {error}", retryable=False) from None
 
 
-def _write(output: object) -> Payload:
+def _write(value: object, what: str) -> Payload:
     try:
-        return encode(output)
+        return encode(value)
     except (TypeError, ValueError) as error:
-        raise Failure("output.invalid", f"the output cannot be written as JSON: {error}", retryable=False) from None
+        raise Failure(f"{what}.invalid", f"the {what} cannot be written as JSON: {error}", retryable=False) from None
