@@ -6,7 +6,8 @@ use futures_util::StreamExt as _;
 use jobwire::{
     client::{self, Client},
     proto::{
-        CancelJobRequest, GetJobRequest, Job, JobFilter, JobSpec, Payload, SubmitRequest, WatchResultsRequest,
+        CancelJobRequest, GetJobRequest, Job, JobFilter, JobSpec, Payload, SubmitRequest,
+        WatchResultsRequest,
         payload::Body,
         watch_results_request::{OnGap, Start},
         watch_results_response::Event,
