@@ -6,7 +6,7 @@
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
-tools=$(cd "$1" && pwd) binary=$2 rust=${3:-}
+tools=$(cd "$1" && pwd) binary=$(realpath "$2") rust=${3:-}
 python=$tools/venv/bin/python
 
 step() { printf '\n== %s\n' "$*"; }
@@ -15,14 +15,21 @@ step generated code
 tools/generate-clients.sh "$tools" --check
 
 step Python
-"$python" -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall ./clients/python
+rm -rf clients/python/build # Setuptools packs what an earlier build left there.
+"$python" -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall \
+    ./clients/python
 (cd clients/python && "$tools/venv/bin/mypy" && "$python" -m pytest -q tests)
 
 step TypeScript
 (cd clients/typescript && npm test --silent)
 
 step Go
-(cd clients/go && test -z "$(gofmt -l .)" && go vet ./... && go test ./... && go build -o "$tools/bin/go-driver" ./internal/conformance)
+cd clients/go
+[ -z "$(gofmt -l .)" ] || { gofmt -d .; exit 1; }
+go vet ./...
+go test ./...
+go build -o "$tools/bin/go-driver" ./internal/conformance
+cd - >/dev/null
 
 step conformance
 "$python" clients/conformance/run.py --server "$binary" --go "$tools/bin/go-driver" ${rust:+--rust "$rust"}

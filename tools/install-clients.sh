@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Brings what generates and tests the client libraries, below $1: a Python environment, two plugins of protoc, and ghz. The
-# packages of TypeScript go where Node looks for them.
+# Brings what generates and tests the client libraries, below $1: a Python environment, two plugins of protoc, and ghz.
+# The packages of TypeScript go where Node looks for them.
 #
 # usage: tools/install-clients.sh DIR
 set -euo pipefail
@@ -48,7 +48,9 @@ tool() {
 
 golang() {
     # A Go since 1.21 fetches the one that a module asks for, where GOTOOLCHAIN allows it.
-    go -C clients/go version >/dev/null || die "Go $(sed -n 's/^go //p' clients/go/go.mod) is the floor, or 1.21 that may fetch it"
+    local floor
+    floor=$(sed -n 's/^go //p' clients/go/go.mod)
+    go -C clients/go version >/dev/null || die "Go $floor is the floor, or 1.21 that may fetch it"
     tool google.golang.org/protobuf/cmd/protoc-gen-go "$protoc_gen_go"
     tool google.golang.org/grpc/cmd/protoc-gen-go-grpc "$protoc_gen_go_grpc"
     tool github.com/bojand/ghz/cmd/ghz "$ghz"

@@ -122,7 +122,7 @@ async def watch_across_a_kill(world: World) -> None:
 
 
 async def through_nginx(world: World) -> None:
-    """A watch through a proxy that cuts what is silent: it stays while nothing happens, and comes back after a restart."""
+    """A proxy that cuts what is silent: a watch stays while nothing happens, and comes back after a restart."""
     proxy = Nginx(world.server)
     await proxy.start()
     try:
@@ -224,7 +224,8 @@ async def drain(world: World) -> None:
 async def lease_lost(world: World) -> None:
     """A worker that froze for longer than its lease: the job goes on elsewhere, and what it did is for nothing."""
     async with world.worker() as frozen:
-        job_id = await world.submit("hold", [3600, 1], retry=RetryPolicy(max_attempts=3, initial_backoff={"nanos": 1000000}))
+        soon = RetryPolicy(initial_backoff={"nanos": 1000000})
+        job_id = await world.submit("hold", [3600, 1], retry=soon)
         await frozen.next("started")
         # A lease that no heartbeat confirmed would go back uncounted.
         await asyncio.sleep(1.5)
@@ -255,7 +256,16 @@ async def server_restarts(world: World) -> None:
 
 
 Scenario = Callable[[World], Awaitable[None]]
-CALLS: list[Scenario] = [one_request_id, errors, wait, cancel, gap, server_comes_back, watch_across_a_kill, through_nginx]
+CALLS: list[Scenario] = [
+    one_request_id,
+    errors,
+    wait,
+    cancel,
+    gap,
+    server_comes_back,
+    watch_across_a_kill,
+    through_nginx,
+]
 WORKERS: list[Scenario] = [
     work,
     fail,

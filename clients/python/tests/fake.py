@@ -33,7 +33,9 @@ from jobwire.v1.worker_service_pb2_grpc import WorkerServiceServicer, add_Worker
 class Refusal(Exception):
     """A status with details, as jobwire gives it."""
 
-    def __init__(self, code: grpc.StatusCode, reason: str = "", domain: str = "jobwire.v1", delay: float = 0.01) -> None:
+    def __init__(
+        self, code: grpc.StatusCode, reason: str = "", domain: str = "jobwire.v1", delay: float = 0.01
+    ) -> None:
         super().__init__(reason)
         self.code, self.reason, self.domain, self.delay = code, reason, domain, delay
 

@@ -25,7 +25,8 @@ export function decode(payload: Payload | undefined): any {
     if (!payload || !body?.case) return undefined;
     if (body.case === "json") return toJson(ValueSchema, body.value);
     const type = payload.contentType.split(";")[0]!.trim().toLowerCase();
-    const text = () => (body.case === "text" ? body.value : new TextDecoder("utf-8", { fatal: true }).decode(body.value));
+    const utf8 = new TextDecoder("utf-8", { fatal: true });
+    const text = () => (body.case === "text" ? body.value : utf8.decode(body.value));
     if (type === JSON_TYPE || type.endsWith("+json")) return JSON.parse(text());
     return body.case === "text" || type.startsWith("text/") ? text() : body.value;
 }

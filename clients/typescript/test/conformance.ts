@@ -13,7 +13,7 @@ import {
     type Job,
     Job_State,
     JobwireError,
-    WatchResultsRequest_OnGap,
+    WatchResultsRequest_OnGap as OnGap,
     Worker,
 } from "../src/node.js";
 
@@ -51,7 +51,7 @@ const commands: Record<string, (client: Client) => Promise<void>> = {
         for await (const { cursor, event } of client.watch({
             filter: { queues: args.queues ?? [] },
             heartbeatInterval: durationFromMs(1_000),
-            onGap: args.on_gap === "ON_GAP_CONTINUE" ? WatchResultsRequest_OnGap.CONTINUE : WatchResultsRequest_OnGap.FAIL,
+            onGap: args.on_gap === "ON_GAP_CONTINUE" ? OnGap.CONTINUE : OnGap.FAIL,
             start: args.after_cursor ? { case: "afterCursor", value: args.after_cursor } : { case: undefined },
         })) {
             if (event.case === "finished") {

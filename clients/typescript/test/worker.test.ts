@@ -4,7 +4,16 @@ import { create } from "@bufbuild/protobuf";
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { type Context, decode, durationFromMs, encode, Failure, LeaseSchema, Worker, type WorkerOptions } from "../src/node.js";
+import {
+    type Context,
+    decode,
+    durationFromMs,
+    encode,
+    Failure,
+    LeaseSchema,
+    Worker,
+    type WorkerOptions,
+} from "../src/node.js";
 import { Fake } from "./fake.js";
 
 function lease(leaseId: string, kind: string, payload: unknown = null, sequence = 1n) {
@@ -148,7 +157,9 @@ test("a lost lease is dropped", { timeout: 20_000 }, () =>
 test("a worker comes back with what it holds", { timeout: 20_000 }, () =>
     bench({}, async (bench) => {
         const { session: first } = await bench.fake.session();
-        for (const [name, kind] of [["a", "wait"], ["b", "double"], ["c", "wait"]] as const) first.send(lease(name, kind, 4));
+        first.send(lease("a", "wait"));
+        first.send(lease("b", "double", 4));
+        first.send(lease("c", "wait"));
         await first.seen("finish");
         await first.seen("heartbeat", (beat) => [...beat.leaseIds].sort().join() === "a,c");
         bench.fake.lost = ["c"];

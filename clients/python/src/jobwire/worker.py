@@ -54,8 +54,8 @@ _INVALID_ARGUMENT, _RESOURCE_EXHAUSTED, _UNAVAILABLE = 3, 8, 14
 class Failure(Exception):
     """Raised by a handler: the attempt failed.
 
-    `code` is a stable word, such as ``smtp.refused``. `retryable` False ends the job at once; `retry_after`, in seconds,
-    takes the place of the back-off. `details` go to whoever reads the outcome.
+    `code` is a stable word, such as ``smtp.refused``. `retryable` False ends the job at once; `retry_after`, in
+    seconds, takes the place of the back-off. `details` go to whoever reads the outcome.
     """
 
     def __init__(
