@@ -2,24 +2,23 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Error, Load, Report, Target, load, submit::of_calls, workload::Queue};
-use crate::proto::{BatchSubmitRequest, GetResultRequest};
+use super::{Error, Load, Report, Target, load, short, submit::of_calls, workload::Queue};
+use crate::proto::{BatchSubmitRequest, GetResultRequest, job_service_client::JobServiceClient};
 
 const JOBS: u64 = 10_000;
 const BATCH: u64 = 500;
 
 pub async fn run(target: &Target, load: &Load) -> Result<Report, Error> {
     let queue = Queue::new(load.payload);
-    let clients = target.clients(load.connections).await?;
+    let channels = target.channels(load.connections).await?;
     let ids = Arc::new(finished(target, &queue).await?);
     let caller = |index: usize| {
-        let (client, ids) = (clients[index % clients.len()].clone(), ids.clone());
+        let (channel, ids) = (channels[index % channels.len()].clone(), ids.clone());
         move || {
-            let mut client = client.clone();
             let job_id = ids[fastrand::usize(..ids.len())].clone();
+            let found = short::get_result(channel.clone(), GetResultRequest { job_id, ..Default::default() });
             async move {
-                let reply = client.get_result(GetResultRequest { job_id, ..Default::default() }).await?;
-                match reply.into_inner().done {
+                match found.await?.done {
                     true => Ok(()),
                     false => Err(Error::Unexpected("a final job is not done".into())),
                 }
@@ -33,7 +32,7 @@ pub async fn run(target: &Target, load: &Load) -> Result<Report, Error> {
 
 /// Makes jobs and waits for their ends.
 async fn finished(target: &Target, queue: &Queue) -> Result<Vec<String>, Error> {
-    let mut client = target.clients(1).await?.remove(0);
+    let mut client = JobServiceClient::new(target.channel().await?);
     let mut ids = Vec::new();
     for batch in 0..JOBS / BATCH {
         let requests = (0..BATCH).map(|number| queue.echo(batch * BATCH + number)).collect();

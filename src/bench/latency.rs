@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
-use super::{Error, Load, Report, Target, load, submit::of_calls, workload::Queue};
+use super::{Error, Load, Report, Target, load, short, submit::of_calls, workload::Queue};
 
 const WAIT: Duration = Duration::from_secs(10);
 
 pub async fn run(target: &Target, load: &Load) -> Result<Report, Error> {
     let queue = Queue::new(load.payload);
-    let client = target.clients(1).await?.remove(0);
+    let channel = target.channel().await?;
     let caller = |_| {
-        let (client, queue) = (client.clone(), queue.clone());
+        let (channel, queue) = (channel.clone(), queue.clone());
         move || {
-            let mut client = client.clone();
             let mut request = queue.echo(0);
             request.wait = WAIT.try_into().ok();
+            let submitted = short::submit(channel.clone(), request);
             async move {
-                match client.submit(request).await?.into_inner().done {
+                match submitted.await?.done {
                     true => Ok(()),
                     false => Err(Error::Unexpected("a job did not end within its wait".into())),
                 }

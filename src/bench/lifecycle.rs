@@ -16,10 +16,11 @@ use tonic::Streaming;
 use super::{
     Error, Load, Report, Target, load,
     report::{Latency, histogram},
-    submit::{IN_FLIGHT, accepted, with_usage},
+    short::{self, Watched},
+    submit::{IN_FLIGHT, with_usage},
     workload::{self, Queue},
 };
-use crate::proto::{StreamSubmitRequest, WatchResultsResponse, watch_results_response::Event};
+use crate::proto::StreamSubmitRequest;
 
 /// Jobs on their way at most, from before their submission until they are watched.
 const OUTSTANDING: usize = 16_384;
@@ -72,7 +73,7 @@ impl Course {
 
 /// Reads outcomes until as many were seen as `all` says, once it says.
 async fn watch(
-    mut messages: Streaming<WatchResultsResponse>,
+    mut messages: Streaming<Watched>,
     course: Arc<Course>,
     all: Arc<AtomicU64>,
     done: Arc<AtomicBool>,
@@ -85,9 +86,9 @@ async fn watch(
             Ok(None) => return Err(Error::Unexpected("the watch ended".into())),
             Err(_) => continue,
         };
-        if let Some(Event::Finished(job)) = message.event {
-            let number = workload::number(&job)
-                .ok_or_else(|| Error::Unexpected(format!("job {} ended without its output", job.job_id)))?;
+        if let Some(output) = message.output() {
+            let number = workload::number(&output)
+                .ok_or_else(|| Error::Unexpected("a job ended without its output".into()))?;
             times.saturating_record(course.end(number));
             seen += 1;
         }
@@ -104,9 +105,7 @@ struct Watcher {
 
 impl Watcher {
     async fn start(target: &Target, queue: &Queue, course: &Arc<Course>) -> Result<Self, Error> {
-        let mut client = target.clients(1).await?.remove(0);
-        let request = queue.watch();
-        let mut messages = client.watch_results(request).await?.into_inner();
+        let mut messages = short::watch_results(target.channel().await?, queue.watch()).await?;
         // The first one is a checkpoint: from here on nothing is missed.
         messages.next().await.ok_or_else(|| Error::Unexpected("the watch ended".into()))??;
         let (all, done) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
@@ -134,14 +133,15 @@ pub async fn unary(target: &Target, load: &Load) -> Result<Report, Error> {
     let queue = Queue::new(load.payload);
     let course = Course::new();
     let watcher = Watcher::start(target, &queue, &course).await?;
-    let clients = target.clients(load.connections).await?;
+    let channels = target.channels(load.connections).await?;
     let caller = |index: usize| {
-        let (client, queue, course) = (clients[index % clients.len()].clone(), queue.clone(), course.clone());
+        let (channel, queue, course) =
+            (channels[index % channels.len()].clone(), queue.clone(), course.clone());
         move || {
-            let (mut client, queue, course) = (client.clone(), queue.clone(), course.clone());
+            let (channel, queue, course) = (channel.clone(), queue.clone(), course.clone());
             async move {
                 let request = queue.echo(course.begin().await?);
-                Ok(client.submit(request).await.map(drop)?)
+                short::submit(channel, request).await.map(drop)
             }
         }
     };
@@ -157,7 +157,7 @@ pub async fn stream(target: &Target, load: &Load) -> Result<Report, Error> {
     let queue = Queue::new(load.payload);
     let course = Course::new();
     let watcher = Watcher::start(target, &queue, &course).await?;
-    let mut client = target.clients(1).await?.remove(0);
+    let channel = target.channel().await?;
     let (before, start) = (target.usage(), Instant::now());
     let end = start + load.duration + load::WARM_UP;
     let (sender, requests) = tokio::sync::mpsc::channel(IN_FLIGHT);
@@ -172,9 +172,9 @@ pub async fn stream(target: &Target, load: &Load) -> Result<Report, Error> {
             }
         }
     });
-    let mut verdicts = client.stream_submit(ReceiverStream::new(requests)).await?.into_inner();
-    while let Some(reply) = verdicts.next().await {
-        accepted(reply?.verdict)?;
+    let mut verdicts = short::stream_submit(channel, ReceiverStream::new(requests)).await?;
+    while let Some(verdict) = verdicts.next().await {
+        verdict?.accepted()?;
     }
     let times = watcher.finish(course.next.load(Ordering::Relaxed)).await?;
     Ok(with_usage(of("stream-lifecycle", start.elapsed(), &times), target, before))

@@ -10,23 +10,23 @@ use std::{
 
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 
-use super::{Error, Load, Report, Target, load, report::Latency, target::Usage, workload::Queue};
-use crate::proto::{StreamSubmitRequest, stream_submit_response::Verdict};
+use super::{Error, Load, Report, Target, load, report::Latency, short, target::Usage, workload::Queue};
+use crate::proto::StreamSubmitRequest;
 
 /// Jobs of a stream that are on their way.
 pub const IN_FLIGHT: usize = 4096;
 
 pub async fn unary(target: &Target, load: &Load) -> Result<Report, Error> {
     let queue = Queue::new(load.payload);
-    let clients = target.clients(load.connections).await?;
+    let channels = target.channels(load.connections).await?;
     let numbers = Arc::new(AtomicU64::new(0));
     let caller = |index: usize| {
-        let (client, queue, numbers) =
-            (clients[index % clients.len()].clone(), queue.clone(), numbers.clone());
+        let (channel, queue, numbers) =
+            (channels[index % channels.len()].clone(), queue.clone(), numbers.clone());
         move || {
-            let mut client = client.clone();
             let request = queue.waiting(numbers.fetch_add(1, Ordering::Relaxed));
-            async move { Ok(client.submit(request).await.map(drop)?) }
+            let submitted = short::submit(channel.clone(), request);
+            async move { submitted.await.map(drop) }
         }
     };
     let mut before = None;
@@ -85,7 +85,6 @@ pub async fn fill(
     queue: &Queue,
     go_on: impl Fn(u64) -> bool + Send + 'static,
 ) -> Result<u64, Error> {
-    let mut client = target.clients(1).await?.remove(0);
     let (sender, requests) = tokio::sync::mpsc::channel(IN_FLIGHT);
     let jobs = queue.clone();
     tokio::spawn(async move {
@@ -98,18 +97,11 @@ pub async fn fill(
             number += 1;
         }
     });
-    let mut verdicts = client.stream_submit(ReceiverStream::new(requests)).await?.into_inner();
+    let mut verdicts = short::stream_submit(target.channel().await?, ReceiverStream::new(requests)).await?;
     let mut count = 0;
-    while let Some(reply) = verdicts.next().await {
-        accepted(reply?.verdict)?;
+    while let Some(verdict) = verdicts.next().await {
+        verdict?.accepted()?;
         count += 1;
     }
     Ok(count)
-}
-
-pub fn accepted(verdict: Option<Verdict>) -> Result<(), Error> {
-    match verdict {
-        Some(Verdict::Accepted(_)) => Ok(()),
-        other => Err(Error::Unexpected(format!("a job was not accepted: {other:?}"))),
-    }
 }

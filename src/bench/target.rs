@@ -18,7 +18,6 @@ use tonic_health::pb::{
 };
 
 use super::Error;
-use crate::proto::job_service_client::JobServiceClient;
 
 /// How long a server may take to start.
 const START: Duration = Duration::from_secs(120);
@@ -102,7 +101,7 @@ impl Target {
         self.own.is_some()
     }
 
-    async fn channel(&self) -> Result<Channel, Error> {
+    pub async fn channel(&self) -> Result<Channel, Error> {
         channel(&self.address).await
     }
 
@@ -110,12 +109,12 @@ impl Target {
     ///
     /// # Errors
     /// If the server cannot be reached.
-    pub async fn clients(&self, connections: usize) -> Result<Vec<JobServiceClient<Channel>>, Error> {
-        let mut clients = Vec::with_capacity(connections);
+    pub async fn channels(&self, connections: usize) -> Result<Vec<Channel>, Error> {
+        let mut channels = Vec::with_capacity(connections);
         for _ in 0..connections {
-            clients.push(JobServiceClient::new(self.channel().await?));
+            channels.push(self.channel().await?);
         }
-        Ok(clients)
+        Ok(channels)
     }
 
     /// What our own server has used. None for another, or where the system does not tell.
@@ -147,7 +146,10 @@ async fn spawn(program: &Path, dir: &Path) -> Result<(Child, String), Error> {
         .stderr(std::fs::File::options().create(true).append(true).open(dir.join("log"))?)
         .kill_on_drop(true)
         .spawn()?;
-    let address = listening(&mut process).await?;
+    let address = listening(&mut process).await.map_err(|error| {
+        let said = std::fs::read_to_string(dir.join("log")).unwrap_or_default();
+        Error::Start(format!("{error}\n{}", said.trim_end()))
+    })?;
     Ok((process, address))
 }
 
@@ -156,7 +158,7 @@ async fn spawn(program: &Path, dir: &Path) -> Result<(Child, String), Error> {
 /// # Errors
 /// If it does not come.
 pub async fn listening(process: &mut Child) -> Result<String, Error> {
-    let silent = || Error::Start("it does not say where it listens".into());
+    let silent = || Error::Unexpected("it does not say where it listens".into());
     let stdout = process.stdout.take().ok_or_else(silent)?;
     let mut line = String::new();
     timeout(START, BufReader::new(stdout).read_line(&mut line)).await.map_err(|_| silent())??;

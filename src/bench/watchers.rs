@@ -75,7 +75,7 @@ async fn open(target: &Target, queue: &Queue, count_of: usize) -> Result<(Stream
 pub async fn fan_out(target: &Target, load: &Load) -> Result<Report, Error> {
     let queue = Queue::new(load.payload);
     let (streams, received) = open(target, &queue, load.watchers).await?;
-    let mut client = target.clients(1).await?.remove(0);
+    let mut client = JobServiceClient::new(target.channel().await?);
     let (before, start) = (target.usage(), Instant::now());
     let mut jobs = 0;
     while start.elapsed() < load.duration {

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use crate::proto::{
-    Job, JobFilter, JobSpec, Payload, PayloadFormat, SubmitRequest, WatchResultsRequest, payload::Body,
+    JobFilter, JobSpec, Payload, PayloadFormat, SubmitRequest, WatchResultsRequest, payload::Body,
 };
 
 /// A queue of this run alone.
@@ -52,7 +52,6 @@ impl Queue {
 }
 
 /// The number in the output of an echo job.
-pub fn number(job: &Job) -> Option<u64> {
-    let Some(Body::Data(data)) = &job.output.as_ref()?.body else { return None };
-    Some(u64::from_le_bytes(data.first_chunk().copied()?))
+pub fn number(output: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(output.first_chunk().copied()?))
 }

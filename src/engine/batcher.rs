@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use crate::job::Error;
 
 /// Batches on their way at the same time: while one is synced the next is already in line for the writer.
-const IN_FLIGHT: usize = 2;
+const IN_FLIGHT: usize = 64;
 
 struct Call<I, O> {
     item: I,

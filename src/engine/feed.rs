@@ -256,29 +256,14 @@ fn weight(outcome: &Outcome) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{FinalState, Job, JobSpec, Kind, Payload, State, Timestamp};
+    use crate::job::{FinalState, JobSpec, Kind, Payload, State};
 
     fn outcome(position: i64, id: &str) -> Outcome {
         let kind: Kind = "echo".parse().unwrap();
+        let spec = Arc::new(JobSpec::new(kind, Payload::none()));
         let job = Job {
-            id: id.parse().unwrap(),
-            spec: Arc::new(JobSpec::new(kind, Payload::none())),
             state: State::Final(FinalState::Succeeded),
-            attempt: 1,
-            run: 1,
-            output: None,
-            error: None,
-            progress: None,
-            cancel_requested: false,
-            worker: None,
-            submit_time: Timestamp(0),
-            next_attempt_time: None,
-            start_time: None,
-            finish_time: None,
-            delete_time: None,
-            version: 1,
-            trace: Default::default(),
-            attempts: Vec::new(),
+            ..Job::accepted(id.parse().unwrap(), spec, Timestamp(0))
         };
         Outcome { position: Position(position), job: job.into() }
     }

@@ -206,8 +206,7 @@ impl Engine {
         let size = item.spec.payload.size + 1024;
         let item = Submission { check_only: true, ..item };
         let group = self.0.submits.call(vec![item], size, Pressure::Refuse).await?;
-        let submitted = group.map_err(|(_, error)| error)?.into_iter().next();
-        submitted.ok_or_else(|| Error::Internal("no answer to a check".into()))
+        only(group.map_err(|(_, error)| error)?)
     }
 
     fn take_work(&self) -> Result<(), Error> {

@@ -434,12 +434,12 @@ impl Watcher {
         let patience = limits.stall_timeout;
         let stalled = Error::WatchStalled(patience);
         let weight = (weight + 1).min(limits.buffer_bytes) as u32;
-        let sent = tokio::time::timeout(patience, async {
+        let sent = async {
             let room =
                 self.room.clone().acquire_many_owned(weight).await.map_err(|_| Error::StreamRotated)?;
             let message = Message { cursor, event, _room: room };
             self.sender.send(message).await.map_err(|_| Error::StreamRotated)
-        });
-        sent.await.map_err(|_| stalled)?
+        };
+        tokio::time::timeout(patience, sent).await.map_err(|_| stalled)?
     }
 }

@@ -96,6 +96,18 @@ impl Error {
         }
     }
 
+    /// The same, where its field is part of a larger message: `path` leads to that part, as `spec.` does.
+    pub fn within(mut self, path: &str) -> Self {
+        if let Self::Invalid { field, .. }
+        | Self::JsonUnsafe { field, .. }
+        | Self::BadCursor { field }
+        | Self::TooLarge { field, .. } = &mut self
+        {
+            field.insert_str(0, path);
+        }
+        self
+    }
+
     /// A field that is not as it must be.
     pub fn invalid(field: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Invalid { field: field.into(), why: why.into() }

@@ -45,6 +45,33 @@ pub struct Job {
     pub attempts: Vec<Attempt>,
 }
 
+#[cfg(any(test, fuzzing))]
+impl Job {
+    /// A job just accepted, for tests.
+    pub fn accepted(id: JobId, spec: Arc<JobSpec>, submit_time: Timestamp) -> Self {
+        Self {
+            id,
+            spec,
+            state: State::QUEUED,
+            attempt: 0,
+            run: 1,
+            output: None,
+            error: None,
+            progress: None,
+            cancel_requested: false,
+            worker: None,
+            submit_time,
+            next_attempt_time: None,
+            start_time: None,
+            finish_time: None,
+            delete_time: None,
+            version: 1,
+            trace: BTreeMap::new(),
+            attempts: Vec::new(),
+        }
+    }
+}
+
 impl Job {
     /// The text that changes with every transition.
     pub fn etag(&self) -> String {

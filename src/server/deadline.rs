@@ -5,19 +5,13 @@
 
 use std::{panic::AssertUnwindSafe, time::Duration};
 
-use axum::{
-    body::Body,
-    extract::Request,
-    middleware::Next,
-    response::{IntoResponse as _, Response},
-};
 use futures_util::FutureExt as _;
-use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
 use tokio::time::{Instant, timeout_at};
-use tonic::Status;
+use tonic::{Status, body::Body};
 
 use super::{
-    room::Room,
+    room::{self, Room},
     status::{of_library, status},
 };
 use crate::job::Error;
@@ -34,9 +28,16 @@ impl Deadline {
 }
 
 /// Runs a call within its deadline, and never longer than `cap` until its headers are there.
-pub async fn enforce(cap: Duration, room: Room, mut request: Request, next: Next) -> Response {
+pub async fn enforce<B, F: Future<Output = Response<Body>>>(
+    cap: Duration,
+    room: &Room,
+    mut request: Request<B>,
+    call: impl FnOnce(Request<room::Request<B>>) -> F,
+) -> Response<Body> {
     if !is_grpc(request.headers()) {
-        return StatusCode::UNSUPPORTED_MEDIA_TYPE.into_response();
+        let mut refusal = Response::new(Body::empty());
+        *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        return refusal;
     }
     let now = Instant::now();
     let asked = request.headers().get("grpc-timeout").and_then(|value| parse(value.as_bytes()));
@@ -46,7 +47,9 @@ pub async fn enforce(cap: Duration, room: Room, mut request: Request, next: Next
     }
     let request = request.map(|body| room.request(body, cap));
     let end = deadline.map_or(now + cap, |deadline| deadline.min(now + cap));
-    match timeout_at(end, AssertUnwindSafe(next.run(request)).catch_unwind()).await {
+    // A call that panics before its first await must be caught too.
+    let call = AssertUnwindSafe(async move { call(request).await }).catch_unwind();
+    match timeout_at(end, call).await {
         Ok(Ok(response)) => Room::hold(explained(response)),
         Ok(Err(_)) => failure(Error::Internal("a call panicked".into())),
         Err(_) => failure(Error::DeadlineExceeded),
@@ -58,7 +61,7 @@ fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
-fn explained(mut response: Response) -> Response {
+fn explained(mut response: Response<Body>) -> Response<Body> {
     let headers = response.headers_mut();
     if headers.contains_key("grpc-status")
         && !headers.contains_key("grpc-status-details-bin")
@@ -70,8 +73,8 @@ fn explained(mut response: Response) -> Response {
     response
 }
 
-fn failure(error: Error) -> Response {
-    status(error).into_http::<Body>()
+fn failure(error: Error) -> Response<Body> {
+    status(error).into_http()
 }
 
 /// `grpc-timeout`: up to 8 digits and a unit (gRPC over HTTP/2, "Requests").

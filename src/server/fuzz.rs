@@ -128,33 +128,33 @@ fn submit(bytes: &[u8]) {
     // What the call itself looks at.
     let _ =
         convert::format("payload_format", request.payload_format, Format::Readable).map_err(|e| refused(&e));
-    item("", request);
+    item(request);
 }
 
 fn batch_submit(bytes: &[u8]) {
     let Ok(batch) = BatchSubmitRequest::decode(bytes) else { return };
-    for (index, request) in batch.requests.into_iter().enumerate() {
-        item(&format!("requests[{index}]."), request);
+    for request in batch.requests {
+        item(request);
     }
 }
 
 fn stream_submit(bytes: &[u8]) {
     let Ok(message) = StreamSubmitRequest::decode(bytes) else { return };
     let Some(request) = message.request else { return };
-    if let Err(error) = jobs::only_in_submit("request.", &request) {
+    if let Err(error) = jobs::only_in_submit(&request) {
         assert!(request.validate_only || request.wait.is_some());
         refused(&error);
     }
-    item("request.", request);
+    item(request);
 }
 
-fn taken(prefix: &str, request: SubmitRequest) -> Result<Submission, Error> {
+fn taken(request: SubmitRequest) -> Result<Submission, Error> {
     let fresh = "fresh".parse().expect("a valid id");
-    convert::submission(prefix, request, &Limits::default(), fresh, BTreeMap::new())
+    convert::submission(request, &Limits::default(), fresh, BTreeMap::new())
 }
 
-fn item(prefix: &str, request: SubmitRequest) {
-    let submission = match taken(prefix, request.clone()) {
+fn item(request: SubmitRequest) {
+    let submission = match taken(request.clone()) {
         Ok(submission) => submission,
         Err(error) => return refused(&error),
     };
@@ -162,9 +162,9 @@ fn item(prefix: &str, request: SubmitRequest) {
     // What was taken is told, and what is told can be asked for again.
     let told = |format| convert::job(&job(&submission), View::Full, format, usize::MAX).spec;
     let again = SubmitRequest { spec: told(Format::Raw), ..request.clone() };
-    assert_eq!(taken("", again).map(|again| again.spec), Ok(submission.spec.clone()));
+    assert_eq!(taken(again).map(|again| again.spec), Ok(submission.spec.clone()));
     let readable = SubmitRequest { spec: told(Format::Readable), ..request };
-    let readable = taken("", readable).expect("what is told can be asked for").spec;
+    let readable = taken(readable).expect("what is told can be asked for").spec;
     same_document(&submission.spec.payload, &readable.payload);
 }
 

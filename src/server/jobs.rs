@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::stream::BoxStream;
+use futures_util::stream::{BoxStream, Empty};
 use prost::Message as _;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
@@ -20,6 +20,7 @@ use super::{
     streams, tokens,
 };
 use crate::{
+    config::Limits,
     engine::{self, Engine, Pressure},
     job::{Error, JobId, View},
     proto::{self, job_service_server::JobService},
@@ -61,6 +62,10 @@ impl JobsApi {
     pub fn open(&self, engine: Engine, info: proto::GetServerInfoResponse) {
         // The first one stays; there is no second.
         let _ = self.jobs.set(Jobs { engine, info });
+    }
+
+    pub fn engine(&self) -> Result<&Engine, Status> {
+        Ok(&self.jobs()?.engine)
     }
 
     fn jobs(&self) -> Result<&Jobs, Status> {
@@ -108,7 +113,7 @@ impl Jobs {
         let request = request.into_inner();
         let format = format("payload_format", request.payload_format, Format::Readable)?;
         let until = self.patience(request.wait.as_ref(), deadline)?;
-        let item = submission("", request, &self.engine.config().limits, self.engine.fresh_id(), trace)?;
+        let item = submission(request, &self.engine.config().limits, self.engine.fresh_id(), trace)?;
         if item.check_only {
             return self.check(item, format).await;
         }
@@ -151,14 +156,10 @@ impl Jobs {
         let mut group = Vec::with_capacity(size);
         let mut formats = Vec::with_capacity(size);
         for (index, request) in requests.into_iter().enumerate() {
-            let prefix = format!("requests[{index}].");
-            only_in_submit(&prefix, &request)?;
-            formats.push(format(
-                &format!("{prefix}payload_format"),
-                request.payload_format,
-                Format::Readable,
-            )?);
-            group.push(submission(&prefix, request, limits, self.engine.fresh_id(), trace.clone())?);
+            let (item, format) = batch_item(request, limits, self.engine.fresh_id(), trace.clone())
+                .map_err(|error| error.within(&format!("requests[{index}].")))?;
+            group.push(item);
+            formats.push(format);
         }
         let group = self
             .engine
@@ -301,9 +302,20 @@ fn leave_output_out(response: &mut proto::SubmitResponse) {
     }
 }
 
+fn batch_item(
+    request: proto::SubmitRequest,
+    limits: &Limits,
+    fresh: JobId,
+    trace: BTreeMap<String, String>,
+) -> Result<(Submission, Format), Error> {
+    only_in_submit(&request)?;
+    let format = format("payload_format", request.payload_format, Format::Readable)?;
+    Ok((submission(request, limits, fresh, trace)?, format))
+}
+
 /// An item of a batch or a stream cannot wait, nor be checked alone.
-pub fn only_in_submit(prefix: &str, request: &proto::SubmitRequest) -> Result<(), Error> {
-    let refused = |field| Err(Error::invalid(format!("{prefix}{field}"), "works in Submit only"));
+pub fn only_in_submit(request: &proto::SubmitRequest) -> Result<(), Error> {
+    let refused = |field| Err(Error::invalid(field, "works in Submit only"));
     if request.wait.is_some() {
         return refused("wait");
     }
@@ -336,7 +348,7 @@ pub fn trace_headers(metadata: &MetadataMap) -> BTreeMap<String, String> {
 #[tonic::async_trait]
 impl JobService for JobsApi {
     type StreamSubmitStream = BoxStream<'static, Result<proto::StreamSubmitResponse, Status>>;
-    type WatchResultsStream = BoxStream<'static, Result<proto::WatchResultsResponse, Status>>;
+    type WatchResultsStream = Empty<Result<proto::WatchResultsResponse, Status>>;
 
     async fn submit(&self, request: Request<proto::SubmitRequest>) -> Answer<proto::SubmitResponse> {
         let answer = self.jobs()?.submit(request).await.map_err(status)?;
@@ -370,11 +382,9 @@ impl JobService for JobsApi {
 
     async fn watch_results(
         &self,
-        request: Request<proto::WatchResultsRequest>,
+        _: Request<proto::WatchResultsRequest>,
     ) -> Answer<Self::WatchResultsStream> {
-        let (deadline, retire) = (Deadline::of(&request), Retire::of(&request));
-        let watch = streams::watch(self.jobs()?.engine.clone(), request.into_inner(), deadline, retire).await;
-        watch.map(Response::new).map_err(status)
+        Err(status(Error::Internal("WatchResults is answered by `Watches`".into())))
     }
 
     async fn get_job(&self, request: Request<proto::GetJobRequest>) -> Answer<proto::GetJobResponse> {

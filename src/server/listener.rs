@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
 use http::Request;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -23,9 +22,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower::ServiceExt as _;
 
-use super::socket::Socket;
+use super::{front::Front, socket::Socket};
 use crate::config::Http2;
 
 /// After an accept that failed, as when descriptors have run out.
@@ -51,7 +49,7 @@ impl Retire {
 /// Serves connections until it is told to stop.
 pub struct Listener {
     limits: Http2,
-    router: Router,
+    front: Front,
     slots: Arc<Semaphore>,
     by_address: Arc<Mutex<HashMap<IpAddr, usize>>>,
     connections: TaskTracker,
@@ -78,14 +76,14 @@ impl Drop for Slot {
 }
 
 impl Listener {
-    pub fn new(limits: Http2, router: Router) -> Self {
+    pub fn new(limits: Http2, front: Front) -> Self {
         Self {
             slots: Arc::new(Semaphore::new(limits.max_connections)),
             by_address: Arc::default(),
             connections: TaskTracker::new(),
             stop: CancellationToken::new(),
             limits,
-            router,
+            front,
         }
     }
 
@@ -111,9 +109,9 @@ impl Listener {
             tracing::warn!(%peer, "too many connections: one more is closed");
             return;
         };
-        let (limits, router, stop) = (self.limits.clone(), self.router.clone(), self.stop.clone());
+        let (limits, front, stop) = (self.limits.clone(), self.front.clone(), self.stop.clone());
         self.connections.spawn(async move {
-            if let Err(error) = connection(&limits, router, stream, stop).await {
+            if let Err(error) = connection(&limits, front, stream, stop).await {
                 tracing::debug!(%peer, error, "a connection ended");
             }
             drop(slot);
@@ -143,7 +141,7 @@ impl Listener {
 
 async fn connection(
     limits: &Http2,
-    router: Router,
+    front: Front,
     stream: TcpStream,
     stop: CancellationToken,
 ) -> Result<(), String> {
@@ -157,11 +155,11 @@ async fn connection(
     let marked = retire.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(marked.clone());
-        router.clone().oneshot(request)
+        front.clone().answer(request)
     });
     let socket = Socket::new(stream);
     let serving = builder.serve_connection(TokioIo::new(socket.clone()), service);
-    let ended = until_it_goes(limits, serving, retire, stop).await;
+    let ended = socket.in_turns(until_it_goes(limits, serving, retire, stop)).await;
     socket.linger().await;
     ended
 }

@@ -6,6 +6,7 @@ mod builder;
 mod convert;
 mod deadline;
 mod descriptors;
+mod front;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod jobs;
@@ -17,22 +18,17 @@ mod socket;
 mod status;
 mod streams;
 mod tokens;
+mod watches;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, middleware};
-use http::{HeaderName, HeaderValue, header};
 use tokio::{net::TcpListener, task::spawn_blocking};
 use tonic::{server::NamedService as _, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tower_http::{
-    cors::{AllowOrigin, CorsLayer},
-    propagate_header::PropagateHeaderLayer,
-};
 use uuid::Uuid;
 
 pub use self::{builder::Builder, signals::stop_signal};
-use self::{convert::proto_duration, jobs::JobsApi, listener::Listener, room::Room};
+use self::{convert::proto_duration, front::Front, jobs::JobsApi, listener::Listener, room::Room};
 use crate::{
     config::{Config, InvalidSettings},
     engine::{Clock, Engine},
@@ -54,9 +50,6 @@ const CLOSING: Duration = Duration::from_secs(5);
 
 /// Calls get this long to be told that the store has failed.
 const FAILING: Duration = Duration::from_millis(500);
-
-/// What a caller calls its call: told back with the answer, whatever it is.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The names in health checks: all of the server, and its service.
 const CHECKED: [&str; 2] = ["", "jobwire.v1.JobService"];
@@ -170,11 +163,8 @@ impl Port {
     /// Answers from now on, with health NOT_SERVING.
     async fn open(config: &Config, api: JobsApi, room: Room, socket: TcpListener) -> Self {
         let (health, health_service) = tonic_health::server::health_reporter();
-        let jobs = JobServiceServer::new(api)
-            .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(MAX_MESSAGE);
-        let routes = with_reflection(Routes::new(jobs).add_service(health_service));
-        let listener = Arc::new(Listener::new(config.http2.clone(), router(config, room, routes)));
+        let front = Front::new(config, room, api, with_reflection(Routes::new(health_service)));
+        let listener = Arc::new(Listener::new(config.http2.clone(), front));
         let port = Self { listener: listener.clone(), health };
         port.set_serving(false).await;
         tokio::spawn(async move { listener.accept(socket).await });
@@ -211,34 +201,6 @@ fn with_reflection(routes: Routes) -> Routes {
     routes
         .add_service(configured().build_v1().expect(sound))
         .add_service(configured().build_v1alpha().expect(sound))
-}
-
-/// The layers around the services, outermost last.
-fn router(config: &Config, room: Room, routes: Routes) -> Router {
-    let cap = config.limits.max_unary;
-    let router = routes
-        .prepare()
-        .into_axum_router()
-        .layer(middleware::from_fn(move |request, next| deadline::enforce(cap, room.clone(), request, next)))
-        .layer(tonic_web::GrpcWebLayer::new())
-        .layer(PropagateHeaderLayer::new(REQUEST_ID));
-    let origins: Vec<HeaderValue> =
-        config.web.allowed_origins.iter().filter_map(|origin| origin.parse().ok()).collect();
-    if origins.is_empty() {
-        return router;
-    }
-    let own = ["grpc-timeout", "x-grpc-web", "x-user-agent", "traceparent", "tracestate", "x-request-id"]
-        .map(HeaderName::from_static);
-    let told = ["grpc-status", "grpc-message", "grpc-status-details-bin", "x-request-id"]
-        .map(HeaderName::from_static);
-    router.layer(
-        CorsLayer::new()
-            .allow_origin(AllowOrigin::list(origins))
-            .allow_methods([http::Method::POST])
-            .allow_headers([header::CONTENT_TYPE].into_iter().chain(own).collect::<Vec<_>>())
-            .expose_headers(told)
-            .max_age(Duration::from_secs(3600)),
-    )
 }
 
 fn info(engine: &Engine, handlers: &Handlers, instance: &str) -> proto::GetServerInfoResponse {

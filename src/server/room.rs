@@ -10,17 +10,19 @@ use std::{
     time::Duration,
 };
 
-use axum::body::{Body, Bytes};
+use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::{Frame, SizeHint};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Sleep, sleep},
 };
-use tonic::Response;
+use tonic::{Response, Status, body::Body};
 
 use super::{MAX_MESSAGE, status::status};
 use crate::job::Error;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Bytes of messages that are not counted: there is always room for those.
 const SMALL: usize = 64 << 10;
@@ -55,9 +57,9 @@ impl Room {
     }
 
     /// A request whose large messages need room, and come to their end within `patience`.
-    pub fn request(&self, body: Body, patience: Duration) -> Body {
+    pub fn request<B>(&self, body: B, patience: Duration) -> Request<B> {
         let (head, have, left) = ([0; HEAD], 0, 0);
-        Body::new(Request { body, room: self.clone(), patience, head, have, left, large: None })
+        Request { body, room: self.clone(), patience, head, have, left, large: None }
     }
 
     /// A reply, if there is room for it.
@@ -106,8 +108,9 @@ fn taking<T>(reply: T, taken: Option<Taken>) -> Response<T> {
     response
 }
 
-struct Request {
-    body: Body,
+/// The body of a request, whose large messages take room.
+pub struct Request<B> {
+    body: B,
     room: Room,
     patience: Duration,
     /// Of the next message, as far as it has come.
@@ -126,7 +129,7 @@ struct Large {
     end: Pin<Box<Sleep>>,
 }
 
-impl Request {
+impl<B> Request<B> {
     fn count(&mut self, mut data: &[u8]) -> Result<(), Error> {
         while !data.is_empty() {
             let part = data.len().min(if self.left > 0 { self.left } else { HEAD - self.have });
@@ -165,28 +168,30 @@ impl Request {
     }
 }
 
-impl hyper::body::Body for Request {
+impl<B> hyper::body::Body for Request<B>
+where
+    B: hyper::body::Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = Status;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let refused = |error| Poll::Ready(Some(Err(axum::Error::new(status(error)))));
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let polled = Pin::new(&mut self.body).poll_frame(context);
         if polled.is_pending()
             && let Some(large) = &mut self.large
         {
             ready!(large.end.as_mut().poll(context));
-            return refused(Error::DeadlineExceeded);
+            return Poll::Ready(Some(Err(status(Error::DeadlineExceeded))));
         }
-        let frame = ready!(polled);
-        let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
-        match data.map_or(Ok(()), |data| self.count(data)) {
-            Ok(()) => Poll::Ready(frame),
-            Err(error) => refused(error),
+        let Some(frame) = ready!(polled) else { return Poll::Ready(None) };
+        let frame = frame.map_err(|error| Status::from_error(error.into()))?;
+        if let Some(data) = frame.data_ref() {
+            self.count(data).map_err(status)?;
         }
+        Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -202,12 +207,6 @@ impl hyper::body::Body for Request {
 mod tests {
     use super::*;
 
-    fn request(room: &Room) -> Request {
-        let (head, have, left) = ([0; HEAD], 0, 0);
-        let (body, patience) = (Body::empty(), Duration::from_secs(9));
-        Request { body, room: room.clone(), patience, head, have, left, large: None }
-    }
-
     fn message(size: usize) -> Vec<u8> {
         [&[0][..], &(size as u32).to_be_bytes(), &vec![7; size]].concat()
     }
@@ -218,13 +217,13 @@ mod tests {
         let free = || room.requests.available_permits();
         let bytes = [message(0), message(100), message(SMALL), message(MAX_MESSAGE), message(1)].concat();
         for part in [1, 3, 5, 1000, SMALL, usize::MAX] {
-            let mut request = request(&room);
+            let mut request = room.request((), Duration::from_secs(9));
             for piece in bytes.chunks(part) {
                 request.count(piece).unwrap();
             }
             assert_eq!((request.have, request.left, free()), (0, 0, MAX_MESSAGE), "{part}");
         }
-        let mut half = request(&room);
+        let mut half = room.request((), Duration::from_secs(9));
         half.count(&message(SMALL)[..HEAD + 1000]).unwrap();
         assert_eq!(free(), MAX_MESSAGE - 1000);
         drop(half);
@@ -234,9 +233,9 @@ mod tests {
     #[tokio::test]
     async fn without_room_a_large_message_is_refused_and_a_small_one_is_not() {
         let room = Room::new(SMALL);
-        let mut first = request(&room);
+        let mut first = room.request((), Duration::from_secs(9));
         first.count(&message(SMALL)[..SMALL]).unwrap();
-        let mut second = request(&room);
+        let mut second = room.request((), Duration::from_secs(9));
         second.count(&message(SMALL - 1)).unwrap();
         assert!(matches!(second.count(&message(SMALL)), Err(Error::QueueFull { .. })));
     }

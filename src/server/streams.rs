@@ -1,4 +1,4 @@
-//! The two streams of JobService.
+//! StreamSubmit.
 
 use std::{
     collections::BTreeMap,
@@ -18,15 +18,16 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::{
-    convert::{self, Format, format, submission},
+    convert::submission,
     jobs::only_in_submit,
     status::{of_library, rejection, status},
     tokens,
 };
 use crate::{
-    engine::{self, Engine, Message, Pressure, Watch},
+    engine::{self, Engine, Pressure},
     job::Error,
     proto::{self, Accepted, StreamSubmitRequest, StreamSubmitResponse, stream_submit_response::Verdict},
+    store::Submission,
 };
 
 /// Items of one stream that wait for their commit.
@@ -100,8 +101,7 @@ async fn judge(
     trace: BTreeMap<String, String>,
 ) -> Result<Accepted, Error> {
     let request = item.request.ok_or_else(|| Error::invalid("request", "is required"))?;
-    only_in_submit("request.", &request)?;
-    let item = submission("request.", request, &engine.config().limits, engine.fresh_id(), trace)?;
+    let item = stream_item(engine, request, trace).map_err(|error| error.within("request."))?;
     let group = engine.submit(vec![item], Pressure::Wait).await.map_err(|(_, error)| error)?;
     let submitted = engine::only(group)?;
     Ok(Accepted {
@@ -111,34 +111,13 @@ async fn judge(
     })
 }
 
-/// A watch as a stream of messages. It ends when the caller drops it.
-pub async fn watch(
-    engine: Engine,
-    request: proto::WatchResultsRequest,
-    deadline: Option<Instant>,
-    retire: CancellationToken,
-) -> Result<BoxStream<'static, Result<proto::WatchResultsResponse, Status>>, Error> {
-    let format = format("payload_format", request.payload_format, Format::Readable)?;
-    let now = engine.clock().now();
-    let request = convert::watch_request(request, engine.config(), engine.log_id(), now, (deadline, retire))?;
-    let max_output = request.max_inline_output;
-    let watch = engine.watch(request).await?;
-    let messages = stream::unfold(Some(watch), |watch: Option<Watch>| async move {
-        let mut watch = watch?;
-        let next = watch.next().await?;
-        // After an error there is nothing more.
-        let rest = next.is_ok().then_some(watch);
-        Some((next, rest))
-    });
-    let encoded = messages.map(move |message| match message {
-        Ok(Message { cursor, event, .. }) => {
-            let event = convert::event(&event, format, max_output, engine.clock().now());
-            let cursor = cursor.map(|position| tokens::cursor(engine.log_id(), position)).unwrap_or_default();
-            Ok(proto::WatchResultsResponse { cursor, event: Some(event) })
-        }
-        Err(error) => Err(status(error)),
-    });
-    Ok(encoded.boxed())
+fn stream_item(
+    engine: &Engine,
+    request: proto::SubmitRequest,
+    trace: BTreeMap<String, String>,
+) -> Result<Submission, Error> {
+    only_in_submit(&request)?;
+    submission(request, &engine.config().limits, engine.fresh_id(), trace)
 }
 
 async fn at(deadline: Option<Instant>) {

@@ -94,8 +94,9 @@ impl Dispatcher {
                     return;
                 }
             }
-            let waits = !self.limits_queues() && found > 0;
-            if found < limit && !waits {
+            // A claim that may wait is asked again at once, unless the store does not let it wait.
+            let is_idle = if self.limits_queues() { found < limit } else { found == 0 };
+            if is_idle {
                 tokio::select! {
                     () = self.engine.drained() => return,
                     _ = due.changed() => {}

@@ -1,19 +1,17 @@
 //! Messages made by hand, byte by byte.
 
-use bytes::{Buf as _, BufMut as _, Bytes};
+use bytes::Bytes;
 use http::{HeaderMap, StatusCode, uri::PathAndQuery};
 use http_body_util::Full;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use jobwire::proto::{GetResultRequest, ListJobsRequest, SubmitResponse, job::State};
+use jobwire::{
+    bench::raw,
+    proto::{GetResultRequest, ListJobsRequest, SubmitResponse, job::State},
+};
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, Kind, MessageDescriptor};
 use tokio::net::TcpStream;
-use tonic::{
-    Code, Request, Status,
-    client::Grpc,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
-    transport::Channel,
-};
+use tonic::{Code, Request, Status, client::Grpc, transport::Channel};
 
 use crate::{
     calls::{Refusal, finish, get},
@@ -21,50 +19,12 @@ use crate::{
     vanish::framed,
 };
 
-/// Passes bytes through.
-#[derive(Clone, Default)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(from.copy_to_bytes(from.remaining())))
-    }
-}
-
 /// Calls a method of any service with a message of any bytes.
 async fn call(channel: &Channel, path: &str, message: Vec<u8>) -> Result<Bytes, Status> {
     let mut grpc = Grpc::new(channel.clone());
     grpc.ready().await.expect("the server is there");
     let path = path.parse::<PathAndQuery>().expect("a path");
-    Ok(grpc.unary(Request::new(message.into()), path, Raw).await?.into_inner())
+    Ok(grpc.unary(Request::new(message.into()), path, raw::Codec).await?.into_inner())
 }
 
 const SUBMIT: &str = "/jobwire.v1.JobService/Submit";

@@ -1,5 +1,3 @@
-use std::sync::Arc;
-
 use super::*;
 use crate::job::{JobSpec, Payload};
 
@@ -10,26 +8,7 @@ fn job() -> Job {
         labels: BTreeMap::from([("tenant".to_owned(), "t1".to_owned())]),
         ..JobSpec::new("send.mail".parse().unwrap(), Payload::none())
     };
-    Job {
-        id: "a".parse().unwrap(),
-        spec: Arc::new(spec),
-        state: State::QUEUED,
-        attempt: 0,
-        run: 1,
-        output: None,
-        error: None,
-        progress: None,
-        cancel_requested: false,
-        worker: None,
-        submit_time: Timestamp(1000),
-        next_attempt_time: None,
-        start_time: None,
-        finish_time: None,
-        delete_time: None,
-        version: 1,
-        trace: BTreeMap::new(),
-        attempts: Vec::new(),
-    }
+    Job::accepted("a".parse().unwrap(), spec.into(), Timestamp(1000))
 }
 
 fn matching(filters: impl IntoIterator<Item = Filter>) {

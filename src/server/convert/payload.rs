@@ -1,3 +1,4 @@
+use bytes::Bytes;
 use prost::Message as _;
 
 use crate::{
@@ -12,6 +13,9 @@ const MAX_CONTENT_TYPE: usize = 255;
 /// Bytes of a document as a `Value` on the wire, which may be several times those of its text. A larger one goes as
 /// text, so that an input and an output fit a message whatever they hold.
 const MAX_VALUE: usize = 1 << 20;
+
+/// Bytes that the library reads a message into at least.
+const READ_BUFFER: usize = 8 << 10;
 
 /// How bodies travel in a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,14 +42,14 @@ pub fn format(field: &str, number: i32, unspecified: Format) -> Result<Format, E
 pub fn payload(field: &str, payload: proto::Payload, limit: usize) -> Result<Payload, Error> {
     let (default_type, body) = match payload.body {
         None if payload.content_type.is_empty() => return Ok(Payload::none()),
-        None => (Payload::BYTES, bytes::Bytes::new()),
+        None => (Payload::BYTES, Bytes::new()),
         Some(Body::Json(value)) => {
             let json = json::to_bytes(&value)
                 .map_err(|why| Error::JsonUnsafe { field: format!("{field}.json"), why })?;
             (Payload::JSON, json.into())
         }
         Some(Body::Text(text)) => (Payload::TEXT, text.into()),
-        Some(Body::Data(data)) => (Payload::BYTES, data),
+        Some(Body::Data(data)) => (Payload::BYTES, owned(data)),
     };
     let content_type = match payload.content_type.as_str() {
         "" => default_type,
@@ -55,6 +59,12 @@ pub fn payload(field: &str, payload: proto::Payload, limit: usize) -> Result<Pay
         return Err(Error::TooLarge { field: field.into(), limit: limit as u64, size: body.len() as u64 });
     }
     Ok(Payload::new(content_type, body))
+}
+
+/// A body that came in is a part of the buffer that it was read into, and keeps all of it in memory for as long as the
+/// job is there. A small one is copied out.
+fn owned(body: Bytes) -> Bytes {
+    if body.len() < READ_BUFFER { Bytes::copy_from_slice(&body) } else { body }
 }
 
 fn checked_type<'a>(field: &str, given: &'a str) -> Result<&'a str, Error> {
@@ -82,7 +92,7 @@ pub fn proto_payload(payload: &Payload, format: Format, max_body: usize) -> prot
     }
 }
 
-fn readable(content_type: &str, body: &bytes::Bytes) -> Body {
+fn readable(content_type: &str, body: &Bytes) -> Body {
     if is_json(content_type)
         && let Some(value) = json::from_bytes(body)
         && value.encoded_len() <= MAX_VALUE.max(body.len())
@@ -92,7 +102,7 @@ fn readable(content_type: &str, body: &bytes::Bytes) -> Body {
     text(body)
 }
 
-fn text(body: &bytes::Bytes) -> Body {
+fn text(body: &Bytes) -> Body {
     match std::str::from_utf8(body) {
         Ok(text) => Body::Text(text.to_owned()),
         Err(_) => Body::Data(body.clone()),

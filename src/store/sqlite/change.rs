@@ -84,7 +84,8 @@ pub fn delete(tx: &mut Tx<'_>, delete: &Delete) -> Result<Answer<()>> {
 }
 
 /// Everything of a final job but its request ids.
-pub fn remove(tx: &Tx<'_>, num: i64) -> Result<()> {
+pub fn remove(tx: &mut Tx<'_>, num: i64) -> Result<()> {
+    tx.removed = true;
     for sql in [
         "DELETE FROM done WHERE num = ?1",
         "DELETE FROM failure WHERE num = ?1",

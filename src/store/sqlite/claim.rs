@@ -83,7 +83,9 @@ fn first_in_line(tx: &Tx<'_>, now: Timestamp, lines: &[i64], quota: usize) -> Re
 }
 
 fn lease(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: &LiveRow) -> Result<Option<Leased>> {
-    let fixed = match read::fixed(tx.connection, row.num, true) {
+    let known = tx.recent.get(row.num).map(|(_, fixed)| fixed.clone());
+    let fixed = match known.map_or_else(|| read::fixed(tx.connection, row.num, true), |fixed| Ok(Some(fixed)))
+    {
         Err(rusqlite::Error::FromSqlConversionFailure(_, _, why)) => {
             let message = format!("{why} is damaged; run `jobwire verify`");
             let error = JobError::new(Cause::Internal, "jobwire.data_loss", &message, false);
@@ -100,6 +102,7 @@ fn lease(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: &LiveRow) -> Resul
     let attempt_timeout = fixed.spec.attempt_timeout.unwrap_or(policy.attempt_timeout);
     let is_new = row.live.version == 1;
     let row = LiveRow { live, ..row.clone() };
+    tx.recent.keep(row.clone(), fixed.clone());
     let job = if is_new { read::of_live(fixed, &row) } else { read::live_job(tx.connection, fixed, &row)? };
     Ok(Some(Leased { lease: LeaseId { job: row.num, fence }, job: job.into(), attempt_timeout }))
 }

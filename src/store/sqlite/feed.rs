@@ -31,11 +31,11 @@ fn cut(connection: &Connection) -> Result<Timestamp> {
 
 /// Where the feed ends in the snapshot.
 pub fn head(connection: &Connection) -> Result<Position> {
-    let head: Option<i64> = connection
-        .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'done'")?
-        .query_row([], |row| row.get(0))
-        .optional()?;
-    Ok(Position(head.unwrap_or(0)))
+    connection
+        .prepare_cached(
+            "SELECT max(coalesce((SELECT max(seq) FROM done), 0), value) FROM meta WHERE key = 'last_seq'",
+        )?
+        .query_row([], |row| row.get(0).map(Position))
 }
 
 pub fn feed_start(connection: &Connection, now: Timestamp) -> Result<FeedStart> {

@@ -13,6 +13,7 @@ mod maintenance;
 mod open;
 mod read;
 mod readers;
+mod recent;
 mod rows;
 mod settle;
 mod submit;
@@ -43,7 +44,6 @@ use self::{
     checkpoint::Checkpointer,
     lines::Lines,
     readers::Readers,
-    tx::Fences,
     writer::{Durable, State, Writer},
 };
 use super::{
@@ -139,16 +139,8 @@ impl SqliteStore {
         let readers =
             Readers::open(dir, config.store.readers, config.store.cache_bytes / 2, signals.clone())?;
         let checkpointer = Checkpointer::start(dir, config.store.wal_limit_bytes, signals.clone())?;
-        let mut state = State {
-            connection,
-            config: config.clone(),
-            lines,
-            fences: Fences::new(),
-            signals: signals.clone(),
-            shared: shared.clone(),
-            durable: Durable::Synced,
-            parked: Vec::new(),
-        };
+        let mut state =
+            State::new(connection, config.clone(), lines, signals.clone(), shared.clone()).map_err(sqlite)?;
         let recovered = state.now(|tx| tick::recover(tx, now)).map_err(sqlite)?;
         if recovered > 0 {
             tracing::warn!(

@@ -30,6 +30,7 @@ pub fn id(connection: &Connection, num: i64) -> Result<Option<JobId>> {
 }
 
 /// What never changes of a job.
+#[derive(Clone, Debug)]
 pub struct Fixed {
     pub id: JobId,
     pub spec: Arc<JobSpec>,

@@ -85,7 +85,7 @@ pub fn names(row: &Row<'_>) -> Result<(QueueName, Kind)> {
 }
 
 /// The row of an unfinished job.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LiveRow {
     pub num: i64,
     pub line: i64,

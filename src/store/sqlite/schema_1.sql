@@ -2,9 +2,10 @@
 
 -- log_id: NULL in a backup, so that a restored store begins a log of its own.
 -- syncs: counts commits made only to be synced.
+-- last_num, last_seq: the largest numbers when rows were last removed; those of removed rows must not come again.
 -- feed_start: outcomes up to this seq have left the feed; feed_cut: when the last of them was committed.
 CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
-INSERT INTO meta VALUES ('log_id', NULL), ('feed_start', 0), ('feed_cut', 0), ('syncs', 0);
+INSERT INTO meta VALUES ('log_id', NULL), ('feed_start', 0), ('feed_cut', 0), ('syncs', 0), ('last_num', 0), ('last_seq', 0);
 
 -- One for each pair of queue and kind, with its counts. Counts of final states only grow.
 CREATE TABLE line (
@@ -23,9 +24,9 @@ CREATE TABLE line (
   UNIQUE (queue, kind)
 ) STRICT;
 
--- What was asked for: written once. AUTOINCREMENT, because a number must not come back after a delete.
+-- What was asked for: written once.
 CREATE TABLE job (
-  num          INTEGER PRIMARY KEY AUTOINCREMENT,
+  num          INTEGER PRIMARY KEY,
   id           ANY     NOT NULL UNIQUE,     -- a UUID as 16 bytes, any other id as text
   line         INTEGER NOT NULL,
   priority     INTEGER NOT NULL,
@@ -67,7 +68,7 @@ CREATE UNIQUE INDEX live_unique ON live (unique_queue, unique_key) WHERE unique_
 
 -- The result store and the feed: seq is the position, in commit order.
 CREATE TABLE done (
-  seq          INTEGER PRIMARY KEY AUTOINCREMENT,
+  seq          INTEGER PRIMARY KEY,
   num          INTEGER NOT NULL,
   run          INTEGER NOT NULL,
   attempt      INTEGER NOT NULL,

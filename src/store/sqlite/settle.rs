@@ -24,6 +24,7 @@ fn renew_one(tx: &mut Tx<'_>, renewal: &Renewal) -> Result<Renewed> {
     tx.connection
         .prepare_cached("UPDATE live SET until = ?2 WHERE num = ?1")?
         .execute(params![row.num, renewal.until])?;
+    tx.recent.renew(row.num, renewal.until);
     if let Some(progress) = &renewal.progress {
         tx.store_progress(row.num, progress)?;
     }

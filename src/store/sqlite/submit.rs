@@ -41,6 +41,7 @@ fn submit_group(
                     tx.connection.prepare_cached("ROLLBACK TO batch")?.execute([])?;
                     tx.connection.prepare_cached("RELEASE batch")?.execute([])?;
                     tx.lines.roll_back(mark);
+                    tx.recent.clear();
                 }
                 return Ok(Err((index, error)));
             }
@@ -75,15 +76,15 @@ fn submit_one(
     if let Some(error) = no_room(tx, &submission.spec) {
         return Ok(Err(error));
     }
-    let row = match submission.check_only {
-        true => as_if(submission, now),
-        false => insert(tx, now, submission)?,
-    };
     let fixed = Fixed {
         id: submission.job_id.clone(),
         spec: submission.spec.clone(),
         trace: submission.trace.clone(),
         submitted: now,
+    };
+    let row = match submission.check_only {
+        true => as_if(submission, now),
+        false => insert(tx, now, submission, &fixed)?,
     };
     Ok(Ok(Submitted { job: read::of_live(fixed, &row).into(), deduplicated: false, position: before }))
 }
@@ -218,16 +219,18 @@ fn as_if(submission: &Submission, now: Timestamp) -> LiveRow {
     LiveRow { num: 0, line: 0, bytes, retention: spec.retention, live: Live::admit(spec, now) }
 }
 
-fn insert(tx: &mut Tx<'_>, now: Timestamp, submission: &Submission) -> Result<LiveRow> {
+fn insert(tx: &mut Tx<'_>, now: Timestamp, submission: &Submission, fixed: &Fixed) -> Result<LiveRow> {
     let spec = &submission.spec;
     let line = tx.lines.of(tx.connection, tx.config, spec)?;
     let payload = spec.payload.bytes();
+    let num = tx.numbers.next();
     tx.connection
         .prepare_cached(
-            "INSERT INTO job (id, line, priority, submitted, content_type, payload, crc, options) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT INTO job (num, id, line, priority, submitted, content_type, payload, crc, options) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?
         .execute(params![
+            num,
             submission.job_id,
             line,
             spec.priority,
@@ -237,7 +240,6 @@ fn insert(tx: &mut Tx<'_>, now: Timestamp, submission: &Submission) -> Result<Li
             crc32fast::hash(&payload),
             rows::options(spec, &submission.trace),
         ])?;
-    let num = tx.connection.last_insert_rowid();
     let row = LiveRow {
         num,
         line,
@@ -247,6 +249,7 @@ fn insert(tx: &mut Tx<'_>, now: Timestamp, submission: &Submission) -> Result<Li
     };
     let unique = spec.unique_key.as_ref().map(|key| (spec.queue.as_str(), key.as_str()));
     tx.insert_live(&row, unique)?;
+    tx.recent.keep(row.clone(), fixed.clone());
     remember(tx, now, submission, num, &submission.job_id)?;
     Ok(row)
 }

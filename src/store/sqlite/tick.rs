@@ -95,7 +95,7 @@ fn trim_feed(tx: &Tx<'_>, now: Timestamp) -> Result<bool> {
 }
 
 /// Retention: outcomes whose time is over, and with the last of its outcomes the job.
-fn remove_jobs(tx: &Tx<'_>, now: Timestamp) -> Result<bool> {
+fn remove_jobs(tx: &mut Tx<'_>, now: Timestamp) -> Result<bool> {
     let seqs = slice(tx, "SELECT seq FROM done WHERE keep_until <= ?1 ORDER BY keep_until LIMIT ?2", now)?;
     for seq in &seqs {
         // Older ones go with it, or the job would be back in its state of before. Those may have gone already.
@@ -105,6 +105,7 @@ fn remove_jobs(tx: &Tx<'_>, now: Timestamp) -> Result<bool> {
             .query_row([seq], |row| row.get(0))
             .optional()?;
         let Some(num) = num else { continue };
+        tx.removed = true;
         tx.connection
             .prepare_cached("DELETE FROM done WHERE num = ?1 AND seq <= ?2")?
             .execute(params![num, seq])?;

@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::{
     Shared,
     lines::Lines,
+    recent::Recent,
     rows::{self, LIVE_COLUMNS, LiveRow, Result, as_millis},
 };
 use crate::{
@@ -20,11 +21,15 @@ pub struct Tx<'a> {
     pub connection: &'a Connection,
     pub config: &'a Config,
     pub lines: &'a mut Lines,
+    pub recent: &'a mut Recent,
+    pub numbers: &'a mut Numbers,
     pub fences: &'a mut Fences,
     pub shared: &'a Shared,
     pub effects: Effects,
     /// Somebody listens to changes.
     pub tell_changes: bool,
+    /// Rows whose numbers must not come again were removed.
+    pub removed: bool,
 }
 
 /// What is told after the commit.
@@ -39,6 +44,29 @@ pub struct Effects {
     pub changed: Vec<JobId>,
     /// The newest outcomes, as far as they are known without reading them.
     pub outcomes: Vec<Outcome>,
+}
+
+/// Makes the numbers of jobs: each is given once, also if its job is removed. `meta` keeps what cannot be seen from the
+/// tables: the largest numbers when rows were last removed.
+#[derive(Debug)]
+pub struct Numbers {
+    last: i64,
+}
+
+impl Numbers {
+    pub fn load(connection: &Connection) -> Result<Self> {
+        let last = connection.query_row(
+            "SELECT max(coalesce((SELECT max(num) FROM job), 0), value) FROM meta WHERE key = 'last_num'",
+            [],
+            |row| row.get(0),
+        )?;
+        Ok(Self { last })
+    }
+
+    pub fn next(&mut self) -> i64 {
+        self.last += 1;
+        self.last
+    }
 }
 
 /// Makes fences. The upper half is drawn at each start: a fence that was handed out before the power was lost, and
@@ -61,6 +89,12 @@ impl Fences {
 
 impl Tx<'_> {
     pub fn live(&self, num: i64) -> Result<Option<LiveRow>> {
+        let Some((row, _)) = self.recent.get(num) else { return self.read_live(num) };
+        debug_assert_eq!(Some(row), self.read_live(num)?.as_ref());
+        Ok(Some(row.clone()))
+    }
+
+    fn read_live(&self, num: i64) -> Result<Option<LiveRow>> {
         let sql = const_format::concatcp!("SELECT ", LIVE_COLUMNS, " FROM live WHERE num = ?1");
         self.connection.prepare_cached(sql)?.query_row([num], rows::live_row).optional()
     }
@@ -73,7 +107,10 @@ impl Tx<'_> {
     /// What holds for a job: its own word over its queue's.
     pub fn policy(&self, row: &LiveRow) -> Result<Policy> {
         let line = self.lines.get(row.line)?;
-        let spec = super::read::spec_without_payload(self.connection, row.num)?;
+        let spec = match self.recent.get(row.num) {
+            Some((_, fixed)) => fixed.spec.clone(),
+            None => super::read::spec_without_payload(self.connection, row.num)?,
+        };
         Ok(line.policy.of(&spec))
     }
 
@@ -131,6 +168,7 @@ impl Tx<'_> {
                 lease.map(|lease| lease.until),
                 live.cancel_reason,
             ])?;
+        self.recent.update(row.num, live);
         self.moved(row.num, row.line, Some(State::Live(row.live.state)), State::Live(live.state), row.bytes)
     }
 
@@ -169,11 +207,16 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// When retention removes a job that ends now: by its own word, or its queue's.
+    fn keep_until(&self, row: &LiveRow, now: Timestamp) -> Result<Timestamp> {
+        Ok(now.after(row.retention.unwrap_or(self.lines.get(row.line)?.policy.retention)))
+    }
+
     /// Ends a run: its outcome is appended to the feed.
     pub fn finish(&mut self, row: &LiveRow, ending: &Ending, now: Timestamp) -> Result<()> {
         let live = &row.live;
         let lease = live.lease.as_ref();
-        let retention = row.retention.unwrap_or(self.lines.get(row.line)?.policy.retention);
+        let keep_until = self.keep_until(row, now)?;
         let output = ending.output.as_ref();
         let body = output.map(|output| output.bytes());
         let error = ending.error.as_ref().map(rows::error_text);
@@ -185,13 +228,17 @@ impl Tx<'_> {
             content_type: output.map(|output| output.content_type.as_str()),
             output: body.as_deref(),
         };
+        self.recent.forget(row.num);
         self.connection.prepare_cached("DELETE FROM live WHERE num = ?1")?.execute([row.num])?;
+        self.effects.head.0 += 1;
         self.connection
             .prepare_cached(
-                "INSERT INTO done (num, run, attempt, version, state, worker, started, finished, keep_until, error, \
-                 content_type, output, crc) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+                "INSERT INTO done (seq, num, run, attempt, version, state, worker, started, finished, keep_until, \
+                 error, content_type, output, crc) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
             )?
             .execute(params![
+                self.effects.head.0,
                 row.num,
                 live.run,
                 live.attempt,
@@ -200,13 +247,12 @@ impl Tx<'_> {
                 lease.map(|lease| &lease.worker),
                 lease.map(|lease| lease.started),
                 now,
-                now.after(retention),
+                keep_until,
                 ended.error,
                 ended.content_type,
                 ended.output,
                 ended.crc(),
             ])?;
-        self.effects.head = Position(self.connection.last_insert_rowid());
         if live.version > 1 {
             self.connection.prepare_cached("DELETE FROM progress WHERE num = ?1")?.execute([row.num])?;
         }
@@ -215,28 +261,31 @@ impl Tx<'_> {
 
     /// Keeps the outcome that was just appended, for those who follow the feed. `leased`: the job as its worker got it.
     pub fn tell_end(&mut self, row: &LiveRow, leased: &Job, ending: &Ending, now: Timestamp) -> Result<()> {
-        let retention = row.retention.unwrap_or(self.lines.get(row.line)?.policy.retention);
         let job = Job {
-            id: leased.id.clone(),
             spec: leased.spec.omit_payload(),
             state: State::Final(ending.state),
-            attempt: row.live.attempt,
-            run: row.live.run,
             output: ending.output.clone(),
             error: ending.error.clone(),
             progress: None,
             cancel_requested: false,
-            worker: row.live.lease.as_ref().map(|lease| lease.worker.clone()),
-            submit_time: leased.submit_time,
-            next_attempt_time: None,
-            start_time: row.live.lease.as_ref().map(|lease| lease.started),
             finish_time: Some(now),
-            delete_time: Some(now.after(retention)),
+            delete_time: Some(self.keep_until(row, now)?),
             version: row.live.version + 1,
-            trace: leased.trace.clone(),
-            attempts: Vec::new(),
+            ..leased.clone()
         };
         self.effects.outcomes.push(Outcome { position: self.effects.head, job: job.into() });
+        Ok(())
+    }
+
+    /// Keeps the numbers of rows that were removed from coming again.
+    pub fn save_numbers(&self) -> Result<()> {
+        if self.removed {
+            self.connection
+                .prepare_cached(
+                    "UPDATE meta SET value = iif(key = 'last_num', ?1, ?2) WHERE key IN ('last_num', 'last_seq')",
+                )?
+                .execute([self.numbers.last, self.effects.head.0])?;
+        }
         Ok(())
     }
 

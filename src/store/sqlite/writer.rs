@@ -13,8 +13,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     claim,
     lines::Lines,
+    recent::Recent,
     rows::Result,
-    tx::{Effects, Fences, Tx},
+    tx::{Effects, Fences, Numbers, Tx},
 };
 use crate::{
     config::Config,
@@ -177,18 +178,42 @@ impl Writer {
 /// What the thread owns.
 pub struct State {
     pub connection: Connection,
-    pub config: Arc<Config>,
-    pub lines: Lines,
-    pub fences: Fences,
-    pub signals: Arc<Signals>,
-    pub shared: Arc<super::Shared>,
+    config: Arc<Config>,
+    lines: Lines,
+    recent: Recent,
+    numbers: Numbers,
+    fences: Fences,
+    signals: Arc<Signals>,
+    shared: Arc<super::Shared>,
     /// What SQLite syncs at a commit at present.
-    pub durable: Durable,
+    durable: Durable,
     /// Claims that wait for jobs, the oldest first.
-    pub parked: Vec<Parked>,
+    parked: Vec<Parked>,
 }
 
 impl State {
+    /// Of a connection that [`super::open::writer`] has opened.
+    pub fn new(
+        connection: Connection,
+        config: Arc<Config>,
+        lines: Lines,
+        signals: Arc<Signals>,
+        shared: Arc<super::Shared>,
+    ) -> Result<Self> {
+        Ok(Self {
+            numbers: Numbers::load(&connection)?,
+            connection,
+            config,
+            lines,
+            recent: Recent::default(),
+            fences: Fences::new(),
+            signals,
+            shared,
+            durable: Durable::Synced,
+            parked: Vec::new(),
+        })
+    }
+
     fn run(&mut self, mut queue: mpsc::Receiver<Command>) {
         while let Some(first) = queue.blocking_recv() {
             let mut room = self.config.store.max_group.saturating_sub(first.weight());
@@ -260,12 +285,16 @@ impl State {
             connection: &transaction,
             config: &self.config,
             lines: &mut self.lines,
+            recent: &mut self.recent,
+            numbers: &mut self.numbers,
             fences: &mut self.fences,
             shared: &self.shared,
             effects: Effects { head, ..Effects::default() },
             tell_changes: self.signals.changed.receiver_count() > 0,
+            removed: false,
         };
         let reply = run(&mut tx)?;
+        tx.save_numbers()?;
         let mut effects = tx.effects;
         effects.counted = self.lines.save(&transaction)?;
         transaction.commit()?;

@@ -19,11 +19,8 @@ use crate::{
     store::{
         Cancel, Claim, Delete, LeaseId, Position, Renewal, Retry, Settlement, Signals,
         sqlite::{
-            Shared, change, claim, feed,
-            lines::Lines,
-            open, read, settle, submit, tick,
-            tx::{Fences, Tx},
-            writer::{Durable, State},
+            Shared, change, claim, feed, lines::Lines, open, read, settle, submit, tick, tx::Tx,
+            writer::State,
         },
         suite::{KIND, New, drawn, id, job},
     },
@@ -49,16 +46,8 @@ impl Writer {
         let config = Arc::new(Config::default());
         let lines = Lines::load(&connection, &config).unwrap();
         let shared = Shared { free_bytes: u64::MAX.into(), now: 0.into(), counts: lines.counts().into() };
-        let state = State {
-            connection,
-            config,
-            lines,
-            fences: Fences::new(),
-            signals: Arc::new(Signals::new(Position(0))),
-            shared: shared.into(),
-            durable: Durable::Synced,
-            parked: Vec::new(),
-        };
+        let signals = Arc::new(Signals::new(Position(0)));
+        let state = State::new(connection, config, lines, signals, shared.into()).unwrap();
         Self { state, said, now: Timestamp(1_700_000_000_000) }
     }
 

@@ -1,0 +1,145 @@
+//! What requests meet first: the way of native gRPC, which is short, and that of web pages.
+
+use std::{
+    convert::Infallible,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::Router;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{HeaderName, HeaderValue, Request, Response, Version, header};
+use hyper::body::Incoming;
+use tonic::{
+    body::Body,
+    server::{Grpc, NamedService as _},
+    service::Routes,
+};
+use tower::{Layer as _, Service, ServiceExt as _, util::BoxCloneSyncService};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use super::{
+    MAX_MESSAGE, deadline,
+    jobs::JobsApi,
+    room::Room,
+    watches::{self, EncodedAnswers, Watches},
+};
+use crate::{config::Config, proto::job_service_server::JobServiceServer};
+
+/// What a caller calls its call: told back with the answer, whatever it is.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Answers requests. Cheap to clone.
+#[derive(Clone)]
+pub struct Front {
+    calls: Arc<Calls>,
+    web: BoxCloneSyncService<Request<Incoming>, Response<Body>, Infallible>,
+}
+
+impl Front {
+    pub fn new(config: &Config, room: Room, api: JobsApi, others: Routes) -> Self {
+        let watches = Watches::new(api.clone());
+        let jobs = JobServiceServer::new(api)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        let others = others.prepare().into_axum_router();
+        let calls = Arc::new(Calls { jobs, watches, others, room, cap: config.limits.max_unary });
+        let translated = tonic_web::GrpcWebLayer::new().layer(Native(calls.clone()));
+        let origins: Vec<HeaderValue> =
+            config.web.allowed_origins.iter().filter_map(|origin| origin.parse().ok()).collect();
+        let web = match origins.is_empty() {
+            true => BoxCloneSyncService::new(translated),
+            false => BoxCloneSyncService::new(cors(origins).layer(translated)),
+        };
+        Self { calls, web }
+    }
+
+    pub async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let id = request.headers().get(REQUEST_ID).cloned();
+        let mut response = match is_native(&request) {
+            true => self.calls.answer(request).await,
+            false => self.web.oneshot(request).await?,
+        };
+        if let Some(id) = id {
+            response.headers_mut().insert(REQUEST_ID, id);
+        }
+        Ok(response)
+    }
+}
+
+/// gRPC itself: pages cannot speak it, and it needs no translation.
+fn is_native(request: &Request<Incoming>) -> bool {
+    let content_type = request.headers().get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    request.version() == Version::HTTP_2
+        && content_type.starts_with(b"application/grpc")
+        && !content_type.starts_with(b"application/grpc-web")
+}
+
+fn cors(origins: Vec<HeaderValue>) -> CorsLayer {
+    let own = ["grpc-timeout", "x-grpc-web", "x-user-agent", "traceparent", "tracestate", "x-request-id"]
+        .map(HeaderName::from_static);
+    let told = ["grpc-status", "grpc-message", "grpc-status-details-bin", "x-request-id"]
+        .map(HeaderName::from_static);
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins))
+        .allow_methods([http::Method::POST])
+        .allow_headers([header::CONTENT_TYPE].into_iter().chain(own).collect::<Vec<_>>())
+        .expose_headers(told)
+        .max_age(Duration::from_secs(3600))
+}
+
+/// The services, each call within its deadline.
+struct Calls {
+    jobs: JobServiceServer<JobsApi>,
+    /// A method of theirs.
+    watches: Watches,
+    /// Services of which no call is in a hurry.
+    others: Router,
+    room: Room,
+    cap: Duration,
+}
+
+impl Calls {
+    async fn answer<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: hyper::body::Body<Data = Bytes, Error: Into<tonic::codegen::StdError>> + Unpin + Send + 'static,
+    {
+        deadline::enforce(self.cap, &self.room, request, async |request| {
+            let path = request.uri().path();
+            let service = path.strip_prefix('/').and_then(|path| path.split_once('/'));
+            let Ok(response) = match service {
+                _ if path == watches::PATH => {
+                    let mut grpc = Grpc::new(EncodedAnswers)
+                        .max_decoding_message_size(MAX_MESSAGE)
+                        .max_encoding_message_size(MAX_MESSAGE);
+                    Ok(grpc.server_streaming(self.watches.clone(), request).await)
+                }
+                Some((JobServiceServer::<JobsApi>::NAME, _)) => self.jobs.clone().call(request).await,
+                _ => self.others.clone().oneshot(request).await.map(|response| response.map(Body::new)),
+            };
+            response
+        })
+        .await
+    }
+}
+
+/// The services, for the layers of web pages.
+#[derive(Clone)]
+struct Native(Arc<Calls>);
+
+impl Service<Request<Body>> for Native {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let calls = self.0.clone();
+        Box::pin(async move { Ok(calls.answer(request).await) })
+    }
+}
