@@ -6,17 +6,18 @@ SHELL := /bin/bash
 
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 TOOLS := $(TARGET)/tools
+CLIENT_TOOLS := $(TARGET)/clients
 BINARY := $(TARGET)/release/jobwire
 BASELINE := proto/baseline.binpb
 # Bytes. The binary must stay below it.
 MAX_SIZE := 26214400
 # kill -9 so often; SEED=n repeats the draws that were printed for n.
 KILLS ?= 50
-STEPS := tools fmt-check clippy proto-lint proto-breaking deny cargo-test release-check kills transcripts readme
+STEPS := tools fmt-check clippy proto-lint proto-breaking deny cargo-test release-check kills transcripts readme clients-test
 
 export PATH := $(TOOLS)/bin:$(PATH)
 
-.PHONY: help test $(STEPS) build fmt advisories fuzz proto-baseline peers
+.PHONY: help test $(STEPS) clients clients-tools build fmt advisories fuzz proto-baseline peers
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -71,6 +72,15 @@ transcripts: ## The contract's transcripts with the real grpcurl
 
 readme: ## Run the tour of the README
 	JOBWIRE_BIN=$(BINARY) tests/readme_tour.sh README.md
+
+clients-tools:
+	@tools/install-clients.sh $(CLIENT_TOOLS)
+
+clients-test: clients-tools ## Tests of the client libraries, alone and against the real server
+	clients/test.sh $(CLIENT_TOOLS) $(BINARY) $(wildcard $(TARGET)/debug/examples/conformance)
+
+clients: clients-tools ## Generate the code of the client libraries from proto/
+	tools/generate-clients.sh $(CLIENT_TOOLS)
 
 build: ## The release binary
 	cargo build --locked --release

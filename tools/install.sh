@@ -40,6 +40,10 @@ look() {
     has node || want nodejs "Node.js, https://nodejs.org"
     has npm || want npm "npm, https://nodejs.org"
     has go || want golang-go "Go, https://go.dev/dl"
+    python3 -m ensurepip --version >/dev/null 2>&1 || want python3-venv "venv for Python 3"
+    # Debian keeps it out of the way of those who are not root.
+    PATH=$PATH:/usr/sbin has nginx || want nginx "nginx, https://nginx.org"
+    has chromium || want chromium "Chromium, https://www.chromium.org"
 }
 
 system() {

@@ -1,0 +1,198 @@
+package jobwire
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	pb "github.com/jobwire/jobwire/clients/go/jobwirev1"
+)
+
+const (
+	welcomeTimeout = 15 * time.Second
+	goodbyeTimeout = time.Second
+)
+
+// session is one stream of WorkerService.Work: what goes out on it, and when it counts as lost.
+type session struct {
+	welcome *pb.WorkerWelcome
+	// Closed when this stream has ended, or is about to; then err says why, if it has.
+	leaving chan struct{}
+	leave   func(*Error)
+	err     *Error
+
+	stream   pb.WorkerService_WorkClient
+	watchdog *time.Timer
+	silence  time.Duration
+	cancel   context.CancelCauseFunc
+	sent     chan struct{}
+	wake     chan struct{}
+
+	mu           sync.Mutex
+	lastSequence int64
+	closing      bool
+	// One message for each key, the newest: what is not sent yet is replaced, so it is bounded by what is held.
+	outbox map[string]*pb.WorkRequest
+	order  []string
+}
+
+// openSession begins a session, or fails if the server does not welcome the worker.
+func openSession(ctx context.Context, rpc pb.WorkerServiceClient, hello *pb.WorkerHello) (*session, *Error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	silent := &Error{Code: codes.DeadlineExceeded, Message: "the server has been silent for too long"}
+	s := &session{
+		leaving:  make(chan struct{}),
+		silence:  welcomeTimeout,
+		cancel:   cancel,
+		sent:     make(chan struct{}),
+		wake:     make(chan struct{}, 1),
+		outbox:   map[string]*pb.WorkRequest{},
+		watchdog: time.AfterFunc(welcomeTimeout, func() { cancel(silent) }),
+	}
+	var once sync.Once
+	s.leave = func(err *Error) {
+		once.Do(func() {
+			s.err = err
+			close(s.leaving)
+		})
+	}
+	stream, err := rpc.Work(ctx)
+	if err == nil {
+		s.stream = stream
+		// What a failed Send means is told by Recv.
+		_ = stream.Send(&pb.WorkRequest{Message: &pb.WorkRequest_Hello{Hello: hello}})
+		var first *pb.WorkResponse
+		if first, err = s.receive(ctx); err == nil {
+			if s.welcome = first.GetWelcome(); s.welcome != nil {
+				return s, nil
+			}
+			err = &Error{Code: codes.Unavailable, Message: "the server began the session without its welcome"}
+		}
+	}
+	s.watchdog.Stop()
+	cancel(nil)
+	return nil, toError(ctx, err)
+}
+
+// start begins to send, to beat with the leases of held, and to hand messages on.
+func (s *session) start(ctx context.Context, take func(*session, *pb.WorkResponse), held func() []string) {
+	interval := s.welcome.GetHeartbeatInterval().AsDuration()
+	if interval <= 0 {
+		interval = 5 * time.Second
+	}
+	s.silence = 3 * interval
+	go s.send(interval, held)
+	go func() {
+		for {
+			message, err := s.receive(ctx)
+			if err != nil {
+				s.watchdog.Stop()
+				s.cancel(nil)
+				s.leave(toError(ctx, err))
+				return
+			}
+			take(s, message)
+		}
+	}()
+}
+
+// post sends a message soon, in order, in place of an unsent one with the same key.
+func (s *session) post(key string, message *pb.WorkRequest) {
+	s.mu.Lock()
+	if _, waiting := s.outbox[key]; !waiting {
+		s.order = append(s.order, key)
+	}
+	s.outbox[key] = message
+	s.mu.Unlock()
+	s.nudge()
+}
+
+// close says goodbye: what was posted is sent first, if the stream still takes it.
+func (s *session) close() {
+	s.mu.Lock()
+	s.closing = true
+	s.mu.Unlock()
+	s.nudge()
+	select {
+	case <-s.sent:
+	case <-time.After(goodbyeTimeout):
+	}
+	s.cancel(nil)
+}
+
+func (s *session) nudge() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *session) send(interval time.Duration, held func() []string) {
+	defer close(s.sent)
+	beats := time.NewTicker(interval)
+	defer beats.Stop()
+	for {
+		for message, more := s.next(); more; message, more = s.next() {
+			if s.stream.Send(message) != nil {
+				return // Recv tells why.
+			}
+		}
+		s.mu.Lock()
+		closing, sequence := s.closing, s.lastSequence
+		s.mu.Unlock()
+		if closing {
+			_ = s.stream.CloseSend()
+			return
+		}
+		select {
+		case <-s.wake:
+		case <-s.stream.Context().Done():
+			return
+		case <-beats.C:
+			beat := &pb.WorkerHeartbeat{LeaseIds: held(), LastLeaseSequence: sequence}
+			s.post("heartbeat", &pb.WorkRequest{Message: &pb.WorkRequest_Heartbeat{Heartbeat: beat}})
+		}
+	}
+}
+
+// next takes the oldest message that waits.
+func (s *session) next() (*pb.WorkRequest, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.order) == 0 {
+		return nil, false
+	}
+	key := s.order[0]
+	s.order = s.order[1:]
+	message := s.outbox[key]
+	delete(s.outbox, key)
+	return message, true
+}
+
+func (s *session) receive(ctx context.Context) (*pb.WorkResponse, error) {
+	s.watchdog.Reset(s.silence)
+	message, err := s.stream.Recv()
+	if err != nil {
+		var silent *Error
+		if cause, ok := context.Cause(s.stream.Context()).(*Error); ok {
+			silent = cause
+		}
+		switch {
+		case silent != nil:
+			return nil, silent
+		case errors.Is(err, io.EOF):
+			return nil, &Error{Code: codes.Unavailable, Message: "the server ended the session"}
+		}
+		return nil, err
+	}
+	if lease := message.GetLease(); lease != nil {
+		s.mu.Lock()
+		s.lastSequence = max(s.lastSequence, lease.Sequence)
+		s.mu.Unlock()
+	}
+	return message, nil
+}

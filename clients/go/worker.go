@@ -1,0 +1,557 @@
+package jobwire
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "github.com/jobwire/jobwire/clients/go/jobwirev1"
+)
+
+const (
+	sdk = "jobwire-go/0.1.0"
+	// For handlers to heed their context, and for the last results, when a worker ends.
+	lastWords = 5 * time.Second
+	// Before a result is sent again that the server could not take.
+	resendPause        = time.Second
+	maxCheckpointBytes = 16 << 10
+	maxFinishBytes     = maxMessageBytes - 1024
+)
+
+// Why the context of a handler ended: see context.Cause.
+var (
+	ErrRevoked = errors.New("the job was cancelled, or the attempt's time is over")
+	ErrLost    = errors.New("the lease is lost")
+	ErrEnding  = errors.New("the worker ends")
+)
+
+// Failure is an error of a handler that says what becomes of the job. Any other error fails the attempt as retryable,
+// with the code "error".
+type Failure struct {
+	// Code is a stable word, such as smtp.refused.
+	Code    string
+	Message string
+	// Permanent ends the job at once.
+	Permanent bool
+	// RetryAfter takes the place of the back-off.
+	RetryAfter time.Duration
+	// Details go to whoever reads the outcome, as JSON. Nil for none.
+	Details any
+}
+
+func (f *Failure) Error() string {
+	if f.Message == "" {
+		return f.Code
+	}
+	return f.Code + ": " + f.Message
+}
+
+func (f *Failure) report() *pb.JobError {
+	report := &pb.JobError{Code: f.Code, Message: f.Message, Retryable: !f.Permanent}
+	if f.Details != nil {
+		details, err := Encode(f.Details)
+		if err != nil {
+			report.Message += " (its details cannot be written as JSON: " + err.Error() + ")"
+		}
+		report.Details = details
+	}
+	if f.RetryAfter > 0 {
+		report.RetryDelay = durationpb.New(f.RetryAfter)
+	}
+	return report
+}
+
+// WorkerOptions is what a worker may be told.
+type WorkerOptions struct {
+	// Concurrency is how many jobs run at the same time. 0 means 16.
+	Concurrency int
+	// Queues to take jobs from. Empty means "default".
+	Queues []string
+	// WorkerID is made of host and process id if it is empty.
+	WorkerID string
+	Labels   map[string]string
+	// DrainTimeout is how long a drain waits for handlers. 0 means 30 s.
+	DrainTimeout time.Duration
+	DialOptions  []grpc.DialOption
+	// Logger is slog.Default if it is nil.
+	Logger *slog.Logger
+}
+
+// Worker runs the jobs of the kinds that have a handler.
+type Worker struct {
+	address  string
+	options  WorkerOptions
+	handlers map[string]func(context.Context, *Attempt) (*pb.Payload, error)
+
+	mu       sync.Mutex
+	draining bool
+	held     map[string]*Attempt
+	session  *session
+	// Closed, and replaced, when something is no longer held.
+	released chan struct{}
+}
+
+// NewWorker makes a worker for the server at http://host:port or host:port; without a port, 50051.
+func NewWorker(address string, options WorkerOptions) *Worker {
+	if options.Concurrency == 0 {
+		options.Concurrency = 16
+	}
+	if options.WorkerID == "" {
+		host, _ := os.Hostname()
+		options.WorkerID = fmt.Sprintf("%s-%d-%s", host, os.Getpid(), rand.Text()[:6])
+	}
+	if options.DrainTimeout == 0 {
+		options.DrainTimeout = 30 * time.Second
+	}
+	if options.Logger == nil {
+		options.Logger = slog.Default()
+	}
+	return &Worker{
+		address:  address,
+		options:  options,
+		handlers: map[string]func(context.Context, *Attempt) (*pb.Payload, error){},
+		held:     map[string]*Attempt{},
+		released: make(chan struct{}),
+	}
+}
+
+// Handle registers a function for a kind, before Run. The payload comes decoded, see [Decode]; what is returned becomes
+// the output, see [Encode]. A *[Failure] says how the attempt failed. The context ends when the job is cancelled, the
+// attempt's time is over, the lease is lost or the worker ends.
+func Handle[In, Out any](w *Worker, kind string, handler func(context.Context, *Attempt, In) (Out, error)) {
+	w.handlers[kind] = func(ctx context.Context, attempt *Attempt) (*pb.Payload, error) {
+		var in In
+		if err := Decode(attempt.Job().GetSpec().GetPayload(), &in); err != nil {
+			return nil, &Failure{Code: "payload.invalid", Message: err.Error(), Permanent: true}
+		}
+		out, err := handler(ctx, attempt, in)
+		if err != nil {
+			return nil, err
+		}
+		payload, err := Encode(out)
+		if err != nil {
+			return nil, &Failure{Code: "output.invalid", Message: err.Error(), Permanent: true}
+		}
+		return payload, nil
+	}
+}
+
+// Attempt is one attempt, as its handler sees it.
+type Attempt struct {
+	worker  *Worker
+	lease   *pb.Lease
+	cancel  context.CancelCauseFunc
+	started bool
+
+	// Under the worker's lock.
+	progress *pb.Progress
+	reported bool
+	finish   *pb.Finish
+	giveBack bool
+	// The server would not have the handler's own result.
+	refused bool
+}
+
+// Job is the job. Its JobId, Run and Attempt serve a handler's own idempotency: it may run more than once.
+func (a *Attempt) Job() *pb.Job { return a.lease.GetJob() }
+
+// Deadline is when the attempt's time is over. Zero if it has no end.
+func (a *Attempt) Deadline() time.Time {
+	if a.lease.AttemptDeadline == nil {
+		return time.Time{}
+	}
+	return a.lease.AttemptDeadline.AsTime()
+}
+
+// Checkpoint reads the newest checkpoint, of this attempt or one before. False without one.
+func (a *Attempt) Checkpoint(into any) (bool, error) {
+	a.worker.mu.Lock()
+	details := a.progress.GetDetails()
+	a.worker.mu.Unlock()
+	if details == nil {
+		return false, nil
+	}
+	return true, Decode(details, into)
+}
+
+// Progress reports how far the attempt is, from 0 to 1. Only the newest report is kept.
+func (a *Attempt) Progress(fraction float64, note string) { a.report(fraction, note, nil) }
+
+// Save is Progress with a checkpoint: a value of at most 16 KiB that is handed to the next attempt if this one fails.
+func (a *Attempt) Save(fraction float64, note string, checkpoint any) error {
+	details, err := Encode(checkpoint)
+	if err == nil && proto.Size(details) > maxCheckpointBytes {
+		err = errors.New("the checkpoint has more than 16 KiB")
+	}
+	if err != nil {
+		return &Failure{Code: "checkpoint.invalid", Message: err.Error(), Permanent: true}
+	}
+	a.report(fraction, note, details)
+	return nil
+}
+
+func (a *Attempt) report(fraction float64, note string, details *pb.Payload) {
+	a.worker.mu.Lock()
+	defer a.worker.mu.Unlock()
+	if details == nil {
+		// A checkpoint stays with later reports that bring none.
+		details = a.progress.GetDetails()
+	}
+	a.progress = &pb.Progress{Fraction: fraction, Note: note, Details: details}
+	a.reported = true
+	a.worker.postProgress(a)
+}
+
+// Run works until its context ends, through restarts of the server. Then it takes no more jobs, lets those that run end
+// for DrainTimeout, and gives the rest back uncounted. It fails if the server refuses this worker.
+func (w *Worker) Run(ctx context.Context) error {
+	if len(w.handlers) == 0 {
+		return errors.New("the worker has no handler")
+	}
+	connection, err := dial(w.address, w.options.DialOptions)
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	lost := make(chan struct{})
+	var refusal *Error
+	go func() {
+		defer close(lost)
+		refusal = w.keepConnected(life, pb.NewWorkerServiceClient(connection))
+	}()
+	select {
+	case <-lost:
+	case <-ctx.Done():
+		w.drain(lost)
+	}
+	end()
+	<-lost
+	w.mu.Lock()
+	w.cancelAll()
+	last := w.session
+	w.mu.Unlock()
+	if last != nil {
+		last.close()
+	}
+	if refusal != nil {
+		return refusal
+	}
+	return nil
+}
+
+func (w *Worker) drain(lost <-chan struct{}) {
+	w.mu.Lock()
+	w.draining = true
+	if w.session != nil {
+		w.session.post("capacity", capacity(0))
+	}
+	w.mu.Unlock()
+	w.idle(w.options.DrainTimeout, lost)
+	w.mu.Lock()
+	w.cancelAll()
+	w.mu.Unlock()
+	w.idle(lastWords, lost)
+	w.mu.Lock()
+	for _, attempt := range w.held {
+		w.settle(attempt, released("the handler did not end"))
+	}
+	w.mu.Unlock()
+	w.idle(lastWords, lost)
+}
+
+// idle waits until nothing is held, but no longer than this, nor without a link.
+func (w *Worker) idle(timeout time.Duration, lost <-chan struct{}) {
+	over := time.After(timeout)
+	for {
+		w.mu.Lock()
+		count, released := len(w.held), w.released
+		w.mu.Unlock()
+		if count == 0 {
+			return
+		}
+		select {
+		case <-released:
+		case <-over:
+			return
+		case <-lost:
+			return
+		}
+	}
+}
+
+func (w *Worker) keepConnected(ctx context.Context, rpc pb.WorkerServiceClient) *Error {
+	backoff := newPauses(firstStreamPause, longestStreamPause)
+	for ctx.Err() == nil {
+		session, err := openSession(ctx, rpc, w.hello())
+		if err != nil {
+			if ctx.Err() == nil && !err.resumable() {
+				return err
+			}
+			w.options.Logger.Warn("no session with the server, trying again", "error", err)
+			_ = sleep(ctx, backoff.next(err.delay()))
+			continue
+		}
+		backoff.reset()
+		// The old one goes only now: until here it could still take results.
+		if old := w.adopt(ctx, session); old != nil {
+			old.close()
+		}
+		var asked time.Duration
+		select {
+		case <-ctx.Done():
+		case <-session.leaving:
+			if session.err != nil {
+				asked = session.err.delay()
+				w.options.Logger.Warn("lost the session with the server", "error", session.err)
+			}
+			_ = sleep(ctx, backoff.next(asked))
+		}
+	}
+	return nil
+}
+
+func (w *Worker) hello() *pb.WorkerHello {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	window := w.options.Concurrency
+	if w.draining {
+		window = 0
+	}
+	return &pb.WorkerHello{
+		WorkerId:     w.options.WorkerID,
+		Kinds:        slices.Sorted(maps.Keys(w.handlers)),
+		Queues:       w.options.Queues,
+		MaxInFlight:  int32(window),
+		HeldLeaseIds: slices.Collect(maps.Keys(w.held)),
+		Labels:       w.options.Labels,
+		Sdk:          sdk,
+	}
+}
+
+// adopt brings a new session up to date with what is held, and returns the one before.
+func (w *Worker) adopt(ctx context.Context, next *session) *session {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	old := w.session
+	w.session = next
+	for _, id := range next.welcome.GetLostLeaseIds() {
+		w.lose(id)
+	}
+	if w.draining {
+		next.post("capacity", capacity(0))
+	}
+	for _, attempt := range w.held {
+		if attempt.finish != nil {
+			w.postFinish(attempt)
+		} else if attempt.reported {
+			w.postProgress(attempt)
+		}
+	}
+	next.start(ctx, w.receive, w.leases)
+	return old
+}
+
+// leases are those for the heartbeat: a result is on its way before it.
+func (w *Worker) leases() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var ids []string
+	for id, attempt := range w.held {
+		if attempt.finish == nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+func (w *Worker) receive(session *session, message *pb.WorkResponse) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	// What a newer server may send beyond this is ignored.
+	switch message := message.GetMessage().(type) {
+	case *pb.WorkResponse_Lease:
+		w.take(message.Lease)
+	case *pb.WorkResponse_HeartbeatAck:
+		for _, id := range message.HeartbeatAck.GetLostLeaseIds() {
+			w.lose(id)
+		}
+	case *pb.WorkResponse_FinishAck:
+		w.settled(message.FinishAck)
+	case *pb.WorkResponse_Revoked:
+		if attempt := w.held[message.Revoked.GetLeaseId()]; attempt != nil && attempt.started {
+			attempt.cancel(ErrRevoked)
+		}
+	case *pb.WorkResponse_Drain:
+		session.leave(nil)
+	}
+}
+
+func (w *Worker) take(lease *pb.Lease) {
+	if w.held[lease.LeaseId] != nil {
+		return
+	}
+	attempt := &Attempt{worker: w, lease: lease, progress: &pb.Progress{Details: lease.GetJob().GetProgress().GetDetails()}}
+	w.held[lease.LeaseId] = attempt
+	handler := w.handlers[attempt.Job().GetSpec().GetKind()]
+	switch {
+	case handler == nil:
+		w.settle(attempt, released("no handler for this kind"))
+	case w.draining:
+		w.settle(attempt, released("the worker ends"))
+	default:
+		ctx, cancel := context.WithCancelCause(context.Background())
+		attempt.cancel, attempt.started = cancel, true
+		go w.work(ctx, attempt, handler)
+	}
+}
+
+func (w *Worker) work(
+	ctx context.Context, attempt *Attempt, handler func(context.Context, *Attempt) (*pb.Payload, error),
+) {
+	output, err := guarded(ctx, attempt, handler)
+	interrupted := ctx.Err() != nil
+	attempt.cancel(nil)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var failure *Failure
+	switch {
+	case err == nil:
+		w.settle(attempt, &pb.Finish{Outcome: &pb.Finish_Succeeded{Succeeded: output}})
+	case attempt.giveBack:
+		w.settle(attempt, released("the worker ends"))
+	case errors.As(err, &failure):
+		w.settle(attempt, failed(failure))
+	case interrupted:
+		w.settle(attempt, failed(&Failure{Code: "interrupted", Message: "stopped before it was done"}))
+	default:
+		w.settle(attempt, failed(&Failure{Code: "error", Message: err.Error()}))
+	}
+}
+
+// guarded runs a handler; a panic becomes a failure, so that one job does not end the others.
+func guarded(
+	ctx context.Context, attempt *Attempt, handler func(context.Context, *Attempt) (*pb.Payload, error),
+) (output *pb.Payload, err error) {
+	defer func() {
+		if panicked := recover(); panicked != nil {
+			output, err = nil, &Failure{Code: "panic", Message: fmt.Sprint(panicked)}
+		}
+	}()
+	return handler(ctx, attempt)
+}
+
+// settle keeps a result until the server has acknowledged it.
+func (w *Worker) settle(attempt *Attempt, finish *pb.Finish) {
+	if attempt.finish != nil || w.held[attempt.lease.LeaseId] != attempt {
+		return
+	}
+	if proto.Size(finish) > maxFinishBytes {
+		finish = refused("the output is larger than a message may be")
+	}
+	finish.LeaseId = attempt.lease.LeaseId
+	attempt.finish = finish
+	w.postFinish(attempt)
+}
+
+func (w *Worker) settled(ack *pb.FinishAck) {
+	attempt := w.held[ack.GetLeaseId()]
+	if attempt == nil || attempt.finish == nil {
+		return
+	}
+	rejection := ack.GetRejection()
+	code := codes.Code(rejection.GetCode())
+	if ack.GetAccepted() {
+		code = codes.OK
+	} else {
+		w.options.Logger.Warn("the server refused a result", "reason", rejection.GetReason(), "why", rejection.GetMessage())
+	}
+	switch {
+	case code == codes.Unavailable, code == codes.ResourceExhausted:
+		pause := resendPause
+		if rejection.GetRetryDelay() != nil {
+			pause = rejection.GetRetryDelay().AsDuration()
+		}
+		time.AfterFunc(pause, func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.postFinish(attempt)
+		})
+	case code == codes.InvalidArgument && !attempt.refused:
+		attempt.refused = true
+		attempt.finish = nil
+		w.settle(attempt, refused(rejection.GetMessage()))
+	default: // Accepted, or too late.
+		w.forget(ack.GetLeaseId())
+	}
+}
+
+func (w *Worker) postFinish(attempt *Attempt) {
+	id := attempt.lease.LeaseId
+	if w.session != nil && w.held[id] == attempt {
+		w.session.post("finish "+id, &pb.WorkRequest{Message: &pb.WorkRequest_Finish{Finish: attempt.finish}})
+	}
+}
+
+func (w *Worker) postProgress(attempt *Attempt) {
+	id := attempt.lease.LeaseId
+	if w.session != nil && attempt.finish == nil && w.held[id] == attempt {
+		report := &pb.LeaseProgress{LeaseId: id, Progress: proto.CloneOf(attempt.progress)}
+		w.session.post("progress "+id, &pb.WorkRequest{Message: &pb.WorkRequest_Progress{Progress: report}})
+	}
+}
+
+// lose drops a lease that is somebody else's by now: its work is for nothing.
+func (w *Worker) lose(id string) {
+	if attempt := w.held[id]; attempt != nil {
+		w.options.Logger.Warn("lost the lease of a job", "job_id", attempt.Job().GetJobId())
+		if attempt.started {
+			attempt.cancel(ErrLost)
+		}
+		w.forget(id)
+	}
+}
+
+func (w *Worker) forget(id string) {
+	delete(w.held, id)
+	close(w.released)
+	w.released = make(chan struct{})
+}
+
+func (w *Worker) cancelAll() {
+	for _, attempt := range w.held {
+		if attempt.started && attempt.finish == nil {
+			attempt.giveBack = true
+			attempt.cancel(ErrEnding)
+		}
+	}
+}
+
+func capacity(window int32) *pb.WorkRequest {
+	return &pb.WorkRequest{Message: &pb.WorkRequest_Capacity{Capacity: &pb.WorkerCapacity{MaxInFlight: window}}}
+}
+
+func released(reason string) *pb.Finish {
+	return &pb.Finish{Outcome: &pb.Finish_Released{Released: &pb.Release{Reason: reason}}}
+}
+
+func failed(failure *Failure) *pb.Finish {
+	return &pb.Finish{Outcome: &pb.Finish_Failed{Failed: failure.report()}}
+}
+
+// refused is reported in place of a result that cannot be.
+func refused(why string) *pb.Finish {
+	return failed(&Failure{Code: "output.invalid", Message: why, Permanent: true})
+}

@@ -1,0 +1,284 @@
+package jobwire
+
+import (
+	"context"
+	"errors"
+	"net"
+	"reflect"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "github.com/jobwire/jobwire/clients/go/jobwirev1"
+)
+
+// bench is a worker at work for a fake server.
+type bench struct {
+	fake    *fake
+	proceed chan struct{}
+	// Ends the worker's context.
+	stop context.CancelFunc
+
+	mu        sync.Mutex
+	cancelled []error
+}
+
+func work(t *testing.T, options WorkerOptions) *bench {
+	t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	b := &bench{fake: serve(t), proceed: make(chan struct{}), stop: stop}
+	worker := NewWorker(b.fake.address, options)
+	Handle(worker, "double", func(_ context.Context, _ *Attempt, n int) (int, error) { return n * 2, nil })
+	Handle(worker, "large", func(context.Context, *Attempt, any) ([]byte, error) { return make([]byte, 5<<20), nil })
+	Handle(worker, "fail", func(_ context.Context, _ *Attempt, how string) (any, error) {
+		switch how {
+		case "permanent":
+			return nil, &Failure{Code: "x", Permanent: true, Details: []int{1}}
+		case "later":
+			return nil, &Failure{Code: "busy", RetryAfter: 1500 * time.Millisecond}
+		case "panic":
+			panic("boom")
+		}
+		return nil, errors.New("boom")
+	})
+	Handle(worker, "wait", func(ctx context.Context, a *Attempt, _ any) (string, error) {
+		if err := a.Save(0.25, "quarter", map[string]int{"page": 1}); err != nil {
+			return "", err
+		}
+		a.Progress(0.5, "half")
+		select {
+		case <-b.proceed:
+			return "done", nil
+		case <-ctx.Done():
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			b.cancelled = append(b.cancelled, context.Cause(ctx))
+			return "", ctx.Err()
+		}
+	})
+	ended := make(chan error)
+	go func() { ended <- worker.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+func (b *bench) causes() []error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.cancelled)
+}
+
+func isProgress(m *pb.WorkRequest) bool { return m.GetProgress() != nil }
+
+func TestOutcomes(t *testing.T) {
+	b := work(t, WorkerOptions{Concurrency: 7, Queues: []string{"mail"}, WorkerID: "me"})
+	s := b.fake.session(t)
+	hello := s.seen(func(m *pb.WorkRequest) bool { return m.GetHello() != nil }).GetHello()
+	if hello.WorkerId != "me" || hello.MaxInFlight != 7 || !reflect.DeepEqual(hello.Queues, []string{"mail"}) ||
+		!reflect.DeepEqual(hello.Kinds, []string{"double", "fail", "large", "wait"}) {
+		t.Error(hello)
+	}
+	s.lease("a", "double", 21, 1)
+	var doubled int
+	if err := Decode(s.acknowledge("a").GetSucceeded(), &doubled); err != nil || doubled != 42 {
+		t.Error(doubled, err)
+	}
+	for i, expected := range []struct {
+		how, code, message string
+		retryable          bool
+		delay              time.Duration
+	}{
+		{"permanent", "x", "", false, 0},
+		{"later", "busy", "", true, 1500 * time.Millisecond},
+		{"plain", "error", "boom", true, 0},
+		{"panic", "panic", "boom", true, 0},
+	} {
+		id := string(rune('b' + i))
+		s.lease(id, "fail", expected.how, 1)
+		failed := s.acknowledge(id).GetFailed()
+		if failed.GetCode() != expected.code || failed.GetMessage() != expected.message ||
+			failed.GetRetryable() != expected.retryable || failed.GetRetryDelay().AsDuration() != expected.delay {
+			t.Error(expected, failed)
+		}
+	}
+	s.lease("z", "double", "no number", 1)
+	if failed := s.acknowledge("z").GetFailed(); failed.GetCode() != "payload.invalid" || failed.GetRetryable() {
+		t.Error(failed)
+	}
+}
+
+func TestAResultThatIsRefusedBecomesAFailure(t *testing.T) {
+	b := work(t, WorkerOptions{})
+	s := b.fake.session(t)
+	isFinish := func(m *pb.WorkRequest) bool { return m.GetFinish() != nil }
+	s.lease("a", "double", 1, 1)
+	s.seen(isFinish)
+	// Not now: it comes again. Not at all: a failure takes its place.
+	for _, code := range []codes.Code{codes.Unavailable, codes.InvalidArgument} {
+		s.mu.Lock()
+		s.messages = nil
+		s.mu.Unlock()
+		rejection := &pb.Rejection{Code: int32(code), Message: "too large", RetryDelay: durationpb.New(time.Millisecond)}
+		ack := &pb.FinishAck{LeaseId: "a", Rejection: rejection}
+		s.send(&pb.WorkResponse{Message: &pb.WorkResponse_FinishAck{FinishAck: ack}})
+		finish := s.seen(isFinish).GetFinish()
+		if (finish.GetSucceeded() != nil) != (code == codes.Unavailable) {
+			t.Error(code, finish)
+		}
+	}
+	if failed := s.acknowledge("a").GetFailed(); failed.GetCode() != "output.invalid" || failed.GetMessage() != "too large" {
+		t.Error(failed)
+	}
+	s.lease("b", "large", nil, 2)
+	if failed := s.acknowledge("b").GetFailed(); failed.GetCode() != "output.invalid" {
+		t.Error(failed)
+	}
+}
+
+func TestHeartbeatsNameWhatIsHeldAndProgressKeepsItsCheckpoint(t *testing.T) {
+	b := work(t, WorkerOptions{})
+	s := b.fake.session(t)
+	s.lease("a", "wait", nil, 5)
+	beat := s.seen(func(m *pb.WorkRequest) bool { return len(m.GetHeartbeat().GetLeaseIds()) == 1 }).GetHeartbeat()
+	if beat.LeaseIds[0] != "a" || beat.LastLeaseSequence != 5 {
+		t.Error(beat)
+	}
+	half := func(m *pb.WorkRequest) bool { return m.GetProgress().GetProgress().GetFraction() == 0.5 }
+	progress := s.seen(half).GetProgress().GetProgress()
+	var checkpoint map[string]int
+	if err := Decode(progress.GetDetails(), &checkpoint); err != nil || checkpoint["page"] != 1 || progress.Note != "half" {
+		t.Error(progress, err)
+	}
+	close(b.proceed)
+	s.acknowledge("a")
+	s.seen(func(m *pb.WorkRequest) bool { return m.GetHeartbeat() != nil && len(m.GetHeartbeat().LeaseIds) == 0 })
+}
+
+func TestARevokedLeaseEndsTheContext(t *testing.T) {
+	b := work(t, WorkerOptions{})
+	s := b.fake.session(t)
+	s.lease("a", "wait", nil, 1)
+	s.seen(isProgress)
+	s.send(&pb.WorkResponse{Message: &pb.WorkResponse_Revoked{Revoked: &pb.LeaseRevoked{LeaseId: "a"}}})
+	if failed := s.acknowledge("a").GetFailed(); failed.GetCode() != "interrupted" || b.causes()[0] != ErrRevoked {
+		t.Error(failed, b.causes())
+	}
+}
+
+func TestALostLeaseIsDropped(t *testing.T) {
+	b := work(t, WorkerOptions{})
+	s := b.fake.session(t)
+	s.lease("a", "wait", nil, 1)
+	s.seen(isProgress)
+	ack := &pb.HeartbeatAck{LostLeaseIds: []string{"a"}}
+	s.send(&pb.WorkResponse{Message: &pb.WorkResponse_HeartbeatAck{HeartbeatAck: ack}})
+	for len(b.causes()) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	s.lease("b", "double", 1, 2)
+	s.acknowledge("b")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, message := range s.messages {
+		if message.GetFinish().GetLeaseId() == "a" {
+			t.Error(message)
+		}
+	}
+	if b.causes()[0] != ErrLost {
+		t.Error(b.causes())
+	}
+}
+
+func TestAWorkerComesBackWithWhatItHolds(t *testing.T) {
+	b := work(t, WorkerOptions{})
+	first := b.fake.session(t)
+	first.lease("a", "wait", nil, 1)
+	first.lease("b", "double", 4, 2)
+	first.lease("c", "wait", nil, 3)
+	first.seen(func(m *pb.WorkRequest) bool { return m.GetFinish() != nil })
+	first.seen(func(m *pb.WorkRequest) bool { return len(m.GetHeartbeat().GetLeaseIds()) == 2 })
+	b.fake.mu.Lock()
+	b.fake.lost = []string{"c"}
+	b.fake.mu.Unlock()
+	first.send(&pb.WorkResponse{Message: &pb.WorkResponse_Drain{Drain: &pb.WorkerDrain{}}})
+	second := b.fake.session(t)
+	held := second.seen(func(m *pb.WorkRequest) bool { return m.GetHello() != nil }).GetHello().HeldLeaseIds
+	slices.Sort(held)
+	if !reflect.DeepEqual(held, []string{"a", "b", "c"}) {
+		t.Error(held)
+	}
+	// The result that was not acknowledged comes again.
+	var doubled int
+	if err := Decode(second.acknowledge("b").GetSucceeded(), &doubled); err != nil || doubled != 8 {
+		t.Error(doubled, err)
+	}
+	second.seen(func(m *pb.WorkRequest) bool { return m.GetProgress().GetLeaseId() == "a" })
+	<-first.ended
+	for len(b.causes()) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	close(b.proceed)
+	second.acknowledge("a")
+	if causes := b.causes(); len(causes) != 1 || causes[0] != ErrLost {
+		t.Error(causes)
+	}
+}
+
+func TestADrainLetsHandlersEnd(t *testing.T) {
+	b := work(t, WorkerOptions{})
+	s := b.fake.session(t)
+	s.lease("a", "wait", nil, 1)
+	s.seen(isProgress)
+	b.stop()
+	s.seen(func(m *pb.WorkRequest) bool { return m.GetCapacity() != nil && m.GetCapacity().MaxInFlight == 0 })
+	// On its way before the server knew: given back.
+	s.lease("b", "double", 1, 2)
+	if finish := s.acknowledge("b"); finish.GetReleased() == nil {
+		t.Error(finish)
+	}
+	close(b.proceed)
+	if finish := s.acknowledge("a"); finish.GetSucceeded() == nil {
+		t.Error(finish)
+	}
+	<-s.ended
+	if len(b.causes()) != 0 {
+		t.Error(b.causes())
+	}
+}
+
+func TestADrainGivesBackWhatDoesNotEnd(t *testing.T) {
+	b := work(t, WorkerOptions{DrainTimeout: 100 * time.Millisecond})
+	s := b.fake.session(t)
+	s.lease("a", "wait", nil, 1)
+	s.seen(isProgress)
+	b.stop()
+	if finish := s.acknowledge("a"); finish.GetReleased() == nil || b.causes()[0] != ErrEnding {
+		t.Error(finish, b.causes())
+	}
+}
+
+func TestARefusalEndsTheWorker(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer()
+	defer server.Stop()
+	go func() { _ = server.Serve(listener) }()
+	worker := NewWorker(listener.Addr().String(), WorkerOptions{})
+	Handle(worker, "any", func(context.Context, *Attempt, any) (any, error) { return nil, nil })
+	var e *Error
+	if err := worker.Run(t.Context()); !errors.As(err, &e) || e.Code != codes.Unimplemented {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,117 @@
+"""One stream of WorkerService.Work: what goes out on it, and when it counts as lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from .errors import Error
+from .v1 import WorkerHello, WorkerHeartbeat, WorkerWelcome, WorkRequest, WorkResponse
+
+# Seconds.
+_WELCOME_TIMEOUT = 15.0
+_GOODBYE_TIMEOUT = 1.0
+
+
+class Session:
+    """Sends what is in its outbox, hands on what comes, and beats.
+
+    The outbox holds one message for each key, the newest: what is not sent yet is replaced, so it cannot grow beyond
+    what the worker holds.
+    """
+
+    def __init__(self, call: Any, welcome: WorkerWelcome) -> None:
+        self.welcome = welcome
+        #: Set when this stream ended or is about to.
+        self.leaving = asyncio.Event()
+        #: Why it ended.
+        self.error: Error | None = None
+        self.last_sequence = 0
+        self._call = call
+        self._outbox: dict[str, WorkRequest] = {}
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def open(cls, rpc: Any, hello: WorkerHello) -> Session:
+        """Begins a session: raises `Error` if the server does not welcome it."""
+        call = rpc.Work()
+        try:
+            async with asyncio.timeout(_WELCOME_TIMEOUT):
+                with contextlib.suppress(asyncio.InvalidStateError):  # The read below tells why.
+                    await call.write(WorkRequest(hello=hello))
+                message = await call.read()
+        except grpc.aio.AioRpcError as error:
+            raise Error.of(error) from None
+        except TimeoutError:
+            raise Error(grpc.StatusCode.DEADLINE_EXCEEDED, "the server does not welcome this worker") from None
+        if message is grpc.aio.EOF or message.WhichOneof("message") != "welcome":
+            call.cancel()
+            raise Error(grpc.StatusCode.UNAVAILABLE, "the server ended the session before its welcome")
+        return cls(call, message.welcome)
+
+    def start(self, receive: Callable[[WorkResponse], None], held: Callable[[], list[str]]) -> None:
+        """Begins to send, to beat with the leases of `held`, and to hand messages to `receive`."""
+        interval = self.welcome.heartbeat_interval.ToTimedelta().total_seconds() or 5.0
+        self._tasks = [
+            asyncio.create_task(self._send()),
+            asyncio.create_task(self._beat(interval, held)),
+            asyncio.create_task(self._receive(3 * interval, receive)),
+        ]
+
+    def post(self, key: str, message: WorkRequest) -> None:
+        """Sends a message soon, in order, in place of an unsent one with the same key."""
+        self._outbox[key] = message
+        self._wake.set()
+
+    async def close(self) -> None:
+        """Says goodbye: what was posted is sent first, if the stream still takes it."""
+        self._closing = True
+        self._wake.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GOODBYE_TIMEOUT):
+                await self._tasks[0]
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._call.cancel()
+
+    async def _send(self) -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # _receive tells why.
+            while True:
+                while self._outbox:
+                    key = next(iter(self._outbox))
+                    await self._call.write(self._outbox.pop(key))
+                if self._closing:
+                    return await self._call.done_writing()  # type: ignore[no-any-return]
+                self._wake.clear()
+                await self._wake.wait()
+
+    async def _beat(self, interval: float, held: Callable[[], list[str]]) -> None:
+        while True:
+            await asyncio.sleep(interval)
+            heartbeat = WorkerHeartbeat(lease_ids=held(), last_lease_sequence=self.last_sequence)
+            self.post("heartbeat", WorkRequest(heartbeat=heartbeat))
+
+    async def _receive(self, silence: float, receive: Callable[[WorkResponse], None]) -> None:
+        try:
+            while True:
+                async with asyncio.timeout(silence):
+                    message = await self._call.read()
+                if message is grpc.aio.EOF:
+                    raise Error(grpc.StatusCode.UNAVAILABLE, "the server ended the session")
+                receive(message)
+        except grpc.aio.AioRpcError as error:
+            self.error = Error.of(error)
+        except TimeoutError:
+            self.error = Error(grpc.StatusCode.DEADLINE_EXCEEDED, f"the server has been silent for {silence:g} s")
+            self._call.cancel()
+        except Error as error:
+            self.error = error
+        finally:
+            self.leaving.set()

@@ -1,0 +1,434 @@
+"""A worker: functions that run jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+import grpc
+
+from . import channel
+from .backoff import Backoff
+from .errors import Error, resumable
+from .payload import decode, encode
+from .session import Session
+from .v1 import (
+    Finish,
+    FinishAck,
+    Job,
+    JobError,
+    Lease,
+    LeaseProgress,
+    Payload,
+    Progress,
+    Release,
+    WorkerCapacity,
+    WorkerHello,
+    WorkRequest,
+    WorkResponse,
+)
+from .v1.worker_service_pb2_grpc import WorkerServiceStub
+
+_log = logging.getLogger("jobwire")
+
+Handler = Callable[["Context", Any], Awaitable[object]]
+_SDK = "jobwire-python/0.1.0"
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0
+# Seconds for handlers to end once they are cancelled, and for the last results, when a worker ends.
+_LAST_WORDS = 5.0
+_PAUSE = 1.0  # Seconds before a result is sent again that the server could not take.
+_MAX_CHECKPOINT_BYTES = 16 << 10
+_MAX_FINISH_BYTES = channel.MAX_MESSAGE_BYTES - 1024
+# Codes of google.rpc.Code in the rejection of a result.
+_INVALID_ARGUMENT, _RESOURCE_EXHAUSTED, _UNAVAILABLE = 3, 8, 14
+
+
+class Failure(Exception):
+    """Raised by a handler: the attempt failed.
+
+    `code` is a stable word, such as ``smtp.refused``. `retryable` False ends the job at once; `retry_after`, in
+    seconds, takes the place of the back-off. `details` go to whoever reads the outcome.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str = "",
+        *,
+        retryable: bool = True,
+        retry_after: float | None = None,
+        details: object = None,
+    ) -> None:
+        super().__init__(message or code)
+        self.code = code
+        self.retryable = retryable
+        self.retry_after = retry_after
+        self.details = details
+
+    def _report(self) -> JobError:
+        error = JobError(code=self.code, message=str(self), retryable=self.retryable)
+        if self.details is not None:
+            error.details.CopyFrom(encode(self.details))
+        if self.retry_after is not None:
+            error.retry_delay.FromTimedelta(datetime.timedelta(seconds=self.retry_after))
+        return error
+
+
+class Context:
+    """One attempt, as its handler sees it."""
+
+    def __init__(self, lease: Lease, tell: Callable[[Context], None]) -> None:
+        self._lease = lease
+        self._tell = tell
+        self._progress = Progress()
+        # A checkpoint stays with later reports that bring none.
+        self._progress.details.CopyFrom(lease.job.progress.details)
+
+    @property
+    def job(self) -> Job:
+        """The job. Its `job_id`, `run` and `attempt` serve a handler's own idempotency: it may run more than once."""
+        return self._lease.job
+
+    @property
+    def deadline(self) -> datetime.datetime:
+        """When the attempt's time is over. The handler is cancelled then."""
+        return self._lease.attempt_deadline.ToDatetime(datetime.UTC)
+
+    @property
+    def checkpoint(self) -> Any:
+        """The newest checkpoint, of this attempt or one before; None without one."""
+        return decode(self._progress.details)
+
+    def progress(self, fraction: float, note: str = "", *, checkpoint: object = None) -> None:
+        """Reports how far the attempt is, from 0 to 1. Only the newest report is kept.
+
+        `checkpoint`: a value of at most 16 KiB that is handed to the next attempt if this one fails.
+        """
+        if checkpoint is not None:
+            details = _write(checkpoint, "checkpoint")
+            if details.ByteSize() > _MAX_CHECKPOINT_BYTES:
+                raise Failure("checkpoint.invalid", "the checkpoint has more than 16 KiB", retryable=False)
+            self._progress.details.CopyFrom(details)
+        self._progress.fraction = fraction
+        self._progress.note = note
+        self._tell(self)
+
+
+class _Held:
+    """A lease with its work, from its arrival until its result was acknowledged."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.task: asyncio.Task[None] | None = None
+        self.reported = False
+        self.finish: Finish | None = None
+        # The server would not have the handler's own result.
+        self.refused = False
+        self.cancelled = False
+        # What becomes of the job if the handler lets itself be cancelled.
+        self.give_back = False
+
+
+class Worker:
+    """Runs the jobs of the kinds that have a handler, until SIGTERM.
+
+    At most `concurrency` at the same time. On SIGTERM or SIGINT it takes no more jobs, lets those that run end for
+    `drain_timeout` seconds, and gives the rest back uncounted; a second signal does that at once. `queues` empty means
+    the queue "default".
+    """
+
+    def __init__(
+        self,
+        address: str = "localhost",
+        *,
+        concurrency: int = 16,
+        queues: Iterable[str] = (),
+        worker_id: str = "",
+        labels: Mapping[str, str] | None = None,
+        drain_timeout: float = 30.0,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        channel.target(address)
+        self._address = address
+        self._credentials = credentials
+        self._concurrency = concurrency
+        self._queues = list(queues)
+        self._labels = dict(labels or {})
+        self._drain_timeout = drain_timeout
+        self.worker_id = worker_id or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._handlers: dict[str, Handler] = {}
+        self._held: dict[str, _Held] = {}
+        # Handlers under way, those whose lease was lost among them.
+        self._running: set[asyncio.Task[None]] = set()
+        self._session: Session | None = None
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._changed = asyncio.Event()
+
+    def handler(self, kind: str) -> Callable[[Handler], Handler]:
+        """Registers an async function for a kind: ``await function(context, payload)``.
+
+        The payload comes decoded; what is returned becomes the output. A `Failure` says how the attempt failed; any
+        other exception fails it as retryable, with the code ``error``. The function is cancelled
+        (`asyncio.CancelledError`) when the job is, when the attempt's time is over or the lease is lost.
+        """
+
+        def register(function: Handler) -> Handler:
+            self._handlers[kind] = function
+            return function
+
+        return register
+
+    def stop(self) -> None:
+        """Begins the drain, as SIGTERM does; called again, ends it."""
+        (self._hurry if self._stop.is_set() else self._stop).set()
+
+    async def run(self) -> None:
+        """Works until it is told to stop, through restarts of the server.
+
+        Raises `Error` if the server refuses this worker.
+        """
+        if not self._handlers:
+            raise ValueError("the worker has no handler")
+        signals = self._listen_to_signals()
+        connection = channel.connect(self._address, self._credentials)
+        link = asyncio.create_task(self._keep_connected(WorkerServiceStub(connection)))
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({link, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if link.done():
+                link.result()
+            await self._drain(link)
+        finally:
+            for number in signals:
+                asyncio.get_running_loop().remove_signal_handler(number)
+            for held in self._held.values():
+                self._cancel(held, give_back=True)
+            link.cancel()
+            stop.cancel()
+            await asyncio.gather(link, stop, *self._running, return_exceptions=True)
+            if self._session:
+                await self._session.close()
+            await connection.close()
+
+    def _listen_to_signals(self) -> list[signal.Signals]:
+        heard = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Not in the main thread, or not on this system: then `stop` is the way.
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+                asyncio.get_running_loop().add_signal_handler(number, self.stop)
+                heard.append(number)
+        return heard
+
+    async def _drain(self, link: asyncio.Task[None]) -> None:
+        if self._session:
+            self._session.post("capacity", WorkRequest(capacity=WorkerCapacity(max_in_flight=0)))
+        hurry = asyncio.create_task(self._hurry.wait())
+        try:
+            await self._until_idle(self._drain_timeout, link, hurry)
+            for held in self._held.values():
+                self._cancel(held, give_back=True)
+            await self._until_idle(_LAST_WORDS, link)
+            for held in list(self._held.values()):
+                self._settle(held, Finish(released=Release(reason="the handler did not end")))
+            await self._until_idle(_LAST_WORDS, link)
+        finally:
+            hurry.cancel()
+
+    async def _until_idle(self, seconds: float, *sooner: asyncio.Task[Any]) -> None:
+        """Waits until nothing is held, but no longer than this, nor when one of the tasks ends."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._held and not any(task.done() for task in sooner):
+                    self._changed.clear()
+                    changed = asyncio.create_task(self._changed.wait())
+                    try:
+                        await asyncio.wait({changed, *sooner}, return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        changed.cancel()
+
+    async def _keep_connected(self, rpc: Any) -> None:
+        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
+        while True:
+            try:
+                session = await Session.open(rpc, self._hello())
+            except Error as error:
+                if not resumable(error):
+                    raise
+                _log.warning("no session with the server, trying again: %s", error)
+                await asyncio.sleep(backoff.pause(error.retry_delay))
+                continue
+            backoff.reset()
+            # The old one goes only now: until here it could still take results.
+            old, self._session = self._session, session
+            self._resume(session)
+            if old:
+                await old.close()
+            await session.leaving.wait()
+            if session.error:
+                _log.warning("lost the session with the server: %s", session.error)
+            await asyncio.sleep(backoff.pause(session.error.retry_delay if session.error else None))
+
+    def _hello(self) -> WorkerHello:
+        return WorkerHello(
+            worker_id=self.worker_id,
+            kinds=sorted(self._handlers),
+            queues=self._queues,
+            max_in_flight=0 if self._stop.is_set() else self._concurrency,
+            held_lease_ids=list(self._held),
+            labels=self._labels,
+            sdk=_SDK,
+        )
+
+    def _resume(self, session: Session) -> None:
+        """Brings a new session up to date with what is held."""
+        for lease_id in session.welcome.lost_lease_ids:
+            self._lose(lease_id)
+        session.start(lambda message: self._receive(session, message), self._at_work)
+        if self._stop.is_set():
+            session.post("capacity", WorkRequest(capacity=WorkerCapacity(max_in_flight=0)))
+        for lease_id, held in self._held.items():
+            if held.finish:
+                self._post_finish(lease_id, held.finish)
+            elif held.reported:
+                self._post_progress(lease_id, held.context)
+
+    def _receive(self, session: Session, message: WorkResponse) -> None:
+        # What a newer server may send beyond this is ignored.
+        match message.WhichOneof("message"):
+            case "lease":
+                session.last_sequence = max(session.last_sequence, message.lease.sequence)
+                self._take(message.lease)
+            case "heartbeat_ack":
+                for lease_id in message.heartbeat_ack.lost_lease_ids:
+                    self._lose(lease_id)
+            case "finish_ack":
+                self._settled(message.finish_ack)
+            case "revoked":
+                if held := self._held.get(message.revoked.lease_id):
+                    self._cancel(held)
+            case "drain":
+                session.leaving.set()
+
+    def _at_work(self) -> list[str]:
+        """Leases for the heartbeat: a result is on its way before it."""
+        return [lease_id for lease_id, held in self._held.items() if held.finish is None]
+
+    def _take(self, lease: Lease) -> None:
+        if lease.lease_id in self._held:
+            return
+        held = _Held(Context(lease, lambda context: self._tell(lease.lease_id, context)))
+        self._held[lease.lease_id] = held
+        handler = self._handlers.get(lease.job.spec.kind)
+        if handler is None or self._stop.is_set():
+            self._settle(held, Finish(released=Release(reason="drain" if handler else "no handler for this kind")))
+        else:
+            held.task = asyncio.create_task(self._work(held, handler))
+            self._running.add(held.task)
+            held.task.add_done_callback(self._running.discard)
+
+    async def _work(self, held: _Held, handler: Handler) -> None:
+        job = held.context.job
+        try:
+            payload = _read(job.spec.payload)
+            outcome = Finish(succeeded=_write(await handler(held.context, payload), "output"))
+        except Failure as failure:
+            outcome = Finish(failed=failure._report())
+        except asyncio.CancelledError:
+            if held.give_back:
+                outcome = Finish(released=Release(reason="drain"))
+            else:
+                outcome = Finish(failed=Failure("interrupted", "stopped before it was done")._report())
+        except Exception as error:
+            _log.exception("the handler of %s failed for job %s", job.spec.kind, job.job_id)
+            outcome = Finish(failed=Failure("error", f"{type(error).__name__}: {error}")._report())
+        self._settle(held, outcome)
+
+    def _settle(self, held: _Held, finish: Finish) -> None:
+        """Keeps a result until the server has acknowledged it."""
+        lease_id = held.context._lease.lease_id
+        if self._held.get(lease_id) is not held or held.finish:
+            return
+        if finish.ByteSize() > _MAX_FINISH_BYTES:
+            finish = _refused("the output is larger than a message may be")
+        finish.lease_id = lease_id
+        held.finish = finish
+        held.task = None
+        self._post_finish(lease_id, finish)
+
+    def _settled(self, ack: FinishAck) -> None:
+        held = self._held.get(ack.lease_id)
+        if held is None or held.finish is None:
+            return
+        code = 0 if ack.accepted else ack.rejection.code
+        if code in (_UNAVAILABLE, _RESOURCE_EXHAUSTED):
+            pause = ack.rejection.retry_delay.ToTimedelta().total_seconds() or _PAUSE
+            asyncio.get_running_loop().call_later(pause, self._post_finish, ack.lease_id, held.finish)
+            return
+        if code:
+            _log.warning("the server refused a result: %s (%s)", ack.rejection.message, ack.rejection.reason)
+        if code == _INVALID_ARGUMENT and not held.refused:
+            held.refused = True
+            held.finish = None
+            self._settle(held, _refused(ack.rejection.message))
+        else:
+            self._forget(ack.lease_id)
+
+    def _post_finish(self, lease_id: str, finish: Finish) -> None:
+        if self._session and lease_id in self._held:
+            self._session.post(f"finish {lease_id}", WorkRequest(finish=finish))
+
+    def _tell(self, lease_id: str, context: Context) -> None:
+        held = self._held.get(lease_id)
+        if held and held.finish is None:
+            held.reported = True
+            self._post_progress(lease_id, context)
+
+    def _post_progress(self, lease_id: str, context: Context) -> None:
+        if self._session:
+            report = LeaseProgress(lease_id=lease_id, progress=context._progress)
+            self._session.post(f"progress {lease_id}", WorkRequest(progress=report))
+
+    def _cancel(self, held: _Held, *, give_back: bool = False) -> None:
+        if held.task and not held.cancelled:
+            held.cancelled = True
+            held.give_back = give_back
+            held.task.cancel()
+
+    def _lose(self, lease_id: str) -> None:
+        """The lease is somebody else's by now: its work is for nothing."""
+        if held := self._held.get(lease_id):
+            _log.warning("lost the lease of job %s", held.context.job.job_id)
+            self._cancel(held)
+            self._forget(lease_id)
+
+    def _forget(self, lease_id: str) -> None:
+        self._held.pop(lease_id, None)
+        self._changed.set()
+
+
+def _refused(why: str) -> Finish:
+    """What is reported in place of a result that cannot be."""
+    return Finish(failed=Failure("output.invalid", why, retryable=False)._report())
+
+
+def _read(payload: Payload) -> Any:
+    try:
+        return decode(payload)
+    except ValueError as error:
+        raise Failure("payload.invalid", f"the payload is no JSON: {error}", retryable=False) from None
+
+
+def _write(value: object, what: str) -> Payload:
+    try:
+        return encode(value)
+    except (TypeError, ValueError) as error:
+        raise Failure(f"{what}.invalid", f"the {what} cannot be written as JSON: {error}", retryable=False) from None

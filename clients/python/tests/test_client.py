@@ -1,0 +1,218 @@
+"""The client against a server that breaks its streams and refuses calls."""
+
+import asyncio
+import datetime
+from collections.abc import Awaitable, Callable
+
+import grpc
+import pytest
+from fake import Fake, Refusal, caught_up, finished, until_all_done
+from jobwire import Client, Error
+from jobwire.channel import target
+from jobwire.v1 import (
+    DeleteJobRequest,
+    Gap,
+    ListJobsRequest,
+    RetryJobRequest,
+    SubmitRequest,
+    WatchResultsRequest,
+    WatchResultsResponse,
+)
+
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+FULL = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+
+
+def drive(fake: Fake, test: Callable[[Client], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with asyncio.timeout(30), fake.serve() as address, Client(address) as client:
+            await test(client)
+
+    asyncio.run(run())
+
+
+def test_a_submit_is_repeated_with_the_same_request_id() -> None:
+    fake = Fake()
+    fake.submit_errors = [Refusal(UNAVAILABLE), FULL]
+
+    async def test(client: Client) -> None:
+        await client.submit(SubmitRequest())
+        ids = {request.request_id for request in fake.submitted}
+        assert len(fake.submitted) == 3 and len(ids) == 1 and "" not in ids
+
+    drive(fake, test)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Refusal(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
+        Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED),
+        Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", domain="proxy.example"),
+        Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", delay=31),
+    ],
+)
+def test_a_refusal_is_passed_on_at_once(refusal: Refusal) -> None:
+    fake = Fake()
+    fake.submit_errors = [refusal]
+
+    async def test(client: Client) -> None:
+        with pytest.raises(Error) as caught:
+            await client.submit(SubmitRequest(request_id="mine"))
+        assert caught.value.code is refusal.code
+        assert [request.request_id for request in fake.submitted] == ["mine"]
+
+    drive(fake, test)
+
+
+def test_an_error_has_its_details() -> None:
+    fake = Fake()
+    fake.submit_errors = [Refusal(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", delay=2)]
+
+    async def test(client: Client) -> None:
+        with pytest.raises(Error) as caught:
+            await client.submit(SubmitRequest())
+        error = caught.value
+        assert (error.reason, error.metadata, error.retry_delay) == ("INVALID_FIELD", {"key": "value"}, 2)
+        assert error.fields == [("spec.kind", "is missing")]
+        assert str(error) == "no (INVALID_FIELD)"
+
+    drive(fake, test)
+
+
+def test_a_retry_is_not_sent_twice_but_a_delete_is() -> None:
+    fake = Fake()
+
+    async def test(client: Client) -> None:
+        with pytest.raises(Error):
+            await client.retry(RetryJobRequest())
+        assert len(fake.retried) == 1
+        await client.delete(DeleteJobRequest())
+        assert [request.allow_missing for request in fake.deleted] == [False, True]
+
+    drive(fake, test)
+
+
+def test_a_result_is_polled_until_the_job_has_ended() -> None:
+    fake = Fake()
+
+    async def test(client: Client) -> None:
+        assert (await client.result("a")).done
+        assert len(fake.polls) == 3
+
+    drive(fake, test)
+
+
+def test_a_result_without_a_wait_is_asked_for_once() -> None:
+    fake = Fake()
+
+    async def test(client: Client) -> None:
+        assert not (await client.result("a", 0)).done
+        assert [request.HasField("wait") for request in fake.polls] == [False]
+
+    drive(fake, test)
+
+
+def test_pages_are_listed_to_the_end() -> None:
+    async def test(client: Client) -> None:
+        assert len([page async for page in client.list(ListJobsRequest())]) == 3
+
+    drive(Fake(), test)
+
+
+def test_a_watch_goes_on_from_its_cursor_and_ends_when_all_is_done() -> None:
+    fake = Fake()
+    fake.streams = [
+        [Refusal(UNAVAILABLE, "STREAM_ROTATED")],
+        [finished("a", "c0"), caught_up("c1"), Refusal(grpc.StatusCode.UNKNOWN)],
+        [finished("b", "c2"), Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCH_STALLED")],
+        [finished("c", "c3")],
+    ]
+
+    async def test(client: Client) -> None:
+        messages = [message async for message in client.watch(until_all_done("abc"))]
+        assert [m.finished.job_id for m in messages if m.HasField("finished")] == ["a", "b", "c"]
+        assert [request.after_cursor for request in fake.watched] == ["", "", "c1", "c2"]
+        assert [list(request.filter.job_ids) for request in fake.watched] == [
+            ["a", "b", "c"],
+            ["a", "b", "c"],
+            ["b", "c"],
+            ["c"],
+        ]
+
+    drive(fake, test)
+
+
+def test_a_replay_that_breaks_begins_again_without_repeats() -> None:
+    fake = Fake()
+    fake.streams = [
+        [finished("a", "c5"), Refusal(UNAVAILABLE)],
+        [finished("a", "c5"), finished("a", "c6", run=2), finished("b", "c6"), caught_up("c6")],
+        [Refusal(grpc.StatusCode.OUT_OF_RANGE, "CURSOR_EXPIRED")],
+    ]
+
+    async def test(client: Client) -> None:
+        seen = []
+        with pytest.raises(Error) as caught:
+            async for message in client.watch(WatchResultsRequest(include_existing=True)):
+                seen.append((message.finished.job_id, message.finished.run))
+        assert seen == [("a", 1), ("a", 2), ("b", 1), ("", 0)]
+        assert caught.value.reason == "CURSOR_EXPIRED"
+        assert [request.include_existing for request in fake.watched] == [True, True, False]
+
+    drive(fake, test)
+
+
+def test_a_gap_is_passed_on_and_moves_the_cursor() -> None:
+    fake = Fake()
+    gap = WatchResultsResponse(cursor="c9", gap=Gap(missed_events=3))
+    fake.streams = [[gap], [Refusal(grpc.StatusCode.OUT_OF_RANGE, "LOG_REPLACED")]]
+
+    async def test(client: Client) -> None:
+        with pytest.raises(Error):
+            async for message in client.watch(WatchResultsRequest(after_cursor="c1")):
+                assert message.gap.missed_events == 3
+        assert [request.after_cursor for request in fake.watched] == ["c1", "c9"]
+
+    drive(fake, test)
+
+
+def test_looking_back_keeps_the_moment() -> None:
+    fake = Fake()
+    fake.streams = [[Refusal(UNAVAILABLE)], [Refusal(grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")]]
+
+    async def test(client: Client) -> None:
+        with pytest.raises(Error):
+            async for _ in client.watch(WatchResultsRequest(lookback=datetime.timedelta(seconds=60))):
+                pass
+        assert [request.lookback.seconds for request in fake.watched] == [61, 61]
+
+    drive(fake, test)
+
+
+def test_a_silent_server_is_left_for_a_new_stream() -> None:
+    fake = Fake()
+    request = until_all_done("a")
+    request.heartbeat_interval.FromTimedelta(datetime.timedelta(seconds=1))
+
+    async def test(client: Client) -> None:
+        async def speak_later() -> None:
+            while not fake.watched:
+                await asyncio.sleep(0.01)
+            fake.streams = [[finished("a", "c1")]]
+
+        later = asyncio.create_task(speak_later())
+        messages = [message async for message in client.watch(request)]
+        await later
+        assert len(messages) == 1 and len(fake.watched) == 2
+
+    drive(fake, test)
+
+
+def test_addresses() -> None:
+    assert target("localhost") == "localhost:50051"
+    assert target(" http://127.0.0.1:80/") == "127.0.0.1:80"
+    assert target("[::1]:7000") == "[::1]:7000"
+    for wrong in ("", "https://a:1", "a:0", "a:99999", "http://a:1/path", "u:p@a:1"):
+        with pytest.raises(ValueError, match="address"):
+            target(wrong)

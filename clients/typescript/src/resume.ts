@@ -1,0 +1,86 @@
+// Where a broken watch goes on: the pure part of resuming.
+
+import { clone } from "@bufbuild/protobuf";
+import { durationFromMs, durationMs } from "@bufbuild/protobuf/wkt";
+
+import {
+    type WatchResultsRequest,
+    WatchResultsRequestSchema,
+    type WatchResultsResponse,
+} from "./gen/jobwire/v1/job_service_pb.js";
+import type { Job } from "./gen/jobwire/v1/types_pb.js";
+
+/** Outcomes of a replay that are remembered to leave out repeats, should it break before its end. */
+const MAX_REMEMBERED = 100_000;
+
+/** What was asked, and how far it came. */
+export class Resume {
+    #cursor = "";
+    /** Outcomes from before the watch are still being sent, so a cursor would skip the rest of them. */
+    #replaying: boolean;
+    readonly #replayed = new Set<string>();
+    /** Under until_all_done: ids whose outcome has not come yet. */
+    readonly #unfinished: Set<string>;
+    readonly #asked: WatchResultsRequest;
+
+    constructor(request: WatchResultsRequest) {
+        this.#asked = clone(WatchResultsRequestSchema, request);
+        this.#replaying = !request.start.case && (request.includeExisting || request.untilAllDone);
+        this.#unfinished = new Set(request.untilAllDone ? request.filter?.jobIds : []);
+    }
+
+    /** The request that goes on from here. `elapsedMs`: since the first one was sent. */
+    request(elapsedMs: number): WatchResultsRequest {
+        const request = clone(WatchResultsRequestSchema, this.#asked);
+        if (this.#cursor) {
+            request.start = { case: "afterCursor", value: this.#cursor };
+            request.includeExisting = false;
+        } else if (request.start.case === "lookback") {
+            // The same moment in the past as at the first try.
+            request.start.value = durationFromMs(durationMs(request.start.value) + Math.ceil(elapsedMs + 1000));
+        }
+        if (request.untilAllDone && request.filter) {
+            // A job that has ended may have been removed since, and would be an unknown id.
+            request.filter.jobIds = request.filter.jobIds.filter((id) => this.#unfinished.has(id));
+        }
+        return request;
+    }
+
+    /** Notes a message. False if the caller has had it already. */
+    note({ cursor, event }: WatchResultsResponse): boolean {
+        let fresh = true;
+        if (event.case === "finished") {
+            fresh = this.#noteFinished(event.value);
+        } else if (event.case === "checkpoint" && event.value.caughtUp) {
+            this.#replaying = false;
+            this.#replayed.clear();
+        }
+        if (!this.#replaying && cursor) this.#cursor = cursor;
+        return fresh;
+    }
+
+    #noteFinished({ jobId, run }: Job): boolean {
+        this.#unfinished.delete(jobId);
+        if (!this.#replaying) return true;
+        const key = `${run} ${jobId}`;
+        if (this.#replayed.has(key)) return false;
+        if (this.#replayed.size < MAX_REMEMBERED) this.#replayed.add(key);
+        return true;
+    }
+
+    /** Nothing is left to wait for. */
+    get fulfilled(): boolean {
+        return this.#asked.untilAllDone && this.#unfinished.size === 0;
+    }
+
+    /** The server ends this stream with OK when it has sent everything. */
+    get ends(): boolean {
+        return this.#asked.untilAllDone;
+    }
+
+    /** Longer without any message means that the connection is lost: three heartbeats. */
+    get maxSilenceMs(): number {
+        const asked = this.#asked.heartbeatInterval ? durationMs(this.#asked.heartbeatInterval) : 15_000;
+        return 3 * Math.min(Math.max(asked, 1_000), 60_000);
+    }
+}

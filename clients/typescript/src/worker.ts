@@ -1,0 +1,403 @@
+// A worker: functions that run jobs.
+
+import { create, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
+import { durationFromMs, durationMs, timestampDate } from "@bufbuild/protobuf/wkt";
+import { Code, createClient, type Client as Rpc } from "@connectrpc/connect";
+import { hostname } from "node:os";
+
+import { JobwireError } from "./errors.js";
+import {
+    type Job,
+    type JobErrorSchema,
+    type Payload,
+    PayloadSchema,
+    ProgressSchema,
+} from "./gen/jobwire/v1/types_pb.js";
+import {
+    type FinishAck,
+    FinishSchema,
+    type Lease,
+    WorkerService,
+    type WorkResponse,
+} from "./gen/jobwire/v1/worker_service_pb.js";
+import { Backoff, sleep } from "./pause.js";
+import { decode, encode } from "./payload.js";
+import { type Listener, Session } from "./session.js";
+import { transport } from "./transport.js";
+
+const SDK = "jobwire-typescript/0.1.0";
+// Milliseconds.
+const [FIRST_PAUSE, LONGEST_PAUSE] = [250, 15_000];
+/** For handlers to heed their signal, and for the last results, when a worker ends. */
+const LAST_WORDS = 5_000;
+/** Before a result is sent again that the server could not take. */
+const PAUSE = 1_000;
+const MAX_CHECKPOINT_BYTES = 16 << 10;
+const MAX_OUTCOME_BYTES = (4 << 20) - 1024;
+
+type Outcome = NonNullable<MessageInitShape<typeof FinishSchema>["outcome"]>;
+
+/** Thrown by a handler: the attempt failed. */
+export class Failure extends Error {
+    override readonly name = "Failure";
+
+    /**
+     * `code` is a stable word, such as `smtp.refused`. `retryable` false ends the job at once; `retryAfterMs` takes the
+     * place of the back-off; `details` go to whoever reads the outcome.
+     */
+    constructor(
+        readonly code: string,
+        message: string = code,
+        readonly options: { retryable?: boolean; retryAfterMs?: number; details?: unknown } = {},
+    ) {
+        super(message);
+    }
+
+    /** As the server takes it. */
+    report(): MessageInitShape<typeof JobErrorSchema> {
+        const { retryable = true, retryAfterMs, details } = this.options;
+        return {
+            code: this.code,
+            message: this.message,
+            retryable,
+            ...(details === undefined ? {} : { details: encode(details) }),
+            ...(retryAfterMs === undefined ? {} : { retryDelay: durationFromMs(retryAfterMs) }),
+        };
+    }
+}
+
+/** One attempt, as its handler sees it. */
+export interface Context {
+    /** The job. Its `jobId`, `run` and `attempt` serve a handler's own idempotency: it may run more than once. */
+    readonly job: Job;
+    /** Aborted when the job is cancelled, the attempt's time is over, the lease is lost or the worker ends. */
+    readonly signal: AbortSignal;
+    /** When the attempt's time is over. */
+    readonly deadline: Date | undefined;
+    /** The newest checkpoint, of this attempt or one before. */
+    readonly checkpoint: unknown;
+    /**
+     * Reports how far the attempt is, from 0 to 1. Only the newest report is kept. `checkpoint` is a value of at most
+     * 16 KiB that is handed to the next attempt if this one fails.
+     */
+    progress(fraction: number, note?: string, checkpoint?: unknown): void;
+}
+
+// The payload is what the kind takes, which only its handler knows.
+export type Handler = (context: Context, payload: any) => unknown;
+
+export interface WorkerOptions {
+    /** Jobs at the same time; 16 by default. */
+    concurrency?: number;
+    /** Empty means the queue "default". */
+    queues?: string[];
+    workerId?: string;
+    labels?: Record<string, string>;
+    /** How long a drain waits for handlers; 30 s by default. */
+    drainTimeoutMs?: number;
+}
+
+/** A lease with its work, from its arrival until its result was acknowledged. */
+class Attempt implements Context {
+    readonly #abort = new AbortController();
+    readonly signal = this.#abort.signal;
+    readonly report = create(ProgressSchema);
+    reported = false;
+    outcome: Outcome | undefined;
+    /** The server would not have the handler's own result. */
+    refused = false;
+    giveBack = false;
+
+    constructor(
+        readonly lease: Lease,
+        private readonly tell: (attempt: Attempt) => void,
+    ) {
+        // A checkpoint stays with later reports that bring none.
+        const details = lease.job?.progress?.details;
+        if (details) this.report.details = details;
+    }
+
+    get job(): Job {
+        return this.lease.job!;
+    }
+
+    get deadline(): Date | undefined {
+        return this.lease.attemptDeadline && timestampDate(this.lease.attemptDeadline);
+    }
+
+    get checkpoint(): unknown {
+        return decode(this.report.details);
+    }
+
+    progress(fraction: number, note = "", checkpoint?: unknown): void {
+        if (checkpoint !== undefined) {
+            const details = write(checkpoint, "checkpoint");
+            if (toBinary(PayloadSchema, details).length > MAX_CHECKPOINT_BYTES) {
+                throw new Failure("checkpoint.invalid", "the checkpoint has more than 16 KiB", { retryable: false });
+            }
+            this.report.details = details;
+        }
+        this.report.fraction = fraction;
+        this.report.note = note;
+        this.reported = true;
+        this.tell(this);
+    }
+
+    cancel(why: string, giveBack = false): void {
+        if (this.signal.aborted) return;
+        this.giveBack = giveBack;
+        this.#abort.abort(new DOMException(why, "AbortError"));
+    }
+}
+
+/** Runs the jobs of the kinds that have a handler, until SIGTERM. */
+export class Worker {
+    readonly workerId: string;
+    readonly #rpc: Rpc<typeof WorkerService>;
+    readonly #options: WorkerOptions;
+    readonly #handlers = new Map<string, Handler>();
+    readonly #held = new Map<string, Attempt>();
+    readonly #stop = new AbortController();
+    readonly #hurry = new AbortController();
+    #session: Session | undefined;
+    /** Called when something is no longer held. */
+    #released: () => void = () => {};
+    readonly #listener: Listener = {
+        receive: (session, message) => this.#receive(session, message),
+        // A result is on its way before the heartbeat.
+        held: () => [...this.#held].filter(([, attempt]) => !attempt.outcome).map(([leaseId]) => leaseId),
+    };
+
+    constructor(address = "localhost", options: WorkerOptions = {}) {
+        this.#rpc = createClient(WorkerService, transport(address));
+        this.#options = options;
+        const suffix = Math.random().toString(16).slice(2, 8);
+        this.workerId = options.workerId ?? `${hostname()}-${process.pid}-${suffix}`;
+    }
+
+    /**
+     * Registers a function for a kind. The payload comes decoded; what is returned becomes the output. A
+     * {@link Failure} says how the attempt failed; anything else that is thrown fails it as retryable, with the code
+     * `error`. A handler that heeds `context.signal` ends early when its result would be for nothing.
+     */
+    handle(kind: string, handler: Handler): this {
+        this.#handlers.set(kind, handler);
+        return this;
+    }
+
+    /** Begins the drain, as SIGTERM does; called again, ends it. */
+    stop(): void {
+        (this.#stop.signal.aborted ? this.#hurry : this.#stop).abort();
+    }
+
+    /**
+     * Works until it is told to stop, through restarts of the server. On SIGTERM or SIGINT it takes no more jobs, lets
+     * those that run end, and gives the rest back uncounted; a second signal does that at once. Throws a
+     * {@link JobwireError} if the server refuses this worker.
+     */
+    async run(): Promise<void> {
+        if (this.#handlers.size === 0) throw new TypeError("the worker has no handler");
+        const heard = () => this.stop();
+        process.on("SIGTERM", heard).on("SIGINT", heard);
+        const end = new AbortController();
+        const link = this.#keepConnected(end.signal);
+        try {
+            await Promise.race([link, aborted(this.#stop.signal)]);
+            await Promise.race([link, this.#drain()]);
+        } finally {
+            process.off("SIGTERM", heard).off("SIGINT", heard);
+            for (const attempt of this.#held.values()) attempt.cancel("the worker ends", true);
+            end.abort();
+            await link.catch(() => {});
+            await this.#session?.close();
+        }
+    }
+
+    async #drain(): Promise<void> {
+        this.#session?.post("capacity", { case: "capacity", value: { maxInFlight: 0 } });
+        await this.#idle(this.#options.drainTimeoutMs ?? 30_000, this.#hurry.signal);
+        for (const attempt of this.#held.values()) attempt.cancel("the worker ends", true);
+        await this.#idle(LAST_WORDS);
+        for (const attempt of this.#held.values()) this.#settle(attempt, released("the handler did not end"));
+        await this.#idle(LAST_WORDS);
+    }
+
+    /** Waits until nothing is held, but no longer than this. */
+    async #idle(ms: number, sooner?: AbortSignal): Promise<void> {
+        const signal = AbortSignal.any([AbortSignal.timeout(ms), ...(sooner ? [sooner] : [])]);
+        while (this.#held.size > 0 && !signal.aborted) {
+            await Promise.race([new Promise<void>((resolve) => (this.#released = resolve)), aborted(signal)]);
+        }
+    }
+
+    async #keepConnected(end: AbortSignal): Promise<void> {
+        const backoff = new Backoff(FIRST_PAUSE, LONGEST_PAUSE);
+        while (!end.aborted) {
+            let opened;
+            try {
+                opened = await Session.open(this.#rpc, this.#hello());
+            } catch (thrown) {
+                const error = JobwireError.from(thrown);
+                if (!error.resumable) throw error;
+                await sleep(backoff.pause(error.retryDelayMs), end).catch(() => {});
+                continue;
+            }
+            backoff.reset();
+            // The old one goes only now: until here it could still take results.
+            const old = this.#session;
+            this.#session = opened.session;
+            for (const leaseId of opened.welcome.lostLeaseIds) this.#lose(leaseId);
+            opened.session.start(opened.welcome, this.#listener);
+            this.#resume(opened.session);
+            await old?.close();
+            const error = await Promise.race([opened.session.leaving, aborted(end)]);
+            await sleep(backoff.pause(error?.retryDelayMs), end).catch(() => {});
+        }
+    }
+
+    #hello() {
+        return {
+            workerId: this.workerId,
+            kinds: [...this.#handlers.keys()].sort(),
+            queues: this.#options.queues ?? [],
+            maxInFlight: this.#stop.signal.aborted ? 0 : (this.#options.concurrency ?? 16),
+            heldLeaseIds: [...this.#held.keys()],
+            labels: this.#options.labels ?? {},
+            sdk: SDK,
+        };
+    }
+
+    /** Brings a new session up to date with what is held. */
+    #resume(session: Session): void {
+        if (this.#stop.signal.aborted) session.post("capacity", { case: "capacity", value: { maxInFlight: 0 } });
+        for (const attempt of this.#held.values()) {
+            if (attempt.outcome) this.#postFinish(attempt);
+            else if (attempt.reported) this.#postProgress(attempt);
+        }
+    }
+
+    #receive(session: Session, { message }: WorkResponse): void {
+        // What a newer server may send beyond this is ignored.
+        switch (message.case) {
+            case "lease":
+                if (message.value.sequence > session.lastSequence) session.lastSequence = message.value.sequence;
+                this.#take(message.value);
+                break;
+            case "heartbeatAck":
+                for (const leaseId of message.value.lostLeaseIds) this.#lose(leaseId);
+                break;
+            case "finishAck":
+                this.#settled(message.value);
+                break;
+            case "revoked":
+                this.#held.get(message.value.leaseId)?.cancel("the lease was revoked");
+                break;
+            case "drain":
+                session.leave();
+                break;
+        }
+    }
+
+    #take(lease: Lease): void {
+        if (this.#held.has(lease.leaseId)) return;
+        const attempt = new Attempt(lease, (attempt) => this.#postProgress(attempt));
+        this.#held.set(lease.leaseId, attempt);
+        const handler = this.#handlers.get(attempt.job.spec?.kind ?? "");
+        if (!handler) this.#settle(attempt, released("no handler for this kind"));
+        else if (this.#stop.signal.aborted) this.#settle(attempt, released("the worker ends"));
+        else void this.#work(attempt, handler).then((outcome) => this.#settle(attempt, outcome));
+    }
+
+    async #work(attempt: Attempt, handler: Handler): Promise<Outcome> {
+        try {
+            const payload = read(attempt.job.spec?.payload);
+            return { case: "succeeded", value: write(await handler(attempt, payload), "output") };
+        } catch (thrown) {
+            if (attempt.giveBack) return released("the worker ends");
+            if (thrown instanceof Failure) return { case: "failed", value: thrown.report() };
+            const failure = attempt.signal.aborted
+                ? new Failure("interrupted", "stopped before it was done")
+                : new Failure("error", String(thrown));
+            return { case: "failed", value: failure.report() };
+        }
+    }
+
+    /** Keeps a result until the server has acknowledged it. */
+    #settle(attempt: Attempt, outcome: Outcome): void {
+        if (attempt.outcome || this.#held.get(attempt.lease.leaseId) !== attempt) return;
+        const size = toBinary(FinishSchema, create(FinishSchema, { outcome })).length;
+        attempt.outcome = size > MAX_OUTCOME_BYTES ? refused("the output is larger than a message may be") : outcome;
+        this.#postFinish(attempt);
+    }
+
+    #settled({ leaseId, accepted, rejection }: FinishAck): void {
+        const attempt = this.#held.get(leaseId);
+        if (!attempt?.outcome) return;
+        const code = accepted ? undefined : rejection?.code;
+        if (code === Code.Unavailable || code === Code.ResourceExhausted) {
+            const pause = rejection?.retryDelay ? durationMs(rejection.retryDelay) : PAUSE;
+            setTimeout(() => this.#postFinish(attempt), pause).unref();
+        } else if (code === Code.InvalidArgument && !attempt.refused) {
+            attempt.refused = true;
+            attempt.outcome = undefined;
+            this.#settle(attempt, refused(rejection?.message ?? ""));
+        } else {
+            // Accepted, or too late.
+            this.#forget(leaseId);
+        }
+    }
+
+    #postFinish({ lease: { leaseId }, outcome }: Attempt): void {
+        if (!outcome || !this.#held.has(leaseId)) return;
+        this.#session?.post(`finish ${leaseId}`, { case: "finish", value: { leaseId, outcome } });
+    }
+
+    #postProgress({ lease: { leaseId }, outcome, report }: Attempt): void {
+        if (outcome || !this.#held.has(leaseId)) return;
+        const value = { leaseId, progress: create(ProgressSchema, { ...report }) };
+        this.#session?.post(`progress ${leaseId}`, { case: "progress", value });
+    }
+
+    /** The lease is somebody else's by now: its work is for nothing. */
+    #lose(leaseId: string): void {
+        this.#held.get(leaseId)?.cancel("the lease was lost");
+        this.#forget(leaseId);
+    }
+
+    #forget(leaseId: string): void {
+        this.#held.delete(leaseId);
+        this.#released();
+    }
+}
+
+function released(reason: string): Outcome {
+    return { case: "released", value: { reason } };
+}
+
+function read(payload: Payload | undefined): unknown {
+    try {
+        return decode(payload);
+    } catch (error) {
+        throw new Failure("payload.invalid", `the payload is no JSON: ${error}`, { retryable: false });
+    }
+}
+
+function write(value: unknown, what: string): Payload {
+    try {
+        return encode(value);
+    } catch (error) {
+        throw new Failure(`${what}.invalid`, `the ${what} cannot be written as JSON: ${error}`, { retryable: false });
+    }
+}
+
+/** What is reported in place of a result that cannot be. */
+function refused(why: string): Outcome {
+    return { case: "failed", value: new Failure("output.invalid", why, { retryable: false }).report() };
+}
+
+function aborted(signal: AbortSignal): Promise<undefined> {
+    return new Promise((resolve) => {
+        if (signal.aborted) resolve(undefined);
+        else signal.addEventListener("abort", () => resolve(undefined), { once: true });
+    });
+}

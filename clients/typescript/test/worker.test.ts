@@ -1,0 +1,204 @@
+// The worker against a server that does to it what real ones do now and then.
+
+import { create } from "@bufbuild/protobuf";
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import {
+    type Context,
+    decode,
+    durationFromMs,
+    encode,
+    Failure,
+    LeaseSchema,
+    Worker,
+    type WorkerOptions,
+} from "../src/node.js";
+import { Fake } from "./fake.js";
+
+function lease(leaseId: string, kind: string, payload: unknown = null, sequence = 1n) {
+    const job = { jobId: `job-${leaseId}`, attempt: 1, spec: { kind, payload: encode(payload) } };
+    return { case: "lease", value: create(LeaseSchema, { leaseId, sequence, job }) } as const;
+}
+
+class Bench {
+    readonly cancelled: string[] = [];
+    proceed!: () => void;
+    readonly #proceeding = new Promise<void>((resolve) => (this.proceed = resolve));
+
+    constructor(
+        readonly fake: Fake,
+        readonly worker: Worker,
+    ) {
+        worker
+            .handle("double", (_: Context, n: number) => n * 2)
+            .handle("large", () => "x".repeat(5 << 20))
+            .handle("fail", (_, options) => {
+                throw options ? new Failure("x", "no", options) : new TypeError("boom");
+            })
+            .handle("wait", async (context) => {
+                context.progress(0.25, "quarter", { page: 1 });
+                context.progress(0.5, "half");
+                await Promise.race([
+                    this.#proceeding,
+                    new Promise((_, reject) => {
+                        context.signal.addEventListener("abort", () => {
+                            this.cancelled.push(context.job.jobId);
+                            reject(context.signal.reason);
+                        });
+                    }),
+                ]);
+                return "done";
+            });
+    }
+}
+
+function bench(options: WorkerOptions, body: (bench: Bench) => Promise<void>): Promise<void> {
+    return new Fake().serve(async (fake) => {
+        const worker = new Worker(fake.address, options);
+        const bench = new Bench(fake, worker);
+        const run = worker.run();
+        try {
+            await body(bench);
+        } finally {
+            worker.stop();
+            worker.stop();
+            await run;
+        }
+    });
+}
+
+test("outcomes", { timeout: 20_000 }, () =>
+    bench({ concurrency: 7, queues: ["mail"], workerId: "me" }, async ({ fake }) => {
+        const { session, hello } = await fake.session();
+        assert.deepEqual([hello.workerId, hello.maxInFlight, hello.queues], ["me", 7, ["mail"]]);
+        assert.deepEqual(hello.kinds, ["double", "fail", "large", "wait"]);
+        const outcome = async (message: ReturnType<typeof lease>) => {
+            session.send(message);
+            return (await session.acknowledge(message.value.leaseId)).outcome;
+        };
+        const succeeded = await outcome(lease("a", "double", 21));
+        assert.ok(succeeded.case === "succeeded");
+        assert.equal(decode(succeeded.value), 42);
+        const permanent = await outcome(lease("b", "fail", { retryable: false, details: [1] }));
+        assert.ok(permanent.case === "failed");
+        assert.deepEqual([permanent.value.code, permanent.value.retryable], ["x", false]);
+        assert.deepEqual(decode(permanent.value.details), [1]);
+        const later = await outcome(lease("c", "fail", { retryAfterMs: 1_500 }));
+        assert.ok(later.case === "failed" && later.value.retryable);
+        assert.deepEqual([later.value.retryDelay?.seconds, later.value.retryDelay?.nanos], [1n, 500_000_000]);
+        const thrown = await outcome(lease("d", "fail"));
+        assert.ok(thrown.case === "failed" && thrown.value.retryable);
+        assert.deepEqual([thrown.value.code, thrown.value.message], ["error", "TypeError: boom"]);
+        const bad = lease("e", "double");
+        bad.value.job!.spec!.payload!.body = { case: "text", value: "{" };
+        const invalid = await outcome(bad);
+        assert.ok(invalid.case === "failed" && !invalid.value.retryable);
+        assert.equal(invalid.value.code, "payload.invalid");
+    }));
+
+test("a result that is refused becomes a failure", { timeout: 20_000 }, () =>
+    bench({}, async ({ fake }) => {
+        const { session } = await fake.session();
+        session.send(lease("a", "double", 1));
+        await session.seen("finish");
+        // Not now: it comes again. Not at all: a failure takes its place.
+        for (const [code, expected] of [[14, "succeeded"], [3, "failed"]] as const) {
+            session.messages.splice(0);
+            const rejection = { code, message: "too large", retryDelay: durationFromMs(10) };
+            session.send({ case: "finishAck", value: { leaseId: "a", rejection } });
+            assert.equal((await session.seen("finish")).outcome.case, expected);
+        }
+        await session.acknowledge("a");
+        session.send(lease("b", "large"));
+        const { outcome } = await session.acknowledge("b");
+        assert.ok(outcome.case === "failed");
+        assert.equal(outcome.value.code, "output.invalid");
+    }));
+
+test("heartbeats name what is held and progress keeps its checkpoint", { timeout: 20_000 }, () =>
+    bench({}, async (bench) => {
+        const { session } = await bench.fake.session();
+        session.send(lease("a", "wait", null, 5n));
+        const beat = await session.seen("heartbeat", (beat) => beat.leaseIds[0] === "a");
+        assert.equal(beat.lastLeaseSequence, 5n);
+        const { progress } = await session.seen("progress", ({ progress }) => progress?.fraction === 0.5);
+        assert.equal(progress?.note, "half");
+        assert.deepEqual(decode(progress?.details), { page: 1 });
+        bench.proceed();
+        await session.acknowledge("a");
+        await session.seen("heartbeat", (beat) => beat.leaseIds.length === 0);
+    }));
+
+test("a revoked lease aborts its handler", { timeout: 20_000 }, () =>
+    bench({}, async ({ fake, cancelled }) => {
+        const { session } = await fake.session();
+        session.send(lease("a", "wait"));
+        await session.seen("progress");
+        session.send({ case: "revoked", value: { leaseId: "a" } });
+        const { outcome } = await session.acknowledge("a");
+        assert.ok(outcome.case === "failed");
+        assert.equal(outcome.value.code, "interrupted");
+        assert.deepEqual(cancelled, ["job-a"]);
+    }));
+
+test("a lost lease is dropped", { timeout: 20_000 }, () =>
+    bench({}, async ({ fake, cancelled }) => {
+        const { session } = await fake.session();
+        session.send(lease("a", "wait"));
+        await session.seen("progress");
+        session.send({ case: "heartbeatAck", value: { lostLeaseIds: ["a"] } });
+        session.send(lease("b", "double", 1));
+        await session.acknowledge("b");
+        assert.deepEqual(cancelled, ["job-a"]);
+        assert.ok(!session.messages.some(({ case: kind, value }) => kind === "finish" && value.leaseId === "a"));
+    }));
+
+test("a worker comes back with what it holds", { timeout: 20_000 }, () =>
+    bench({}, async (bench) => {
+        const { session: first } = await bench.fake.session();
+        first.send(lease("a", "wait"));
+        first.send(lease("b", "double", 4));
+        first.send(lease("c", "wait"));
+        await first.seen("finish");
+        await first.seen("heartbeat", (beat) => [...beat.leaseIds].sort().join() === "a,c");
+        bench.fake.lost = ["c"];
+        first.send({ case: "drain", value: {} });
+        const { session: second, hello } = await bench.fake.session();
+        assert.deepEqual([...hello.heldLeaseIds].sort(), ["a", "b", "c"]);
+        // The result that was not acknowledged comes again.
+        const { outcome } = await second.acknowledge("b");
+        assert.ok(outcome.case === "succeeded");
+        assert.equal(decode(outcome.value), 8);
+        await second.seen("progress", ({ leaseId }) => leaseId === "a");
+        await first.ended;
+        bench.proceed();
+        await second.acknowledge("a");
+        assert.deepEqual(bench.cancelled, ["job-c"]);
+    }));
+
+test("SIGTERM drains", { timeout: 20_000 }, () =>
+    bench({}, async (bench) => {
+        const { session } = await bench.fake.session();
+        session.send(lease("a", "wait"));
+        await session.seen("progress");
+        process.kill(process.pid, "SIGTERM");
+        assert.equal((await session.seen("capacity")).maxInFlight, 0);
+        // On its way before the server knew: given back.
+        session.send(lease("b", "double", 1));
+        assert.equal((await session.acknowledge("b")).outcome.case, "released");
+        bench.proceed();
+        assert.equal((await session.acknowledge("a")).outcome.case, "succeeded");
+        await session.ended;
+        assert.deepEqual(bench.cancelled, []);
+    }));
+
+test("a drain gives back what does not end", { timeout: 20_000 }, () =>
+    bench({ drainTimeoutMs: 100 }, async (bench) => {
+        const { session } = await bench.fake.session();
+        session.send(lease("a", "wait"));
+        await session.seen("progress");
+        bench.worker.stop();
+        assert.equal((await session.acknowledge("a")).outcome.case, "released");
+        assert.deepEqual(bench.cancelled, ["job-a"]);
+    }));
