@@ -101,6 +101,7 @@ install_deny() {
 
 rust
 system
+tools/postgres.sh install
 install_buf
 install_grpcurl
 install_deny
