@@ -3,6 +3,9 @@
 pub mod sqlite;
 #[cfg(test)]
 pub(crate) mod suite;
+mod turns;
+mod weight;
+mod written;
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     job::{Cause, Ending, FinalState, JobError, Lease, QueueName, State, Timestamp},
-    store::{Claim, LeaseId, Leased},
+    store::{Claim, LeaseId, Leased, turns::turns},
 };
 
 /// At most `most` of what the claim wants.
@@ -45,21 +45,8 @@ fn shares(tx: &mut Tx<'_>, claim: &Claim, wanted: usize) -> Vec<(Vec<i64>, usize
     for (queue, (_, available)) in &mut queues {
         *available = claim.caps.get(*queue).map_or(*available, |&cap| cap.min(*available));
     }
-    // The shortest first: what it does not need goes to the others.
-    let mut queues: Vec<_> = queues.into_values().filter(|(_, available)| *available > 0).collect();
-    queues.sort_by_key(|(_, available)| *available);
-    if wanted < queues.len() {
-        // Not enough for all: another one comes first each time.
-        let first = fastrand::usize(..queues.len());
-        queues.rotate_left(first);
-    }
-    let (mut left, mut to_come) = (wanted, queues.len());
-    for (_, quota) in &mut queues {
-        *quota = (*quota).min(left.div_ceil(to_come));
-        left -= *quota;
-        to_come -= 1;
-    }
-    queues.retain(|(_, quota)| *quota > 0);
+    let queues: Vec<_> = queues.into_values().filter(|(_, available)| *available > 0).collect();
+    let mut queues = turns(queues, wanted);
     if claim.max_bytes < usize::MAX && !queues.is_empty() {
         // Perhaps not enough for all either.
         let first = fastrand::usize(..queues.len());

@@ -6,8 +6,8 @@ use rusqlite::{Connection, params};
 
 use super::{feed, read, rows::Result};
 use crate::{
-    job::{FinalState, Job, LiveState, State, View},
-    store::{ListPage, ListQuery},
+    job::{FinalState, LiveState, State, View},
+    store::{ListPage, ListQuery, weight::weight},
 };
 
 /// Jobs that one call looks at, at most.
@@ -28,7 +28,7 @@ pub fn list(connection: &Connection, query: &ListQuery) -> Result<ListPage> {
                 View::Basic => job,
                 view => read::job(connection, num, view)?.unwrap_or(job),
             };
-            bytes += size(&job);
+            bytes += weight(&job);
             if bytes > PAGE_BYTES && !page.jobs.is_empty() {
                 // Begins the next page.
                 page.next = before;
@@ -84,19 +84,4 @@ fn candidates(connection: &Connection, query: &ListQuery) -> Result<Vec<i64>> {
     let sql = format!("SELECT DISTINCT num FROM {source} num {compare} ?1 ORDER BY num {order} LIMIT ?2");
     let mut statement = connection.prepare_cached(&sql)?;
     statement.query_map(params![query.after.unwrap_or(from), SCAN], |row| row.get(0))?.collect()
-}
-
-fn size(job: &Job) -> usize {
-    let labels: usize = job.spec.labels.iter().map(|(name, value)| name.len() + value.len()).sum();
-    let body = |payload: &crate::job::Payload| payload.body.as_ref().map_or(0, |body| body.len());
-    let details = job.attempts.iter().filter_map(|attempt| attempt.error.as_ref()).chain(&job.error);
-    let errors: usize =
-        details.map(|error| error.message.len() + error.details.as_ref().map_or(0, body)).sum();
-    let codes: usize = job.spec.retry.non_retryable_codes.iter().map(String::len).sum();
-    let trace: usize = job.trace.values().map(String::len).sum();
-    let progress =
-        job.progress.as_ref().map_or(0, |now| now.note.len() + now.details.as_ref().map_or(0, body));
-    let output = job.output.as_ref().map_or(0, body);
-    // The rest: names, keys, times.
-    1024 + labels + codes + trace + body(&job.spec.payload) + output + progress + errors
 }

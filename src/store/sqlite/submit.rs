@@ -1,9 +1,8 @@
 //! Accepting jobs.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, params};
-use uuid::Uuid;
 
 use super::{
     read::{self, Fixed},
@@ -12,7 +11,10 @@ use super::{
 };
 use crate::{
     job::{Error, JobId, JobSpec, Live, Timestamp, View},
-    store::{GroupReply, Position, Submission, Submitted},
+    store::{
+        GroupReply, Position, Submission, Submitted,
+        written::{self, fingerprint},
+    },
 };
 
 pub fn submit(tx: &mut Tx<'_>, now: Timestamp, groups: Vec<Vec<Submission>>) -> Result<Vec<GroupReply>> {
@@ -152,19 +154,6 @@ pub fn holder(tx: &Tx<'_>, spec: &JobSpec) -> Result<Option<i64>> {
         .optional()
 }
 
-/// Of the spec that was asked for, in 16 bytes. The job that it led to may have been
-/// asked for in other words, if it was found by its unique key.
-fn fingerprint(submission: &Submission) -> [u8; 16] {
-    let Submission { spec, .. } = submission;
-    let options = rows::options(spec, &BTreeMap::new()).unwrap_or_default();
-    let (priority, payload) = (spec.priority.to_string(), spec.payload.bytes());
-    let parts = [spec.queue.as_str(), spec.kind.as_str(), &priority, &options, &spec.payload.content_type];
-    let mut text: Vec<u8> = parts.join("\0").into_bytes();
-    text.push(0);
-    text.extend_from_slice(&payload);
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, &text).into_bytes()
-}
-
 fn remember(tx: &Tx<'_>, now: Timestamp, submission: &Submission, num: i64, job_id: &JobId) -> Result<()> {
     let Some(request_id) = &submission.request_id else { return Ok(()) };
     // The first answer counts: a repeat does not prolong it. One that is over is replaced.
@@ -238,7 +227,7 @@ fn insert(tx: &mut Tx<'_>, now: Timestamp, submission: &Submission, fixed: &Fixe
             spec.payload.content_type,
             &payload[..],
             crc32fast::hash(&payload),
-            rows::options(spec, &submission.trace),
+            written::options(spec, &submission.trace),
         ])?;
     let row = LiveRow {
         num,

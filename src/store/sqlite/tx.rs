@@ -14,7 +14,7 @@ use crate::{
         Attempt, Ending, Fence, Job, JobError, JobId, Live, LiveState, Next, Policy, Progress, State, Step,
         Timestamp,
     },
-    store::{Outcome, Position},
+    store::{Outcome, Position, written},
 };
 
 pub struct Tx<'a> {
@@ -194,7 +194,7 @@ impl Tx<'_> {
                 lease.map(|lease| &lease.worker),
                 lease.map(|lease| lease.started),
                 now,
-                rows::error_text(error),
+                written::error_text(error),
             ])?;
         if row.live.attempt as usize > Attempt::KEPT || row.live.run > 1 {
             self.connection
@@ -219,7 +219,7 @@ impl Tx<'_> {
         let keep_until = self.keep_until(row, now)?;
         let output = ending.output.as_ref();
         let body = output.map(|output| output.bytes());
-        let error = ending.error.as_ref().map(rows::error_text);
+        let error = ending.error.as_ref().map(written::error_text);
         let ended = rows::Ended {
             num: row.num,
             run: live.run,
