@@ -273,6 +273,9 @@ impl Default for Watch {
 pub struct Store {
     /// Free bytes on the file system below which Submit answers STORE_FULL, while running jobs still finish.
     pub reserve_bytes: u64,
+    /// PostgreSQL does not tell how much room there is on its disk: the bytes that the database may take up in all, for
+    /// `reserve_bytes`. Left out: as much as there is.
+    pub max_database_bytes: Option<u64>,
     /// Commands of one commit.
     pub max_group: usize,
     /// Connections, each with a thread, that read beside the writer.
@@ -287,6 +290,7 @@ impl Default for Store {
     fn default() -> Self {
         Self {
             reserve_bytes: 64 << 20,
+            max_database_bytes: None,
             max_group: 500,
             readers: 4,
             cache_bytes: 64 << 20,

@@ -1,5 +1,6 @@
 //! Where jobs and their outcomes live.
 
+pub mod postgres;
 pub mod sqlite;
 #[cfg(test)]
 pub(crate) mod suite;
@@ -159,6 +160,20 @@ impl Signals {
             changed: broadcast::Sender::new(1024),
             outcomes: broadcast::Sender::new(16),
             failed: watch::Sender::new(None),
+        }
+    }
+
+    /// The feed has come this far at least, or jobs may be due.
+    pub fn advance(&self, head: Option<Position>, due: bool) {
+        if let Some(to) = head {
+            self.head.send_if_modified(|head| {
+                let moved = *head < to;
+                *head = to.max(*head);
+                moved
+            });
+        }
+        if due {
+            self.due.send_modify(|count| *count = count.wrapping_add(1));
         }
     }
 

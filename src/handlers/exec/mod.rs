@@ -70,7 +70,8 @@ pub struct Exec {
 impl Exec {
     /// Checks every command. An error names the key of the setting that is wrong.
     pub fn new(settings: &config::Exec) -> Result<Self, Error> {
-        let check = |(name, command): (&String, _)| Ok((name.clone(), Command::check(name, command)?));
+        let check =
+            |(name, command): (&String, _)| Ok::<_, Error>((name.clone(), Command::check(name, command)?));
         Ok(Self { commands: settings.commands.iter().map(check).collect::<Result<_, _>>()? })
     }
 

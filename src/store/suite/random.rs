@@ -432,7 +432,7 @@ const EXPECTED: [&str; 35] = [
 
 pub async fn a_store_does_what_a_list_in_memory_does(open: Open) {
     let run = move |(limits, commands): (Limits, Vec<Command>)| {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut pair = Pair::new(open, limits).await;
             for command in commands {

@@ -1,0 +1,284 @@
+//! What callers do to a job that is there: cancel, retry, delete.
+//!
+//! What changes an unfinished job is a move, which nobody else can have made meanwhile. A final job has no row that a move
+//! could take away: there the lock of its `job` row keeps others out, until the statement after it has looked again.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{
+    PostgresStore,
+    moves::{Present, Unit},
+    pool::{Result, Step},
+    rows::{get, millis},
+};
+use crate::{
+    job::{Cancelled, Error, Job, JobId, JobSpec, Live, Retried, State, Suspension, Timestamp, View},
+    store::{Cancel, Change, Delete, LeaseId, Retry},
+};
+
+const LOCK: &str = include_str!("sql/lock.sql");
+const RERUN: &str = include_str!("sql/rerun.sql");
+const REMOVE: &str = include_str!("sql/remove.sql");
+
+type Answer<T> = std::result::Result<T, Error>;
+
+/// A new run of a final job.
+struct Rerun {
+    num: i64,
+    line: i32,
+    was_version: i64,
+    bytes: i64,
+    spec: std::sync::Arc<JobSpec>,
+    id: JobId,
+    live: Live,
+}
+
+/// Jobs that callers name, as they are now.
+struct Named {
+    unit: Unit,
+    nums: HashMap<JobId, i64>,
+    reruns: HashMap<i64, Rerun>,
+    /// Positions and versions of the newest outcomes of jobs that are to go.
+    removals: HashMap<i64, (i64, i64)>,
+}
+
+impl Named {
+    /// The job, if it is there and its etag is this one.
+    fn find(&self, id: &JobId, etag: Option<&str>) -> Answer<i64> {
+        let found = self.nums.get(id).filter(|num| !self.removals.contains_key(num));
+        let Some((num, job)) = found.and_then(|&num| Some((num, self.unit.job(num)?))) else {
+            return Err(Error::JobNotFound { job_id: id.to_string() });
+        };
+        let version = self.reruns.get(&num).map_or(job.present.version(), |rerun| rerun.live.version);
+        let present = Job::etag_of(version);
+        if etag.is_some_and(|etag| etag != present) {
+            return Err(Error::EtagMismatch { job_id: id.to_string(), etag: present });
+        }
+        Ok(num)
+    }
+}
+
+impl PostgresStore {
+    async fn named(&self, ids: impl Iterator<Item = &JobId>) -> Result<Named> {
+        let ids: Vec<JobId> = ids.collect::<HashSet<_>>().into_iter().cloned().collect();
+        let rows: Vec<_> = self.jobs_by_id(&ids, View::Basic).await?.jobs.into_iter().flatten().collect();
+        let nums = rows.iter().map(|row| (row.job.id.clone(), row.num)).collect();
+        Ok(Named { unit: Unit::new(rows), nums, reruns: HashMap::new(), removals: HashMap::new() })
+    }
+
+    pub async fn cancel_jobs(&self, now: Timestamp, cancels: Vec<Cancel>) -> Result<Vec<Answer<Change>>> {
+        let mut answers: Vec<Answer<Option<LeaseId>>> = cancels.iter().map(|_| Ok(None)).collect();
+        let mut open: Vec<usize> = (0..cancels.len()).collect();
+        while !open.is_empty() {
+            let mut named = self.named(open.iter().map(|&at| &cancels[at].job_id)).await?;
+            for &at in &open {
+                answers[at] = cancel_one(&mut named, &cancels[at]);
+            }
+            let moved = self.carry_out(now, &named.unit).await?;
+            open.retain(|&at| {
+                let num = named.nums.get(&cancels[at].job_id);
+                num.is_some_and(|&num| named.unit.is_changed(num) && !moved.has(num))
+            });
+        }
+        self.present(answers, cancels.iter().map(|cancel| &cancel.job_id)).await
+    }
+
+    pub async fn retry_jobs(&self, now: Timestamp, retries: Vec<Retry>) -> Result<Vec<Answer<Change>>> {
+        let mut answers: Vec<Answer<Option<LeaseId>>> = retries.iter().map(|_| Ok(None)).collect();
+        let mut open: Vec<usize> = (0..retries.len()).collect();
+        while !open.is_empty() {
+            let mut named = self.named(open.iter().map(|&at| &retries[at].job_id)).await?;
+            for &at in &open {
+                answers[at] = retry_one(&mut named, now, &retries[at]).map(|()| None);
+            }
+            let moved = self.carry_out(now, &named.unit).await?;
+            let begun = self.begin_runs(&named.reruns).await?;
+            let mut again = Vec::new();
+            for &at in &open {
+                let Some(&num) = named.nums.get(&retries[at].job_id) else { continue };
+                if let Some(rerun) = named.reruns.get(&num).filter(|_| !begun.contains(&num)) {
+                    // Somebody holds its key, or has changed it meanwhile: then it is looked at anew.
+                    match self.key_in_use(rerun).await? {
+                        Some(error) if answers[at].is_ok() => answers[at] = Err(error),
+                        _ => again.push(at),
+                    }
+                } else if named.unit.is_changed(num) && !moved.has(num) {
+                    again.push(at);
+                }
+            }
+            open = again;
+        }
+        self.present(answers, retries.iter().map(|retry| &retry.job_id)).await
+    }
+
+    /// Answers with the jobs as they are now.
+    async fn present<'a>(
+        &self,
+        answers: Vec<Answer<Option<LeaseId>>>,
+        ids: impl Iterator<Item = &'a JobId>,
+    ) -> Result<Vec<Answer<Change>>> {
+        let ids: Vec<JobId> = ids.cloned().collect();
+        let jobs = if answers.iter().any(Answer::is_ok) {
+            self.jobs_by_id(&ids, View::Result).await?.jobs
+        } else {
+            vec![None; ids.len()]
+        };
+        let change =
+            |((answer, row), id): ((Answer<Option<LeaseId>>, Option<super::rows::JobRow>), &JobId)| {
+                let revoke = answer?;
+                // Somebody may have removed it at once.
+                let row = row.ok_or_else(|| Error::JobNotFound { job_id: id.to_string() })?;
+                Ok(Change { job: row.job, revoke })
+            };
+        Ok(answers.into_iter().zip(jobs).zip(&ids).map(change).collect())
+    }
+
+    /// Begins new runs where the jobs are still as they were. Answers with those.
+    async fn begin_runs(&self, reruns: &HashMap<i64, Rerun>) -> Result<HashSet<i64>> {
+        if reruns.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let runs: Vec<&Rerun> = reruns.values().collect();
+        let nums: Vec<i64> = runs.iter().map(|run| run.num).collect();
+        let versions: Vec<i64> = runs.iter().map(|run| run.was_version).collect();
+        let line: Vec<i32> = runs.iter().map(|run| run.line).collect();
+        let state: Vec<i32> = runs.iter().map(|run| run.live.state as i32).collect();
+        let number: Vec<i32> = runs.iter().map(|run| run.live.run as i32).collect();
+        let priority: Vec<i32> = runs.iter().map(|run| run.live.priority).collect();
+        let version: Vec<i64> = runs.iter().map(|run| run.live.version).collect();
+        let due: Vec<i64> = runs.iter().map(|run| run.live.due.0).collect();
+        let rank: Vec<i64> = runs.iter().map(|run| run.live.rank()).collect();
+        let wake: Vec<_> = runs.iter().map(|run| run.live.wake().map(|time| time.0)).collect();
+        let start_by: Vec<_> = runs.iter().map(|run| run.live.start_by.map(|time| time.0)).collect();
+        let end_by: Vec<_> = runs.iter().map(|run| run.live.end_by.map(|time| time.0)).collect();
+        let bytes: Vec<i64> = runs.iter().map(|run| run.bytes).collect();
+        let retention: Vec<_> = runs.iter().map(|run| run.spec.retention.map(millis)).collect();
+        let key = |run: &Rerun| run.spec.unique_key.as_ref().map(ToString::to_string);
+        let queues: Vec<_> =
+            runs.iter().map(|run| key(run).map(|_| run.spec.queue.as_str().to_owned())).collect();
+        let keys: Vec<_> = runs.iter().map(|run| key(run)).collect();
+        let rows = self
+            .pools
+            .write
+            .transaction(&[
+                Step { sql: LOCK, params: &[&nums] },
+                Step {
+                    sql: RERUN,
+                    params: &[
+                        &nums, &versions, &line, &state, &number, &priority, &version, &due, &rank, &wake,
+                        &start_by, &end_by, &bytes, &retention, &queues, &keys,
+                    ],
+                },
+            ])
+            .await?;
+        let begun: HashSet<i64> = rows.iter().map(|row| get(row, "num")).collect();
+        let changed = runs.iter().filter(|run| begun.contains(&run.num)).map(|run| run.id.clone());
+        self.news(None, !begun.is_empty(), changed);
+        Ok(begun)
+    }
+
+    /// Why a run cannot begin, if another job holds its key.
+    async fn key_in_use(&self, rerun: &Rerun) -> Result<Option<Error>> {
+        let Some(key) = &rerun.spec.unique_key else { return Ok(None) };
+        let Some(holder) = self.holder(&rerun.spec.queue, key).await? else { return Ok(None) };
+        if holder == rerun.num {
+            return Ok(None);
+        }
+        let row = self.jobs(&[holder], View::Basic).await?.pop().flatten();
+        Ok(row
+            .map(|row| Error::UniqueKeyInUse { unique_key: key.to_string(), job_id: row.job.id.to_string() }))
+    }
+
+    pub async fn delete_jobs(&self, deletes: Vec<Delete>) -> Result<Vec<Answer<()>>> {
+        let mut answers: Vec<Answer<()>> = deletes.iter().map(|_| Ok(())).collect();
+        let mut open: Vec<usize> = (0..deletes.len()).collect();
+        while !open.is_empty() {
+            let mut named = self.named(open.iter().map(|&at| &deletes[at].job_id)).await?;
+            for &at in &open {
+                answers[at] = delete_one(&mut named, &deletes[at]);
+            }
+            let Named { nums, removals, .. } = named;
+            let removals: Vec<_> =
+                removals.into_iter().map(|(num, (upto, version))| (num, upto, Some(version))).collect();
+            let removed = self.remove(&removals).await?;
+            open.retain(|&at| {
+                let num = nums.get(&deletes[at].job_id).filter(|_| answers[at].is_ok());
+                num.is_some_and(|num| !removed.contains(num))
+            });
+        }
+        Ok(answers)
+    }
+
+    /// Removes outcomes of final jobs up to a position, and jobs that have no other: (number, position, the version that
+    /// must still be the newest). Answers with the jobs that are gone.
+    pub async fn remove(&self, removals: &[(i64, i64, Option<i64>)]) -> Result<HashSet<i64>> {
+        if removals.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let nums: Vec<i64> = removals.iter().map(|&(num, ..)| num).collect();
+        let upto: Vec<i64> = removals.iter().map(|&(_, upto, _)| upto).collect();
+        let versions: Vec<Option<i64>> = removals.iter().map(|&(.., version)| version).collect();
+        let steps =
+            [Step { sql: LOCK, params: &[&nums] }, Step { sql: REMOVE, params: &[&nums, &upto, &versions] }];
+        let rows = self.pools.write.transaction(&steps).await?;
+        Ok(rows.iter().map(|row| get(row, "num")).collect())
+    }
+}
+
+fn cancel_one(named: &mut Named, cancel: &Cancel) -> Answer<Option<LeaseId>> {
+    let num = named.find(&cancel.job_id, cancel.etag.as_deref())?;
+    let Some(Present::Live(live)) = named.unit.job(num).map(|job| &job.present) else { return Ok(None) };
+    let lease = live.lease.as_ref().map(|_| LeaseId { job: num, fence: live.fence });
+    match live.cancel(&cancel.reason) {
+        Cancelled::Now(ending) => named.unit.finish(num, ending),
+        Cancelled::Asked(live) => named.unit.live(num, live),
+        Cancelled::Already => {}
+    }
+    Ok(lease)
+}
+
+fn retry_one(named: &mut Named, now: Timestamp, retry: &Retry) -> Answer<()> {
+    let num = named.find(&retry.job_id, retry.etag.as_deref())?;
+    let Some(job) = named.unit.job(num) else { return Ok(()) };
+    let suspension = match (&job.present, named.reruns.get(&num)) {
+        (_, Some(rerun)) => Suspension::Live(&rerun.live),
+        (Present::Live(live), None) => Suspension::Live(live),
+        (&Present::Final { state, run, version }, None) => Suspension::Final { state, run, version },
+    };
+    let row = &job.row;
+    match suspension.retry(retry.job_id.as_str(), &row.job.spec, retry.delay, now)? {
+        Retried::Now(live) => named.unit.live(num, live),
+        Retried::Run(live) => {
+            let rerun = Rerun {
+                num,
+                line: row.line,
+                was_version: row.job.version,
+                bytes: row.job.spec.payload.size as i64,
+                spec: row.job.spec.clone(),
+                id: row.job.id.clone(),
+                live,
+            };
+            named.reruns.insert(num, rerun);
+        }
+    }
+    Ok(())
+}
+
+fn delete_one(named: &mut Named, delete: &Delete) -> Answer<()> {
+    let num = match named.find(&delete.job_id, delete.etag.as_deref()) {
+        Err(Error::JobNotFound { .. }) if delete.allow_missing => return Ok(()),
+        found => found?,
+    };
+    let Some(job) = named.unit.job(num) else { return Ok(()) };
+    match (job.present.state(), job.row.seq) {
+        (State::Final(_), Some(seq)) => {
+            named.removals.insert(num, (seq, job.row.job.version));
+            Ok(())
+        }
+        (state, _) => Err(Error::JobState {
+            job_id: delete.job_id.to_string(),
+            state,
+            wanted: "a final state: cancel it first",
+        }),
+    }
+}

@@ -1,0 +1,124 @@
+//! The feed: outcomes in commit order.
+
+use tokio_postgres::Row;
+
+use super::{
+    PostgresStore,
+    pool::{Failure, Result},
+    rows::{self, JobRow, get},
+};
+use crate::{
+    job::{Filter, JobId, Timestamp, View},
+    store::{FeedStart, Outcome, OutcomePage, Position},
+};
+
+const OUTCOMES: &str = include_str!("sql/outcomes.sql");
+const NEWEST: &str = include_str!("sql/newest.sql");
+const FEED: &str = include_str!("sql/feed.sql");
+const AFTER: &str = "select seq, finished from done where seq > $1 order by seq limit 1";
+
+/// Rows that one call looks at, at most: a page is a short statement.
+const SCAN: usize = 2000;
+
+/// Bytes of outputs on one page, about. Every watcher that lags behind holds one.
+const PAGE_BYTES: i64 = 1 << 20;
+
+impl PostgresStore {
+    pub async fn outcomes_after(&self, after: Position, limit: usize) -> Result<OutcomePage> {
+        let limit = limit.min(SCAN) as i64;
+        let found = self.pools.read.query(OUTCOMES, &[&after.0, &limit, &PAGE_BYTES]).await?;
+        self.know_lines(&found).await?;
+        let first = found.first().ok_or(Failure::Damaged("the feed"))?;
+        let mut page = OutcomePage { outcomes: Vec::new(), upto: after, start: self.start_of(first) };
+        for row in &found {
+            let Some(seq) = get::<Option<i64>>(row, "place").map(Position) else { continue };
+            page.upto = seq;
+            if let Some(job) = rows::outcome(row, &self.lines)? {
+                page.outcomes.push(Outcome { position: seq, job: job.into() });
+            }
+        }
+        let looked: i64 = get(first, "looked");
+        let told = if page.upto == after { 0 } else { found.len() as i64 };
+        if looked < limit && told == looked {
+            page.upto = page.upto.max(Position(get(first, "head")));
+        }
+        Ok(page)
+    }
+
+    fn start_of(&self, row: &Row) -> FeedStart {
+        FeedStart {
+            position: Position(get(row, "start")),
+            time: rows::time(row, "oldest").unwrap_or_else(|| self.last_time()),
+            cut: Timestamp(get(row, "cut")),
+        }
+    }
+
+    /// Where the feed begins and ends.
+    pub async fn bounds(&self) -> Result<(FeedStart, Position)> {
+        let found = self.pools.read.query(FEED, &[]).await?;
+        let row = found.first().ok_or(Failure::Damaged("the feed"))?;
+        Ok((self.start_of(row), Position(get(row, "head"))))
+    }
+
+    /// The newest outcome of each job that is final now, from `after` up to `upto`.
+    pub async fn newest_outcomes(
+        &self,
+        after: Position,
+        upto: Position,
+        filter: &Filter,
+        limit: usize,
+    ) -> Result<OutcomePage> {
+        let limit = limit.min(SCAN);
+        let (start, _) = self.bounds().await?;
+        let mut found = if filter.job_ids.is_empty() {
+            let rows = self.pools.read.query(NEWEST, &[&after.0, &upto.0, &(limit as i64)]).await?;
+            rows.iter().map(|row| (get(row, "seq"), get(row, "num"))).collect()
+        } else {
+            self.newest_of(&filter.job_ids.iter().cloned().collect::<Vec<_>>()).await?
+        };
+        found.retain(|&(seq, _)| seq > after.0 && seq <= upto.0);
+        let is_full = found.len() >= limit;
+        found.truncate(limit);
+        let nums: Vec<i64> = found.iter().map(|&(_, num)| num).collect();
+        let jobs = self.jobs_within(&nums, View::Result, PAGE_BYTES as usize).await?;
+        let mut page = OutcomePage { outcomes: Vec::new(), upto: after, start };
+        let is_whole = jobs.len() == found.len();
+        for ((seq, _), row) in found.into_iter().zip(jobs) {
+            page.upto = Position(seq);
+            if let Some(JobRow { job, .. }) =
+                row.filter(|row| row.seq == Some(seq) && filter.matches(&row.job))
+            {
+                page.outcomes.push(Outcome { position: page.upto, job: job.into() });
+            }
+        }
+        if is_whole && !is_full {
+            page.upto = upto;
+        }
+        Ok(page)
+    }
+
+    async fn newest_of(&self, ids: &[JobId]) -> Result<Vec<(i64, i64)>> {
+        let jobs = self.jobs_by_id(ids, View::Basic).await?.jobs;
+        let mut found: Vec<_> =
+            jobs.into_iter().flatten().filter_map(|row| Some((row.seq?, row.num))).collect();
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Positions grow with their times: halves the range until the place is found.
+    pub async fn position_of(&self, time: Timestamp) -> Result<Position> {
+        let (start, head) = self.bounds().await?;
+        let (mut low, mut high) = (start.position.0, head.0);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let next = self.pools.read.query(AFTER, &[&middle]).await?;
+            match next.first() {
+                Some(row) if get::<i64>(row, "finished") <= time.0 => {
+                    low = get::<i64>(row, "seq").min(high);
+                }
+                _ => high = middle,
+            }
+        }
+        Ok(Position(low))
+    }
+}

@@ -1,0 +1,195 @@
+//! Opening: migrations, and what the server's settings promise.
+
+use std::{fmt, time::Duration};
+
+use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio_postgres::{Client, Config, NoTls};
+
+use super::pool::SESSION;
+use crate::store::LogId;
+
+/// Each takes the schema one version further. Never edit one that was released: add the next.
+const MIGRATIONS: [&str; 1] = [include_str!("sql/schema_1.sql")];
+
+const SETTINGS: &str = include_str!("sql/settings.sql");
+
+/// The oldest server that will do.
+const OLDEST: i32 = 14;
+
+/// Why a database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("the URL of the store is not one of PostgreSQL's: {0}")]
+    Url(#[source] tokio_postgres::Error),
+    #[error("cannot use the database: {}", reason(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    #[error("cannot use the database: {0}")]
+    Store(crate::job::Error),
+    #[error(
+        "the database has schema {found} of jobwire, this one knows {}: use the newer jobwire that wrote it",
+        MIGRATIONS.len()
+    )]
+    Newer { found: i32 },
+    #[error("the server is PostgreSQL {0}: jobwire needs {OLDEST} or later")]
+    Old(i32),
+    #[error("the database has the encoding {0}: jobwire needs UTF8")]
+    Encoding(String),
+    #[error("the server only answers reads: name the primary, or target_session_attrs=read-write")]
+    ReadOnly,
+    #[error("there is no schema to create tables in: create the one that search_path names")]
+    NoSchema,
+    #[error("the system has no random numbers")]
+    NoRandomness,
+}
+
+/// What the server says, which the library keeps for itself.
+fn reason(error: &tokio_postgres::Error) -> String {
+    match (error.as_db_error(), std::error::Error::source(error)) {
+        (Some(told), _) => told.message().to_owned(),
+        (None, Some(source)) => format!("{error}: {source}"),
+        (None, None) => error.to_string(),
+    }
+}
+
+/// A connection of its own, driven until its client is dropped.
+pub async fn connect(config: &Config) -> Result<Client, OpenError> {
+    let (client, connection) = config.connect(NoTls).await?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection to PostgreSQL has ended");
+        }
+    });
+    client.batch_execute(SESSION).await?;
+    Ok(client)
+}
+
+/// The settings of a URL, with what jobwire needs besides.
+pub fn settings(url: &str) -> Result<Config, OpenError> {
+    let mut config: Config = url.parse().map_err(OpenError::Url)?;
+    if config.get_application_name().is_none() {
+        config.application_name("jobwire");
+    }
+    if config.get_connect_timeout().is_none() {
+        config.connect_timeout(Duration::from_secs(5));
+    }
+    // A peer that is gone without a word is noticed within half a minute.
+    config
+        .keepalives_idle(Duration::from_secs(10))
+        .keepalives_interval(Duration::from_secs(5))
+        .keepalives_retries(4);
+    config.tcp_user_timeout(Duration::from_secs(30));
+    // Of several hosts the primary.
+    config.target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite);
+    Ok(config)
+}
+
+/// What an acknowledgement is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Written by the primary and by a synchronous standby.
+    Replicated,
+    /// Written by the primary alone.
+    Synced,
+    /// `synchronous_commit` is off: the last moments may be lost with the server.
+    Asynchronous,
+    /// `fsync` or `full_page_writes` is off: everything may be lost with the power.
+    Unsafe,
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Replicated => {
+                "every acknowledgement is synced, here and by a synchronous standby: it outlives the loss of one of them"
+            }
+            Self::Synced => {
+                "every acknowledgement is synced, but by no synchronous standby: with the server's disk all is lost, \
+                 and after a failover the last moments may be"
+            }
+            Self::Asynchronous => {
+                "synchronous_commit is off: what was acknowledged in the last moments may be lost with the server"
+            }
+            Self::Unsafe => {
+                "fsync or full_page_writes is off: with the power everything may be lost, acknowledged or not"
+            }
+        })
+    }
+}
+
+/// Checks the server.
+///
+/// # Errors
+/// It will not do at all.
+pub async fn check(client: &Client) -> Result<Durability, OpenError> {
+    let row = client.query_one(SETTINGS, &[]).await?;
+    let (version, encoding): (i32, String) = (row.get("version"), row.get("encoding"));
+    if version < OLDEST {
+        return Err(OpenError::Old(version));
+    }
+    if encoding != "UTF8" {
+        return Err(OpenError::Encoding(encoding));
+    }
+    if row.get("read_only") {
+        return Err(OpenError::ReadOnly);
+    }
+    if row.get::<_, Option<&str>>("schema").is_none() {
+        return Err(OpenError::NoSchema);
+    }
+    let durability = if !row.get::<_, bool>("is_safe") {
+        Durability::Unsafe
+    } else if !row.get::<_, bool>("is_synchronous") {
+        Durability::Asynchronous
+    } else if row.get("has_standby") {
+        Durability::Replicated
+    } else {
+        Durability::Synced
+    };
+    Ok(durability)
+}
+
+/// Brings the schema up to date. Replicas that start together do it one after the other.
+///
+/// # Errors
+/// It is of a later version.
+pub async fn migrate(client: &Client) -> Result<(), OpenError> {
+    let turn = "(hashtext('jobwire'), hashtext(current_schema))";
+    client.batch_execute(&format!("select pg_advisory_lock{turn}")).await?;
+    let migrated = migrate_alone(client).await;
+    client.batch_execute(&format!("select pg_advisory_unlock{turn}")).await?;
+    migrated
+}
+
+async fn migrate_alone(client: &Client) -> Result<(), OpenError> {
+    let is_new: bool = client.query_one("select to_regclass('jobwire') is null", &[]).await?.get(0);
+    let found: i32 = match is_new {
+        true => 0,
+        false => client.query_one("select version from jobwire", &[]).await?.get(0),
+    };
+    let done = usize::try_from(found).ok().filter(|&done| done <= MIGRATIONS.len());
+    let done = done.ok_or(OpenError::Newer { found })?;
+    for (at, migration) in MIGRATIONS.iter().enumerate().skip(done) {
+        let version = at + 1;
+        let noted = match at {
+            0 => format!(
+                "create table jobwire (version int4 not null); insert into jobwire values ({version})"
+            ),
+            _ => format!("update jobwire set version = {version}"),
+        };
+        client.batch_execute(&format!("begin; {migration}; {noted}; commit")).await?;
+    }
+    Ok(())
+}
+
+/// What the store is called, and signs with. Drawn by whoever comes first.
+pub async fn identity(client: &Client) -> Result<(LogId, [u8; 32]), OpenError> {
+    let mut drawn = [0; 40];
+    SystemRandom::new().fill(&mut drawn).map_err(|_| OpenError::NoRandomness)?;
+    let (log_id, lease_key) = drawn.split_at(8);
+    let found = "insert into feed (log_id, lease_key) select $1, $2 where not exists (select from feed)";
+    client.execute(found, &[&log_id, &lease_key]).await?;
+    let row = client.query_one("select log_id, lease_key from feed", &[]).await?;
+    let (log_id, lease_key): (&[u8], &[u8]) = (row.get(0), row.get(1));
+    let damaged = || OpenError::Store(crate::job::Error::DataLoss("the identity of the store".into()));
+    let log_id = LogId(u64::from_be_bytes(log_id.try_into().map_err(|_| damaged())?));
+    Ok((log_id, lease_key.try_into().map_err(|_| damaged())?))
+}

@@ -1,0 +1,104 @@
+//! What workers say: leases prolonged, attempts reported.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{
+    PostgresStore,
+    moves::{Present, Unit},
+    pool::Result,
+    rows::get,
+};
+use crate::{
+    job::{Error, Next, Timestamp, View},
+    store::{LeaseId, Renewal, Renewed, Settlement},
+};
+
+const RENEW: &str = include_str!("sql/renew.sql");
+
+impl PostgresStore {
+    pub async fn renew_leases(&self, renewals: Vec<Renewal>) -> Result<Vec<Renewed>> {
+        let leases: Vec<LeaseId> = renewals.iter().map(|renewal| renewal.lease).collect();
+        // Of a lease that is named twice the last word counts.
+        let mut newest: HashMap<LeaseId, Renewal> = HashMap::new();
+        for renewal in renewals {
+            let before = newest.remove(&renewal.lease).and_then(|before| before.progress);
+            newest.insert(renewal.lease, Renewal { progress: renewal.progress.or(before), ..renewal });
+        }
+        let renewals: Vec<_> = newest.into_values().collect();
+        let progress = || renewals.iter().map(|renewal| renewal.progress.as_ref());
+        let details = || progress().map(|progress| progress.and_then(|progress| progress.details.as_ref()));
+        let nums: Vec<i64> = renewals.iter().map(|renewal| renewal.lease.job).collect();
+        let fences: Vec<i64> = renewals.iter().map(|renewal| renewal.lease.fence).collect();
+        let until: Vec<i64> = renewals.iter().map(|renewal| renewal.until.0).collect();
+        let at: Vec<_> = progress().map(|progress| progress.map(|progress| progress.update_time.0)).collect();
+        let fraction: Vec<_> =
+            progress().map(|progress| progress.map(|progress| progress.fraction)).collect();
+        let note: Vec<_> =
+            progress().map(|progress| progress.map(|progress| progress.note.as_str())).collect();
+        let types: Vec<_> =
+            details().map(|details| details.map(|details| details.content_type.as_str())).collect();
+        let bodies: Vec<Option<Vec<u8>>> =
+            details().map(|details| details.map(|details| details.bytes().into())).collect();
+        let rows = self
+            .pools
+            .write
+            .query(RENEW, &[&nums, &fences, &until, &at, &fraction, &note, &types, &bodies])
+            .await?;
+        let held: HashMap<LeaseId, bool> = rows
+            .iter()
+            .map(|row| (LeaseId { job: get(row, "num"), fence: get(row, "fence") }, get(row, "cancelled")))
+            .collect();
+        let renewed = |lease| match held.get(lease) {
+            Some(false) => Renewed::Held,
+            Some(true) => Renewed::Cancelled,
+            None => Renewed::Lost,
+        };
+        Ok(leases.iter().map(renewed).collect())
+    }
+
+    pub async fn settle_attempts(
+        &self,
+        now: Timestamp,
+        settlements: Vec<Settlement>,
+    ) -> Result<Vec<std::result::Result<(), Error>>> {
+        let mut answers: Vec<_> = settlements.iter().map(|_| Ok(())).collect();
+        let mut open: Vec<usize> = (0..settlements.len()).collect();
+        while !open.is_empty() {
+            let nums: HashSet<i64> = open.iter().map(|&at| settlements[at].lease.job).collect();
+            let nums: Vec<i64> = nums.into_iter().collect();
+            let mut unit = Unit::new(self.jobs(&nums, View::Basic).await?.into_iter().flatten());
+            for &at in &open {
+                answers[at] = self.settle_one(&mut unit, now, &settlements[at])?;
+            }
+            let moved = self.carry_out(now, &unit).await?;
+            // What somebody else has changed meanwhile is decided anew.
+            open.retain(|&at| {
+                unit.is_changed(settlements[at].lease.job) && !moved.has(settlements[at].lease.job)
+            });
+        }
+        Ok(answers)
+    }
+
+    fn settle_one(
+        &self,
+        unit: &mut Unit,
+        now: Timestamp,
+        settlement: &Settlement,
+    ) -> Result<std::result::Result<(), Error>> {
+        let num = settlement.lease.job;
+        let Some(job) = unit.job(num) else { return Ok(Err(Error::LeaseLost)) };
+        let Present::Live(live) = &job.present else { return Ok(Err(Error::LeaseLost)) };
+        let policy = job.row.policy(&*self.lines.get(job.row.line)?);
+        let report = settlement.report.clone();
+        let step = match live.settle(settlement.lease.fence, report, &policy, now, settlement.jitter) {
+            Ok(step) => step,
+            Err(error) => return Ok(Err(error)),
+        };
+        let goes_on = matches!(step.next, Next::Live(_));
+        unit.step(num, step);
+        if let Some(progress) = settlement.progress.clone().filter(|_| goes_on) {
+            unit.progress(num, progress);
+        }
+        Ok(Ok(()))
+    }
+}

@@ -1,0 +1,46 @@
+-- Leases due jobs: of each turn (the lines of a queue that were asked for) so many, in order of rank. First it looks,
+-- without locks, how many of them lie in each line; then it takes the first ones there that nobody else is taking. Ends
+-- once their inputs come to so many bytes. Answers with the jobs and what the next attempt should hear of the last.
+with asked as materialized (
+  select * from unnest($1::int4[], $2::int4[], $3::int8[]) as u (line, turn, quota)),
+head as materialized (
+  select line, turn, count(*) as most from (
+    select q.line, q.turn, q.quota, row_number() over (partition by q.turn order by r.rank, r.num) as place
+    from asked q, lateral (
+      select rank, num from ready where line = q.line and (wake is null or wake > $4) order by rank, num limit q.quota) r
+    ) x
+  where place <= quota group by line, turn),
+pick as materialized (
+  select h.turn, r.* from head h, lateral (
+    select num, rank, bytes from ready where line = h.line and (wake is null or wake > $4)
+    order by rank, num limit h.most for update skip locked) r),
+kept as materialized (
+  select num from (
+    select num, sum(bytes) over (order by turn, rank, num rows between unbounded preceding and 1 preceding) as before
+    from pick) x
+  where coalesce(before, 0) < $5::int8),
+gone as (
+  delete from ready where num = any (array (select num from kept)) returning *),
+held as (
+  insert into lease (num, line, state, run, attempt, version, priority, due, rank, wake, start_by, end_by, bytes,
+                     retention, fence, worker, replica, started, until)
+  select num, line, 3, run, attempt + 1, version + 1, priority, due, rank, end_by, null, end_by, bytes,
+         retention, nextval('fence'), $6, $7, $4, $8
+  from gone
+  returning *),
+counted as (
+  insert into tally (line, queued, running) select line, -count(*), count(*) from gone group by line)
+select p.turn, l.num, l.line, l.state, l.run, l.attempt, l.version, l.priority, l.due, l.start_by, l.end_by, l.bytes,
+       l.retention, l.fence, l.worker, l.started, l.until, l.cancel_reason,
+       j.id, j.submitted, j.content_type, j.payload, length(j.payload)::int8 as size, j.options,
+       n.at, n.fraction, n.note, n.details_type, n.details,
+       f.failures
+from held l join pick p using (num),
+  lateral (select * from job where num = l.num limit 1) j
+  left join lateral (
+    select at, fraction, note, content_type as details_type, details from progress where num = l.num limit 1) n on true,
+  lateral (
+    select json_agg(x)::text as failures from (
+      select run, attempt, worker, started, finished, error from failure where num = l.num and run = l.run
+      order by attempt desc limit 1) x) f
+order by p.turn, l.rank, l.num

@@ -1,0 +1,7 @@
+-- Unfinished jobs whose time is over in one way or another, but for those that only became due: limits passed, leases run
+-- out. At most so many ($2) of each sort.
+(select num from ready where wake <= $1 order by wake limit $2)
+union all
+(select num from waiting where wake <= $1 and (start_by <= $1 or end_by <= $1) order by wake limit $2)
+union all
+(select num from lease where until <= $1 or end_by <= $1 order by until limit $2)

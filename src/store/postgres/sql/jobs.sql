@@ -1,0 +1,30 @@
+-- Jobs as they are in one snapshot, by number or by id, and the head of the feed in it. `at` is the place in the arrays,
+-- the numbers first. Bodies only if asked for: of the input ($3), of the output ($4); $5: the failures of all attempts,
+-- otherwise only the last of the present run.
+select h.head, q.at, j.num, j.id, j.line, j.priority, j.submitted, j.content_type,
+       case when $3 then j.payload end as payload, length(j.payload)::int8 as size, j.options,
+       l.num is not null as is_live, coalesce(l.state, d.state) as state, coalesce(l.run, d.run) as run,
+       coalesce(l.attempt, d.attempt) as attempt, coalesce(l.version, d.version) as version,
+       coalesce(l.fence, d.fence) as fence, coalesce(l.worker, d.worker) as worker,
+       coalesce(l.started, d.started) as started, l.due, l.start_by, l.end_by, l.bytes, l.retention, l.until,
+       l.cancel_reason, d.seq, d.finished, d.keep_until, d.error, d.content_type as output_type,
+       case when $4 then d.output end as output, length(d.output)::int8 as output_size,
+       n.at as progress_at, n.fraction, n.note, n.details_type, n.details,
+       f.failures
+from (select greatest(last, coalesce((select seq from done order by seq desc limit 1), 0)) as head from feed) h
+left join (
+  select num, at from unnest($1::int8[]) with ordinality as u (num, at)
+  union all
+  select j.num, u.at + cardinality($1::int8[]) from unnest($2::text[]) with ordinality as u (id, at),
+    lateral (select num from job where id = u.id limit 1) j) q on true
+left join lateral (select * from job where num = q.num limit 1) j on true
+left join lateral (select * from live where num = j.num limit 1) l on true
+left join lateral (
+  select * from done where num = j.num and l.num is null order by num desc, seq desc limit 1) d on true
+left join lateral (
+  select at, fraction, note, content_type as details_type, details from progress where num = l.num limit 1) n on true
+left join lateral (
+  select json_agg(x order by x.run, x.attempt)::text as failures from (
+    select run, attempt, worker, started, finished, error from failure
+    where num = j.num and ($5 or run = coalesce(l.run, d.run))
+    order by run desc, attempt desc limit case when $5 then $6::int8 else 1 end) x) f on j.num is not null

@@ -1,0 +1,23 @@
+-- Removes outcomes of jobs up to a position, and each job that has none left and is not unfinished, with everything but
+-- its request ids. With a version ($3) only if that is still the newest. Under the locks of the jobs. The feed remembers
+-- how far it had come. Answers with the jobs that were removed.
+with asked as materialized (
+  select * from unnest($1::int8[], $2::int8[], $3::int8[]) as u (num, upto, version)),
+meant as materialized (
+  select a.num, a.upto,
+    (select num from live where num = a.num limit 1) is null
+    and (select seq from done where num = a.num and seq > a.upto limit 1) is null as is_last
+  from asked a
+  where a.version is null or (
+    (select num from live where num = a.num limit 1) is null
+    and (select version from done where num = a.num order by num desc, seq desc limit 1) = a.version)),
+noted as (
+  update feed set last = greatest(last, (select seq from done order by seq desc limit 1))
+  where exists (select from meant)),
+outcomes as (
+  delete from done where seq = any (array (
+    select d.seq from meant m, lateral (select seq from done where num = m.num and seq <= m.upto) d))),
+failures as (delete from failure where num = any (array (select num from meant where is_last))),
+told as (delete from progress where num = any (array (select num from meant where is_last))),
+jobs as (delete from job where num = any (array (select num from meant where is_last)) returning num)
+select num from jobs

@@ -1,0 +1,49 @@
+-- Accepts new jobs, in their order, and remembers the request ids of these and of repeats. Answers with the numbers of
+-- the new jobs, in their order. Whoever took a name meanwhile makes it fail as a whole (unique_violation): then the names
+-- are looked up again.
+with asked as materialized (
+  select * from unnest(
+    $1::text[], $2::int4[], $3::int4[], $4::text[], $5::bytea[], $6::text[], $7::int4[], $8::int8[], $9::int8[],
+    $10::int8[], $11::int8[], $12::int8[], $13::int8[], $14::text[], $15::text[])
+  with ordinality as u (
+    id, line, priority, content_type, payload, options, state, due, rank,
+    wake, start_by, end_by, retention, unique_queue, unique_key, ord)),
+numbered as materialized (
+  select nextval('job_num') as num, a.* from (select * from asked order by ord) a),
+jobs as (
+  insert into job (num, id, line, priority, submitted, content_type, payload, options)
+  select num, id, line, priority, $16, content_type, payload, options from numbered),
+to_ready as (
+  insert into ready (num, line, state, run, attempt, version, priority, due, rank, wake, start_by, end_by, bytes,
+                     retention, fence)
+  select num, line, state, 1, 0, 1, priority, due, rank, wake, start_by, end_by, length(payload), retention, 0
+  from numbered where state = 2),
+to_waiting as (
+  insert into waiting (num, line, state, run, attempt, version, priority, due, rank, wake, start_by, end_by, bytes,
+                       retention, fence)
+  select num, line, state, 1, 0, 1, priority, due, rank, wake, start_by, end_by, length(payload), retention, 0
+  from numbered where state = 1),
+held as (
+  -- In the order of keys: nobody waits in a circle.
+  insert into uniq (queue, key, num)
+  select unique_queue, unique_key, num from numbered where unique_key is not null order by unique_queue, unique_key),
+requests as materialized (
+  select * from unnest($17::text[], $18::text[], $19::int8[], $20::int8[], $21::text[], $22::bytea[], $23::text[])
+  as r (caller, request_id, ord, num, job_id, asked, own_id)),
+over as (
+  delete from request where ctid = any (array (
+    select found.ctid from requests r, lateral (
+      select ctid from request where caller = r.caller and request_id = r.request_id and until <= $16 limit 1) found))
+  returning 1),
+remembered as (
+  insert into request (caller, request_id, num, job_id, asked, own_id, until)
+  select caller, request_id, coalesce(r.num, n.num), job_id, asked, own_id, $24
+  from requests r left join numbered n using (ord)
+  -- Those that are over have left by then.
+  where (select count(*) from over) >= 0
+  order by caller, request_id),
+counted as (
+  insert into tally (line, scheduled, queued, bytes)
+  select line, count(*) filter (where state = 1), count(*) filter (where state = 2), sum(length(payload))
+  from numbered group by line)
+select num from numbered order by ord

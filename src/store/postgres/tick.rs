@@ -1,0 +1,154 @@
+//! What time changes. Every replica does it, each duty a bounded slice: a job that two of them find is moved once.
+
+use std::time::Duration;
+
+use tokio_postgres::Row;
+
+use super::{
+    PostgresStore,
+    moves::{Present, Unit},
+    pool::Result,
+    rows::get,
+};
+use crate::{
+    job::{Cause, LiveState, Timestamp, View, WorkerId},
+    store::{LeaseId, Tick},
+};
+
+const PROMOTE: &str = include_str!("sql/promote.sql");
+const ELAPSED: &str = include_str!("sql/elapsed.sql");
+const NEXT: &str = include_str!("sql/next.sql");
+const TRIM: &str = include_str!("sql/trim.sql");
+const OUTDATED: &str = include_str!("sql/outdated.sql");
+const FORGET: &str = include_str!("sql/forget.sql");
+const FOLD: &str = include_str!("sql/fold.sql");
+const LOST: &str = include_str!("sql/lost.sql");
+const SPARE: &str = include_str!("sql/spare.sql");
+const SIZE: &str = "select pg_database_size(current_database())";
+
+/// Rows of one slice.
+const SLICE: i64 = 500;
+
+/// Rows of `tally` that are folded at once.
+const FOLDED: i64 = 10_000;
+
+/// What need not be done at every tick is done this often.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+impl PostgresStore {
+    pub async fn tick_now(&self, now: Timestamp) -> Result<Tick> {
+        let mut tick = Tick::default();
+        tick.more |= self.elapse(now, &mut tick.revoked).await?;
+        tick.more |= self.promote(now).await?;
+        tick.more |= self.trim_feed(now).await?;
+        tick.more |= self.remove_outdated(now).await?;
+        tick.more |= self.forget_requests(now).await?;
+        if self.is_time_to_keep_house() {
+            self.keep_house().await?;
+        }
+        let next = self.pools.write.query(NEXT, &[]).await?;
+        tick.next = next.first().and_then(|row| get::<Option<i64>>(row, "next")).map(Timestamp);
+        Ok(tick)
+    }
+
+    /// Folds the counts, and looks how much room there is.
+    pub async fn keep_house(&self) -> Result<()> {
+        self.lines.refresh(&self.pools.write).await?;
+        self.pools.write.query(FOLD, &[&FOLDED]).await?;
+        self.room.count(&self.lines.counts(&self.pools.read).await?);
+        let size: i64 = self.pools.read.query(SIZE, &[]).await?.first().map_or(0, |row| row.get(0));
+        self.room.measure(size.unsigned_abs());
+        Ok(())
+    }
+
+    fn is_time_to_keep_house(&self) -> bool {
+        let mut kept = self.kept_house.lock();
+        let is_time = kept.is_none_or(|at| at.elapsed() >= HOUSEKEEPING);
+        if is_time {
+            *kept = Some(tokio::time::Instant::now());
+        }
+        is_time
+    }
+
+    /// Limits that have passed, leases that have run out.
+    async fn elapse(&self, now: Timestamp, revoked: &mut Vec<LeaseId>) -> Result<bool> {
+        let found = self.pools.write.query(ELAPSED, &[&now.0, &SLICE]).await?;
+        if found.is_empty() {
+            return Ok(false);
+        }
+        let nums: Vec<i64> = found.iter().map(|row| get(row, "num")).collect();
+        let mut unit = Unit::new(self.jobs(&nums, View::Basic).await?.into_iter().flatten());
+        let mut leases = Vec::new();
+        for &num in &nums {
+            let Some(job) = unit.job(num) else { continue };
+            let Present::Live(live) = &job.present else { continue };
+            let policy = job.row.policy(&*self.lines.get(job.row.line)?);
+            let Some(step) = live.elapse(&policy, now, fastrand::f64()) else { continue };
+            let ran_out = live.state == LiveState::Running && live.end_by.is_none_or(|end| end > now);
+            leases.extend(live.lease.as_ref().map(|_| LeaseId { job: num, fence: live.fence }));
+            unit.step(num, step);
+            if ran_out {
+                unit.only_if_over(num);
+            }
+        }
+        let moved = self.carry_out(now, &unit).await?;
+        revoked.extend(leases.into_iter().filter(|lease| moved.has(lease.job)));
+        Ok(nums.len() as i64 >= SLICE)
+    }
+
+    async fn promote(&self, now: Timestamp) -> Result<bool> {
+        let is_heard = self.signals.changed.receiver_count() > 0;
+        let found = self.pools.write.query(PROMOTE, &[&now.0, &SLICE, &is_heard]).await?;
+        let changed = found.iter().filter_map(|row| get::<Option<&str>>(row, "id")?.parse().ok());
+        self.news(None, !found.is_empty(), changed);
+        Ok(found.len() as i64 == SLICE)
+    }
+
+    async fn trim_feed(&self, now: Timestamp) -> Result<bool> {
+        let oldest = now.before(self.config.watch.retention);
+        let most = i64::try_from(self.config.watch.max_events).unwrap_or(i64::MAX);
+        let found = self.pools.write.query(TRIM, &[&oldest.0, &most, &SLICE]).await?;
+        Ok(found.first().is_some_and(|row| get::<i64>(row, "old") == SLICE))
+    }
+
+    /// Retention: outcomes whose time is over, and with the last of its outcomes the job.
+    async fn remove_outdated(&self, now: Timestamp) -> Result<bool> {
+        let found = self.pools.write.query(OUTDATED, &[&now.0, &SLICE]).await?;
+        // Older ones go with it, or the job would be back in its state of before.
+        let removals: Vec<_> = found.iter().map(|row| (get(row, "num"), get(row, "upto"), None)).collect();
+        self.remove(&removals).await?;
+        Ok(found.iter().map(|row| get::<i64>(row, "outcomes")).sum::<i64>() == SLICE)
+    }
+
+    async fn forget_requests(&self, now: Timestamp) -> Result<bool> {
+        let found = self.pools.write.query(FORGET, &[&now.0, &SLICE]).await?;
+        Ok(found.first().is_some_and(|row| get::<i64>(row, "forgotten") == SLICE))
+    }
+
+    /// Attempts that pools of processes were running that are gone are spent: a job that kills its server must not loop.
+    /// Those of other workers go on: their leases live long enough for them to come back. Answers with how many were
+    /// spent.
+    pub async fn recover(&self, now: Timestamp) -> Result<usize> {
+        let found = self.pools.write.query(LOST, &[]).await?;
+        let is_pool = |row: &Row| get::<&str>(row, "worker").parse::<WorkerId>().is_ok_and(|id| id.is_pool());
+        let (pools, others): (Vec<&Row>, Vec<&Row>) = found.iter().partition(|row| is_pool(row));
+        let proven = pools.into_iter().filter(|row| get(row, "proven"));
+        let lost: Vec<i64> = proven.map(|row| get(row, "num")).collect();
+        for nums in lost.chunks(SLICE as usize) {
+            let mut unit = Unit::new(self.jobs(nums, View::Basic).await?.into_iter().flatten());
+            for &num in nums {
+                let Some(job) = unit.job(num) else { continue };
+                let Present::Live(live) = &job.present else { continue };
+                let policy = job.row.policy(&*self.lines.get(job.row.line)?);
+                let message = "the server ended while the attempt ran";
+                let step = live.lose(Cause::Crash, message, &policy, now, fastrand::f64());
+                unit.step(num, step);
+            }
+            self.carry_out(now, &unit).await?;
+        }
+        let others: Vec<i64> = others.into_iter().map(|row| get(row, "num")).collect();
+        let until = now.after(self.config.workers.lease);
+        self.pools.write.query(SPARE, &[&others, &until.0]).await?;
+        Ok(lost.len())
+    }
+}
