@@ -7,6 +7,7 @@ mod validate;
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -15,7 +16,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::job::{Policy, QueueName};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use jiff::fmt::serde::unsigned_duration::friendly::compact::required as duration;
 
@@ -28,7 +29,7 @@ pub use self::validate::{InvalidSetting, InvalidSettings};
 pub struct Config {
     /// The address to serve on. Port 0 takes a free one.
     pub listen: SocketAddr,
-    /// Where the embedded store lives: a directory of its own, used by one server at a time.
+    /// Where the embedded store lives: a directory of its own, used by one server at a time. Not used with `store.url`.
     pub data: PathBuf,
     /// Serve on an address other than loopback although the port has neither TLS nor credentials.
     pub insecure_allow_remote: bool,
@@ -271,6 +272,9 @@ impl Default for Watch {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Store {
+    /// The PostgreSQL database that replicas share, `postgres://USER:PASSWORD@HOST/DATABASE`; several hosts are possible.
+    /// Left out: the embedded store in `data`.
+    pub url: Option<StoreUrl>,
     /// Free bytes on the file system below which Submit answers STORE_FULL, while running jobs still finish.
     pub reserve_bytes: u64,
     /// PostgreSQL does not tell how much room there is on its disk: the bytes that the database may take up in all, for
@@ -289,6 +293,7 @@ pub struct Store {
 impl Default for Store {
     fn default() -> Self {
         Self {
+            url: None,
             reserve_bytes: 64 << 20,
             max_database_bytes: None,
             max_group: 500,
@@ -296,6 +301,53 @@ impl Default for Store {
             cache_bytes: 64 << 20,
             wal_limit_bytes: 64 << 20,
         }
+    }
+}
+
+/// A URL that may hold a password: what is printed of it has none.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+pub struct StoreUrl(String);
+
+impl StoreUrl {
+    /// The whole of it, password and all.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for StoreUrl {
+    fn from(url: String) -> Self {
+        Self(url)
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (scheme, rest) = self.0.split_once("://").unwrap_or(("", &self.0));
+        let (place, options) = rest.split_once('?').unwrap_or((rest, ""));
+        let (user, host) = place.rsplit_once('@').unwrap_or(("", place));
+        write!(f, "{scheme}://")?;
+        match user.split_once(':') {
+            Some((user, _)) => write!(f, "{user}:***@")?,
+            None if user.is_empty() => {}
+            None => write!(f, "{user}@")?,
+        }
+        f.write_str(host)?;
+        // Options may hold one too.
+        if options.is_empty() { Ok(()) } else { f.write_str("?***") }
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl Serialize for StoreUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -23,6 +23,9 @@ const PREFIX: &str = "JOBWIRE_";
 /// Variables of the command line itself.
 const NOT_SETTINGS: [&str; 3] = ["JOBWIRE_CONFIG", "JOBWIRE_LOG", "JOBWIRE_SERVER"];
 
+/// The short form of JOBWIRE_STORE__URL.
+const STORE: &str = "JOBWIRE_STORE";
+
 /// Where settings are read from, apart from the environment.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(super) struct Sources {
@@ -35,6 +38,9 @@ pub(super) struct Sources {
     /// Directory of the store, created if it is not there
     #[arg(long, value_name = "DIR")]
     pub data: Option<String>,
+    /// PostgreSQL database to keep jobs in, shared with other replicas, instead of a directory [env: JOBWIRE_STORE]
+    #[arg(long, value_name = "URL")]
+    pub store: Option<String>,
     /// Serve on an address that other machines reach, although nothing is encrypted and nobody is asked who they are
     #[arg(long)]
     pub insecure_allow_remote: bool,
@@ -163,10 +169,12 @@ impl Sources {
     fn flags(&self) -> impl Iterator<Item = Node> {
         let listen = self.listen.as_ref().map(|text| Node::at(&["listen"], text, Origin::Flag("--listen")));
         let data = self.data.as_ref().map(|text| Node::at(&["data"], text, Origin::Flag("--data")));
+        let store = self.store.as_ref();
+        let store = store.map(|url| Node::at(&["store", "url"], url, Origin::Flag("--store")));
         let remote = self
             .insecure_allow_remote
             .then(|| Node::at(&["insecure_allow_remote"], "true", Origin::Flag("--insecure-allow-remote")));
-        [listen, data, remote].into_iter().flatten()
+        [listen, data, store, remote].into_iter().flatten()
     }
 }
 
@@ -183,6 +191,7 @@ fn variable(name: &OsString, value: &OsString) -> Result<Option<Node>, Problem> 
     }
     let origin = Origin::Environment(Arc::from(name));
     let path = name.trim_start_matches(PREFIX).to_lowercase();
+    let path = if name == STORE { "store__url".to_owned() } else { path };
     let Some(value) = value.to_str() else {
         return Err(Problem { path, origin: Some(origin), why: "is not UTF-8".to_owned() });
     };

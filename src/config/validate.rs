@@ -171,6 +171,10 @@ impl Config {
 
     fn check_store_and_workers(&self, check: &mut Check) {
         let store = &self.store;
+        let is_postgres = |url: &super::StoreUrl| {
+            ["postgres://", "postgresql://"].iter().any(|scheme| url.reveal().starts_with(scheme))
+        };
+        check.that(store.url.as_ref().is_none_or(is_postgres), "store.url", "must begin with postgres://");
         check.within("store.reserve_bytes", store.reserve_bytes, 0..=1 << 40);
         check.within("store.max_group", store.max_group, 1..=10_000);
         check.within("store.readers", store.readers, 1..=64);

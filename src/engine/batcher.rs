@@ -7,9 +7,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::job::Error;
 
-/// Batches on their way at the same time: while one is synced the next is already in line for the writer.
-const IN_FLIGHT: usize = 64;
-
 struct Call<I, O> {
     item: I,
     reply: oneshot::Sender<Result<O, Error>>,
@@ -33,15 +30,20 @@ pub enum Pressure {
 }
 
 impl<I: Send + 'static, O: Send + 'static> Batcher<I, O> {
-    /// `capacity` bounds the sizes of all items that wait together; `most` the items of one batch. The channel itself
-    /// has no bound of its own: every item in it holds a part of the capacity.
-    pub fn spawn<F>(capacity: usize, most: usize, flush: impl Fn(Vec<I>) -> F + Send + 'static) -> Self
+    /// `capacity` bounds the sizes of all items that wait together, `most` the items of one batch, `flights` the batches on
+    /// their way. The channel itself has no bound of its own: every item in it holds a part of the capacity.
+    pub fn spawn<F>(
+        capacity: usize,
+        most: usize,
+        flights: usize,
+        flush: impl Fn(Vec<I>) -> F + Send + 'static,
+    ) -> Self
     where
         F: Future<Output = Result<Vec<O>, Error>> + Send + 'static,
     {
         let capacity = capacity.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
         let (calls, queue) = mpsc::unbounded_channel();
-        tokio::spawn(run(queue, most, flush));
+        tokio::spawn(run(queue, most, flights, flush));
         Self { calls, room: Arc::new(Semaphore::new(capacity)), capacity }
     }
 
@@ -68,28 +70,29 @@ impl<I: Send + 'static, O: Send + 'static> Batcher<I, O> {
 async fn run<I, O, F>(
     mut queue: mpsc::UnboundedReceiver<Call<I, O>>,
     most: usize,
+    flights: usize,
     flush: impl Fn(Vec<I>) -> F,
 ) where
     F: Future<Output = Result<Vec<O>, Error>>,
 {
-    let mut flights = FuturesUnordered::new();
+    let mut flying = FuturesUnordered::new();
     let mut calls = Vec::with_capacity(most);
     loop {
         tokio::select! {
             biased;
-            Some(()) = flights.next() => {}
-            count = queue.recv_many(&mut calls, most), if flights.len() < IN_FLIGHT => {
+            Some(()) = flying.next() => {}
+            count = queue.recv_many(&mut calls, most), if flying.len() < flights => {
                 if count == 0 {
                     break;
                 }
                 let (items, replies): (Vec<_>, Vec<_>) =
                     calls.drain(..).map(|call| (call.item, (call.reply, call._room))).unzip();
                 let flight = flush(items);
-                flights.push(async move { answer(replies, flight.await) });
+                flying.push(async move { answer(replies, flight.await) });
             }
         }
     }
-    while flights.next().await.is_some() {}
+    while flying.next().await.is_some() {}
 }
 
 type Waiting<O> = (oneshot::Sender<Result<O, Error>>, OwnedSemaphorePermit);
@@ -119,7 +122,7 @@ mod tests {
     async fn what_waits_goes_together() {
         let (gate, batches) = (Arc::new(Semaphore::new(0)), Arc::new(parking_lot::Mutex::new(Vec::new())));
         let (opened, seen) = (gate.clone(), batches.clone());
-        let batcher = Arc::new(Batcher::spawn(100, 50, move |items: Vec<u32>| {
+        let batcher = Arc::new(Batcher::spawn(100, 50, 64, move |items: Vec<u32>| {
             let (opened, seen) = (opened.clone(), seen.clone());
             async move {
                 opened.acquire().await.unwrap().forget();
@@ -145,7 +148,7 @@ mod tests {
     async fn a_full_buffer_refuses_or_waits() {
         let gate = Arc::new(Semaphore::new(0));
         let opened = gate.clone();
-        let batcher = Arc::new(Batcher::spawn(10, 50, move |items: Vec<()>| {
+        let batcher = Arc::new(Batcher::spawn(10, 50, 64, move |items: Vec<()>| {
             let opened = opened.clone();
             async move {
                 opened.acquire().await.unwrap().forget();
@@ -167,7 +170,7 @@ mod tests {
     #[tokio::test]
     async fn an_error_reaches_every_caller() {
         let batcher: Batcher<(), ()> =
-            Batcher::spawn(10, 50, |_| async { Err(Error::StoreUnavailable("the disk is gone".into())) });
+            Batcher::spawn(10, 50, 64, |_| async { Err(Error::StoreUnavailable("the disk is gone".into())) });
         let (one, two) =
             tokio::join!(batcher.call((), 1, Pressure::Refuse), batcher.call((), 1, Pressure::Refuse));
         assert!(one.is_err() && two.is_err());

@@ -1,4 +1,10 @@
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 use parking_lot::Mutex;
 
@@ -9,6 +15,8 @@ use crate::job::Timestamp;
 #[derive(Debug)]
 pub struct Clock {
     anchor: Mutex<Anchor>,
+    /// Milliseconds that the time of day is ahead of the machine's.
+    ahead: Arc<AtomicI64>,
 }
 
 /// From where the time goes on while the machine's is behind.
@@ -27,13 +35,20 @@ impl Default for Clock {
 impl Clock {
     /// Says `time` now, unless the machine says that it is later.
     pub fn starting_at(time: Timestamp) -> Self {
-        Self { anchor: Mutex::new(Anchor { at: Instant::now(), time }) }
+        Self { anchor: Mutex::new(Anchor { at: Instant::now(), time }), ahead: Arc::default() }
+    }
+
+    /// Says what another machine's clock does, which is `ahead` of this one's by so many milliseconds, or behind.
+    pub fn following(ahead: Arc<AtomicI64>) -> Self {
+        let time = Timestamp(time_of_day().0 + ahead.load(Ordering::Relaxed));
+        Self { ahead, ..Self::starting_at(time) }
     }
 
     pub fn now(&self) -> Timestamp {
         // Both are read under the lock, so that no caller gets less than the one before.
         let mut anchor = self.anchor.lock();
-        anchor.read(Instant::now(), time_of_day())
+        let time_of_day = Timestamp(time_of_day().0.saturating_add(self.ahead.load(Ordering::Relaxed)));
+        anchor.read(Instant::now(), time_of_day)
     }
 }
 

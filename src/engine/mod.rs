@@ -99,7 +99,7 @@ impl Engine {
         macro_rules! batcher {
             ($method:ident, $capacity:expr) => {{
                 let (store, clock) = (store.clone(), clock.clone());
-                Batcher::spawn($capacity, BATCH, move |batch| {
+                Batcher::spawn($capacity, BATCH, store.flights(), move |batch| {
                     let (store, now) = (store.clone(), clock.now());
                     async move { store.$method(now, batch).await }
                 })
@@ -409,7 +409,7 @@ fn deletes(
     feed: &Arc<Feed>,
 ) -> Batcher<Delete, Result<(), Error>> {
     let (store, clock, feed) = (store.clone(), clock.clone(), feed.clone());
-    Batcher::spawn(capacity, BATCH, move |batch: Vec<Delete>| {
+    Batcher::spawn(capacity, BATCH, store.flights(), move |batch: Vec<Delete>| {
         let (store, now, feed) = (store.clone(), clock.now(), feed.clone());
         async move {
             let jobs: Vec<_> = batch.iter().map(|delete| delete.job_id.clone()).collect();
@@ -432,7 +432,7 @@ fn retries(
     feed: &Arc<Feed>,
 ) -> Batcher<Retry, Result<Change, Error>> {
     let (store, clock, feed) = (store.clone(), clock.clone(), feed.clone());
-    Batcher::spawn(capacity, BATCH, move |batch: Vec<Retry>| {
+    Batcher::spawn(capacity, BATCH, store.flights(), move |batch: Vec<Retry>| {
         let (store, now, feed) = (store.clone(), clock.now(), feed.clone());
         async move {
             let jobs: Vec<_> = batch.iter().map(|retry| retry.job_id.clone()).collect();

@@ -10,6 +10,9 @@ const INTERVAL: Duration = Duration::from_millis(250);
 /// The shortest sleep.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// Between looks at a store that cannot be reached.
+const UNREACHABLE: Duration = Duration::from_secs(1);
+
 /// Runs until the store fails.
 pub async fn run(engine: &Inner) {
     let Inner { store, clock, leases, remote, config, .. } = engine;
@@ -24,7 +27,11 @@ pub async fn run(engine: &Inner) {
             Ok(tick) => tick,
             Err(error) => {
                 tracing::error!(%error, "timers stand still");
-                return;
+                if store.signals().failed.borrow().is_some() {
+                    return;
+                }
+                tokio::time::sleep(UNREACHABLE).await;
+                continue;
             }
         };
         for lease in tick.revoked {

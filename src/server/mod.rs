@@ -40,7 +40,8 @@ use crate::{
     proto::{self, job_service_server::JobServiceServer, worker_service_server::WorkerServiceServer},
     store::{
         Store,
-        sqlite::{OpenError, SqliteStore},
+        postgres::{self, Durability, PostgresStore},
+        sqlite::{self, SqliteStore},
     },
     worker::Pool,
 };
@@ -63,7 +64,9 @@ pub enum ServeError {
     #[error("cannot listen on {address}: {source}")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error(transparent)]
-    Store(#[from] OpenError),
+    Sqlite(#[from] sqlite::OpenError),
+    #[error(transparent)]
+    Postgres(#[from] postgres::OpenError),
     #[error(transparent)]
     Settings(#[from] InvalidSettings),
     #[error("{0}")]
@@ -107,13 +110,8 @@ impl Server {
         let workers = WorkersApi::new(room.clone(), config.workers.max_connected);
         let port = Port::open(&config, (api.clone(), workers.clone()), room, socket).await;
 
-        let opened = {
-            let (config, now) = (config.clone(), Clock::default().now());
-            spawn_blocking(move || SqliteStore::open(&config.data, config.clone(), now)).await
-        };
-        let store = opened.map_err(|panic| ServeError::StoreFailed(panic.to_string().into()))??;
-        let clock = Clock::starting_at(store.last_time());
-        let engine = Engine::start(config.clone(), store as Arc<dyn Store>, clock);
+        let (store, clock, place) = open_store(&config).await?;
+        let engine = Engine::start(config.clone(), store, clock);
         let instance = Uuid::now_v7().simple().to_string();
         api.open(engine.clone(), info(&engine, &handlers, &instance));
         workers.open(engine.clone(), &instance);
@@ -125,8 +123,8 @@ impl Server {
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             %address,
-            data = %config.data.display(),
-            "serving {mode}, without TLS and credentials; every acknowledgement is synced"
+            store = place,
+            "serving {mode}, without TLS and credentials"
         );
         Ok(Self { engine, pool, workers, port, address })
     }
@@ -164,6 +162,29 @@ impl Server {
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// The store that the settings name, a clock that is never behind it, and where it is.
+async fn open_store(config: &Arc<Config>) -> Result<(Arc<dyn Store>, Clock, String), ServeError> {
+    let now = Clock::default().now();
+    if let Some(url) = &config.store.url {
+        let store = PostgresStore::open(url.reveal(), config.clone(), now).await?;
+        let (durability, connections) = (store.durability(), store.connections());
+        match durability {
+            Durability::Replicated | Durability::Synced => tracing::info!(connections, "{durability}"),
+            Durability::Asynchronous | Durability::Unsafe => tracing::warn!(connections, "{durability}"),
+        }
+        let clock = Clock::following(store.ahead());
+        return Ok((store, clock, url.to_string()));
+    }
+    let opened = {
+        let config = config.clone();
+        spawn_blocking(move || SqliteStore::open(&config.data, config.clone(), now)).await
+    };
+    let store = opened.map_err(|panic| ServeError::StoreFailed(panic.to_string().into()))??;
+    tracing::info!("every acknowledgement is synced");
+    let clock = Clock::starting_at(store.last_time());
+    Ok((store, clock, config.data.display().to_string()))
 }
 
 impl Port {
@@ -224,16 +245,13 @@ fn info(engine: &Engine, handlers: &Handlers, instance: &str) -> proto::GetServe
     let config = engine.config();
     let limits = &config.limits;
     let size = |bytes: usize| i32::try_from(bytes).unwrap_or(i32::MAX);
+    let store = if config.store.url.is_some() { "store:postgres" } else { "store:sqlite" };
     let kinds = handlers.kinds().map(|kind| format!("kind:{kind}"));
     proto::GetServerInfoResponse {
         version: env!("CARGO_PKG_VERSION").into(),
         instance_id: instance.into(),
         log_id: format!("{:016x}", engine.log_id().0),
-        features: ["store:sqlite", "grpc-web", "workers"]
-            .map(str::to_owned)
-            .into_iter()
-            .chain(kinds)
-            .collect(),
+        features: [store, "grpc-web", "workers"].map(str::to_owned).into_iter().chain(kinds).collect(),
         limits: Some(proto::Limits {
             max_payload_bytes: size(limits.max_payload_bytes),
             max_output_bytes: size(limits.max_output_bytes),

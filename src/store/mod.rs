@@ -33,11 +33,12 @@ use crate::job::{
 /// - **Durability.** When a method has answered, what it did survives a killed process and lost power. The one
 ///   exception is [`claim`](Self::claim) and [`renew`](Self::renew) on the embedded store: they survive the process,
 ///   but may be forgotten with the power, as if the lease had run out.
-/// - **Failure.** An `Err` of a whole call means that the store has failed: nothing is known of the call, and
-///   [`Signals::failed`] tells why. A store that has failed never answers `Ok` again.
-/// - **Start.** When a store is opened, attempts that the pool of a process before was running are spent
+/// - **Failure.** After an `Err` of a whole call nothing is known of the call. If [`Signals::failed`] tells why, the store
+///   has failed for good, and never answers `Ok` again. Otherwise its database cannot be reached for the moment.
+/// - **Start.** When a store is opened, attempts that the pool of a process that has ended was running are spent
 ///   ([`WorkerId::is_pool`]). Leases of other workers go on, for at least `workers.lease` from then.
-/// - **Time** comes in as an argument. It never goes backwards from one call to the next.
+/// - **Time** comes in as an argument. It never goes backwards from one call to the next. Replicas take it from the
+///   database that they share.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Accepts jobs. A group is accepted as a whole or not at all: then the first refusal, and the index in the group
@@ -113,6 +114,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Numbers of jobs by queue and kind. Kept, not counted: cheap.
     async fn counts(&self) -> Result<Vec<LineCounts>, Error>;
+
+    /// How many batches of a sort may well be on their way at the same time.
+    fn flights(&self) -> usize;
 
     /// What the texts of leases are signed with. The same over restarts.
     fn lease_key(&self) -> [u8; 32];

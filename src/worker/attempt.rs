@@ -5,7 +5,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use futures_util::FutureExt as _;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +19,9 @@ use crate::{
 
 /// Watchers hear of progress this often at most.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Between attempts to tell a store that cannot be reached.
+const SETTLE_AGAIN: Duration = Duration::from_millis(500);
 
 /// What is to be reported, if anything: nobody wants the result of a lost lease.
 type Verdict = Option<Report>;
@@ -56,12 +59,26 @@ pub async fn run(
     let newest = progress.borrow().clone();
     let settlement =
         Settlement { lease, report, jitter: fastrand::f64(), progress: newest, job: Some(job.clone()) };
-    match engine.settle(settlement).await {
+    match settle(&engine, settlement).await {
         Ok(()) => {}
         Err(Error::LeaseLost) => {
             tracing::info!(job_id = %job.id, attempt = job.attempt, "a result came too late")
         }
         Err(error) => tracing::error!(job_id = %job.id, %error, "a result could not be stored"),
+    }
+}
+
+/// Tells the store, again if it cannot be reached for a while: for as long as the lease may live.
+async fn settle(engine: &Engine, settlement: Settlement) -> Result<(), Error> {
+    let end = Instant::now() + engine.config().workers.lease;
+    loop {
+        match engine.settle(settlement.clone()).await {
+            Err(Error::StoreUnavailable(_)) if Instant::now() < end => tokio::select! {
+                why = engine.store_failed() => return Err(Error::StoreUnavailable(why.to_string())),
+                () = sleep(SETTLE_AGAIN) => {}
+            },
+            settled => return settled,
+        }
     }
 }
 

@@ -81,8 +81,13 @@ impl Dispatcher {
             let leased = match self.engine.claim(claim).await {
                 Ok(leased) => leased,
                 Err(error) => {
-                    tracing::error!(%error, "no more jobs are claimed");
-                    return;
+                    tracing::error!(%error, "no jobs are claimed");
+                    // For good, or until the store can be reached again.
+                    tokio::select! {
+                        () = self.engine.drained() => return,
+                        _ = self.engine.store_failed() => return,
+                        () = tokio::time::sleep(POLL) => continue,
+                    }
                 }
             };
             let found = leased.len();

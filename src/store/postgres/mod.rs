@@ -270,6 +270,11 @@ impl Store for PostgresStore {
         Ok(counted.into_iter().map(|line| line.counts).collect())
     }
 
+    /// Each is a transaction: few and large are better than many.
+    fn flights(&self) -> usize {
+        2
+    }
+
     fn lease_key(&self) -> [u8; 32] {
         self.lease_key
     }

@@ -360,6 +360,11 @@ impl Store for SqliteStore {
         Ok(self.shared.counts.lock().clone())
     }
 
+    /// While one is synced the next ones are already in line for the writer, which takes all of them together.
+    fn flights(&self) -> usize {
+        64
+    }
+
     fn lease_key(&self) -> [u8; 32] {
         self.lease_key
     }
