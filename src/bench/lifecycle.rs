@@ -23,7 +23,7 @@ use super::{
 use crate::proto::StreamSubmitRequest;
 
 /// Jobs on their way at most, from before their submission until they are watched.
-const OUTSTANDING: usize = 16_384;
+const OUTSTANDING: usize = 1024;
 
 /// An outcome comes within it, or something is wrong.
 const PATIENCE: Duration = Duration::from_secs(30);
