@@ -78,8 +78,9 @@ fn batch(connection: &Connection, from: i64) -> Result<(), rusqlite::Error> {
     transaction(connection, "FULL", || {
         let mut end = connection.prepare_cached("DELETE FROM live WHERE num = ?1")?;
         let mut done = connection.prepare_cached(
-            "INSERT INTO done (num, run, attempt, version, state, worker, started, finished, keep_until, content_type, \
-             output, crc) VALUES (?1, 1, 1, 3, 5, 'w', ?2, ?2, ?2, 'application/octet-stream', ?3, 7)",
+            "INSERT INTO done (num, run, attempt, version, state, fence, worker, started, finished, keep_until, \
+             content_type, output, crc) \
+             VALUES (?1, 1, 1, 3, 5, 1, 'w', ?2, ?2, ?2, 'application/octet-stream', ?3, 7)",
         )?;
         for num in &claimed {
             end.execute([num])?;

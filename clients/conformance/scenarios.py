@@ -242,6 +242,20 @@ async def lease_lost(world: World) -> None:
         succeeded(await world.outcome(await world.submit("double", 4)), 8)
 
 
+async def worker_killer(world: World) -> None:
+    """A job that kills its worker is counted."""
+    policy = RetryPolicy(max_attempts=2, initial_backoff={"nanos": 1000000})
+    job_id = await world.submit("die", retry=policy)
+    for _ in range(2):
+        async with world.worker() as worker:
+            same(await worker.process.ended(), 9)
+    async with world.worker():
+        job = await world.outcome(job_id)
+        same((Job.State.Name(job.state), job.attempt), ("STATE_FAILED", 2))
+        # The third worker lives.
+        succeeded(await world.outcome(await world.submit("double", 4)), 8)
+
+
 async def server_restarts(world: World) -> None:
     """A worker goes on with what it holds when its server was killed."""
     async with world.worker() as worker:
@@ -274,5 +288,6 @@ WORKERS: list[Scenario] = [
     cancel_while_running,
     drain,
     lease_lost,
+    worker_killer,
     server_restarts,
 ]

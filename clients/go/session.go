@@ -32,9 +32,11 @@ type session struct {
 	sent     chan struct{}
 	wake     chan struct{}
 
-	mu           sync.Mutex
-	lastSequence int64
-	closing      bool
+	mu      sync.Mutex
+	closing bool
+	beatDue bool
+	// The leases of the heartbeat that is not answered yet. Nil if none is under way.
+	naming []string
 	// One message for each key, the newest: what is not sent yet is replaced, so it is bounded by what is held.
 	outbox map[string]*pb.WorkRequest
 	order  []string
@@ -78,8 +80,8 @@ func openSession(ctx context.Context, rpc pb.WorkerServiceClient, hello *pb.Work
 	return nil, toError(ctx, err)
 }
 
-// start begins to send, to beat with the leases of held, and to hand messages on.
-func (s *session) start(ctx context.Context, take func(*session, *pb.WorkResponse), held func() []string) {
+// start begins to send, to beat with what held says, and to hand messages on.
+func (s *session) start(ctx context.Context, take func(*session, *pb.WorkResponse), held func() *pb.WorkerHeartbeat) {
 	interval := s.welcome.GetHeartbeatInterval().AsDuration()
 	if interval <= 0 {
 		interval = 5 * time.Second
@@ -131,18 +133,56 @@ func (s *session) nudge() {
 	}
 }
 
-func (s *session) send(interval time.Duration, held func() []string) {
+// beat sends a heartbeat soon: after the answer to the one that is under way, so that leases share one.
+func (s *session) beat() {
+	s.mu.Lock()
+	s.beatDue = true
+	s.mu.Unlock()
+	s.nudge()
+}
+
+// named are the leases of the heartbeat that was answered.
+func (s *session) named() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ids := s.naming
+	s.naming = nil
+	s.nudge()
+	return ids
+}
+
+// mayBeat takes note that a heartbeat is under way, if one is due and may go.
+func (s *session) mayBeat() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	may := s.beatDue && s.naming == nil
+	if may {
+		s.beatDue, s.naming = false, []string{}
+	}
+	return may
+}
+
+func (s *session) send(interval time.Duration, held func() *pb.WorkerHeartbeat) {
 	defer close(s.sent)
 	beats := time.NewTicker(interval)
 	defer beats.Stop()
 	for {
-		for message, more := s.next(); more; message, more = s.next() {
+		if s.mayBeat() {
+			// Last: it does not name a lease whose result waits here, and must not overtake that.
+			beat := held()
+			s.mu.Lock()
+			s.naming = append(s.naming, beat.LeaseIds...)
+			s.mu.Unlock()
+			s.post("heartbeat", &pb.WorkRequest{Message: &pb.WorkRequest_Heartbeat{Heartbeat: beat}})
+		}
+		if message, more := s.next(); more {
 			if s.stream.Send(message) != nil {
 				return // Recv tells why.
 			}
+			continue
 		}
 		s.mu.Lock()
-		closing, sequence := s.closing, s.lastSequence
+		closing := s.closing
 		s.mu.Unlock()
 		if closing {
 			_ = s.stream.CloseSend()
@@ -153,8 +193,7 @@ func (s *session) send(interval time.Duration, held func() []string) {
 		case <-s.stream.Context().Done():
 			return
 		case <-beats.C:
-			beat := &pb.WorkerHeartbeat{LeaseIds: held(), LastLeaseSequence: sequence}
-			s.post("heartbeat", &pb.WorkRequest{Message: &pb.WorkRequest_Heartbeat{Heartbeat: beat}})
+			s.beat()
 		}
 	}
 }
@@ -188,11 +227,6 @@ func (s *session) receive(ctx context.Context) (*pb.WorkResponse, error) {
 			return nil, &Error{Code: codes.Unavailable, Message: "the server ended the session"}
 		}
 		return nil, err
-	}
-	if lease := message.GetLease(); lease != nil {
-		s.mu.Lock()
-		s.lastSequence = max(s.lastSequence, lease.Sequence)
-		s.mu.Unlock()
 	}
 	return message, nil
 }

@@ -99,6 +99,8 @@ type Worker struct {
 	draining bool
 	held     map[string]*Attempt
 	session  *session
+	// The highest that has arrived over the session.
+	lastSequence int64
 	// Closed, and replaced, when something is no longer held.
 	released chan struct{}
 }
@@ -152,11 +154,12 @@ func Handle[In, Out any](w *Worker, kind string, handler func(context.Context, *
 type Attempt struct {
 	worker  *Worker
 	lease   *pb.Lease
+	ctx     context.Context
 	cancel  context.CancelCauseFunc
-	started bool
 
 	// Under the worker's lock.
 	progress *pb.Progress
+	begun    bool
 	reported bool
 	finish   *pb.Finish
 	giveBack bool
@@ -360,21 +363,26 @@ func (w *Worker) adopt(ctx context.Context, next *session) *session {
 			w.postProgress(attempt)
 		}
 	}
-	next.start(ctx, w.receive, w.leases)
+	w.lastSequence = 0
+	next.start(ctx, w.receive, func() *pb.WorkerHeartbeat { return w.heartbeat(next) })
+	next.beat()
 	return old
 }
 
-// leases are those for the heartbeat: a result is on its way before it.
-func (w *Worker) leases() []string {
+// heartbeat names what is at work: a result is on its way before it.
+func (w *Worker) heartbeat(session *session) *pb.WorkerHeartbeat {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var ids []string
+	beat := &pb.WorkerHeartbeat{}
+	if session == w.session {
+		beat.LastLeaseSequence = w.lastSequence
+	}
 	for id, attempt := range w.held {
 		if attempt.finish == nil {
-			ids = append(ids, id)
+			beat.LeaseIds = append(beat.LeaseIds, id)
 		}
 	}
-	return ids
+	return beat
 }
 
 func (w *Worker) receive(session *session, message *pb.WorkResponse) {
@@ -383,15 +391,21 @@ func (w *Worker) receive(session *session, message *pb.WorkResponse) {
 	// What a newer server may send beyond this is ignored.
 	switch message := message.GetMessage().(type) {
 	case *pb.WorkResponse_Lease:
-		w.take(message.Lease)
+		if session == w.session {
+			w.lastSequence = max(w.lastSequence, message.Lease.GetSequence())
+		}
+		w.take(session, message.Lease)
 	case *pb.WorkResponse_HeartbeatAck:
 		for _, id := range message.HeartbeatAck.GetLostLeaseIds() {
 			w.lose(id)
 		}
+		for _, id := range session.named() {
+			w.begin(id)
+		}
 	case *pb.WorkResponse_FinishAck:
 		w.settled(message.FinishAck)
 	case *pb.WorkResponse_Revoked:
-		if attempt := w.held[message.Revoked.GetLeaseId()]; attempt != nil && attempt.started {
+		if attempt := w.held[message.Revoked.GetLeaseId()]; attempt != nil {
 			attempt.cancel(ErrRevoked)
 		}
 	case *pb.WorkResponse_Drain:
@@ -399,29 +413,47 @@ func (w *Worker) receive(session *session, message *pb.WorkResponse) {
 	}
 }
 
-func (w *Worker) take(lease *pb.Lease) {
+func (w *Worker) take(session *session, lease *pb.Lease) {
 	if w.held[lease.LeaseId] != nil {
 		return
 	}
 	attempt := &Attempt{worker: w, lease: lease, progress: &pb.Progress{Details: lease.GetJob().GetProgress().GetDetails()}}
+	attempt.ctx, attempt.cancel = context.WithCancelCause(context.Background())
 	w.held[lease.LeaseId] = attempt
-	handler := w.handlers[attempt.Job().GetSpec().GetKind()]
 	switch {
-	case handler == nil:
+	case w.handlers[attempt.Job().GetSpec().GetKind()] == nil:
 		w.settle(attempt, released("no handler for this kind"))
 	case w.draining:
 		w.settle(attempt, released("the worker ends"))
 	default:
-		ctx, cancel := context.WithCancelCause(context.Background())
-		attempt.cancel, attempt.started = cancel, true
-		go w.work(ctx, attempt, handler)
+		// An attempt that nobody confirmed does not count: a job that ends this process at once would run for ever.
+		session.beat()
 	}
+}
+
+// begin starts the work of a lease when the heartbeat that names it was answered: gRPC does not tell when a message is
+// written.
+func (w *Worker) begin(id string) {
+	attempt := w.held[id]
+	if attempt == nil || attempt.begun || attempt.finish != nil {
+		return
+	}
+	attempt.begun = true
+	if w.draining {
+		attempt.giveBack = true
+		attempt.cancel(ErrEnding)
+	}
+	go w.work(attempt.ctx, attempt, w.handlers[attempt.Job().GetSpec().GetKind()])
 }
 
 func (w *Worker) work(
 	ctx context.Context, attempt *Attempt, handler func(context.Context, *Attempt) (*pb.Payload, error),
 ) {
-	output, err := guarded(ctx, attempt, handler)
+	var output *pb.Payload
+	err := ctx.Err()
+	if err == nil {
+		output, err = guarded(ctx, attempt, handler)
+	}
 	interrupted := ctx.Err() != nil
 	attempt.cancel(nil)
 	w.mu.Lock()
@@ -517,9 +549,7 @@ func (w *Worker) postProgress(attempt *Attempt) {
 func (w *Worker) lose(id string) {
 	if attempt := w.held[id]; attempt != nil {
 		w.options.Logger.Warn("lost the lease of a job", "job_id", attempt.Job().GetJobId())
-		if attempt.started {
-			attempt.cancel(ErrLost)
-		}
+		attempt.cancel(ErrLost)
 		w.forget(id)
 	}
 }
@@ -532,7 +562,7 @@ func (w *Worker) forget(id string) {
 
 func (w *Worker) cancelAll() {
 	for _, attempt := range w.held {
-		if attempt.started && attempt.finish == nil {
+		if attempt.finish == nil {
 			attempt.giveBack = true
 			attempt.cancel(ErrEnding)
 		}

@@ -164,6 +164,29 @@ func TestHeartbeatsNameWhatIsHeldAndProgressKeepsItsCheckpoint(t *testing.T) {
 	s.seen(func(m *pb.WorkRequest) bool { return m.GetHeartbeat() != nil && len(m.GetHeartbeat().LeaseIds) == 0 })
 }
 
+func TestAHeartbeatNamesLeasesBeforeTheirWorkBegins(t *testing.T) {
+	b := work(t, WorkerOptions{})
+	s := b.fake.session(t)
+	for i, id := range []string{"a", "b", "c"} {
+		s.lease(id, "wait", nil, int64(i+1))
+	}
+	close(b.proceed)
+	for _, id := range []string{"a", "b", "c"} {
+		s.acknowledge(id)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	named := map[string]bool{}
+	for _, message := range s.messages {
+		for _, id := range message.GetHeartbeat().GetLeaseIds() {
+			named[id] = true
+		}
+		if isProgress(message) && !named[message.GetProgress().LeaseId] {
+			t.Error(message)
+		}
+	}
+}
+
 func TestARevokedLeaseEndsTheContext(t *testing.T) {
 	b := work(t, WorkerOptions{})
 	s := b.fake.session(t)

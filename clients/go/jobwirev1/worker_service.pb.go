@@ -27,10 +27,16 @@ type LeaseRevoked_Reason int32
 
 const (
 	LeaseRevoked_REASON_UNSPECIFIED LeaseRevoked_Reason = 0
-	LeaseRevoked_REASON_CANCELLED   LeaseRevoked_Reason = 1
-	LeaseRevoked_REASON_TIMEOUT     LeaseRevoked_Reason = 2
-	LeaseRevoked_REASON_EXPIRED     LeaseRevoked_Reason = 3
-	LeaseRevoked_REASON_SUPERSEDED  LeaseRevoked_Reason = 4
+	// The job was cancelled. Within the grace a success still counts; anything else ends the job as CANCELLED, and so
+	// does the end of the grace.
+	LeaseRevoked_REASON_CANCELLED LeaseRevoked_Reason = 1
+	// attempt_timeout has passed. Within the grace a success still counts; anything else spends the attempt with
+	// CAUSE_TIMEOUT, and so does the end of the grace.
+	LeaseRevoked_REASON_TIMEOUT LeaseRevoked_Reason = 2
+	// The lease is over, or nobody's.
+	LeaseRevoked_REASON_EXPIRED LeaseRevoked_Reason = 3
+	// Another attempt has begun.
+	LeaseRevoked_REASON_SUPERSEDED LeaseRevoked_Reason = 4
 )
 
 // Enum value maps for LeaseRevoked_Reason.
@@ -78,6 +84,7 @@ func (LeaseRevoked_Reason) EnumDescriptor() ([]byte, []int) {
 	return file_jobwire_v1_worker_service_proto_rawDescGZIP(), []int{8, 0}
 }
 
+// An arm that the server does not know is ignored.
 type WorkRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -208,6 +215,7 @@ func (*WorkRequest_Progress) isWorkRequest_Message() {}
 
 func (*WorkRequest_Finish) isWorkRequest_Message() {}
 
+// Ignore an arm that you do not know.
 type WorkResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -354,20 +362,25 @@ func (*WorkResponse_Revoked) isWorkResponse_Message() {}
 
 func (*WorkResponse_Drain) isWorkResponse_Message() {}
 
-// The first message, once.
+// The first message, once, within 10 s.
 type WorkerHello struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	WorkerId string                 `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
-	Kinds    []string               `protobuf:"bytes,2,rep,name=kinds,proto3" json:"kinds,omitempty"`
-	// Empty means "default".
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required: visible ASCII, up to 128 characters, not beginning with "server-". One for each process, the same when it
+	// reconnects: what an earlier stream with this name sent and nobody confirmed goes back to its queue.
+	WorkerId string `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	// Required, up to 256.
+	Kinds []string `protobuf:"bytes,2,rep,name=kinds,proto3" json:"kinds,omitempty"`
+	// Empty means "default". Exact names, up to 256.
 	Queues []string `protobuf:"bytes,3,rep,name=queues,proto3" json:"queues,omitempty"`
 	// The first credit window.
 	MaxInFlight int32 `protobuf:"varint,4,opt,name=max_in_flight,json=maxInFlight,proto3" json:"max_in_flight,omitempty"`
-	// After a reconnect: still at work on these.
-	HeldLeaseIds  []string          `protobuf:"bytes,5,rep,name=held_lease_ids,json=heldLeaseIds,proto3" json:"held_lease_ids,omitempty"`
-	Labels        map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Sdk           string            `protobuf:"bytes,7,opt,name=sdk,proto3" json:"sdk,omitempty"`
-	PayloadFormat PayloadFormat     `protobuf:"varint,8,opt,name=payload_format,json=payloadFormat,proto3,enum=jobwire.v1.PayloadFormat" json:"payload_format,omitempty"`
+	// After a reconnect: still at work on these, or holding results that were not acknowledged. They take their place in
+	// the window.
+	HeldLeaseIds []string          `protobuf:"bytes,5,rep,name=held_lease_ids,json=heldLeaseIds,proto3" json:"held_lease_ids,omitempty"`
+	Labels       map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Name and version of the client library, for the server's log.
+	Sdk           string        `protobuf:"bytes,7,opt,name=sdk,proto3" json:"sdk,omitempty"`
+	PayloadFormat PayloadFormat `protobuf:"varint,8,opt,name=payload_format,json=payloadFormat,proto3,enum=jobwire.v1.PayloadFormat" json:"payload_format,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -459,12 +472,16 @@ func (x *WorkerHello) GetPayloadFormat() PayloadFormat {
 }
 
 type WorkerWelcome struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	HeartbeatInterval *durationpb.Duration   `protobuf:"bytes,1,opt,name=heartbeat_interval,json=heartbeatInterval,proto3" json:"heartbeat_interval,omitempty"`
-	LeaseDuration     *durationpb.Duration   `protobuf:"bytes,2,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
-	// Of held_lease_ids, those that are gone: drop their work.
-	LostLeaseIds  []string `protobuf:"bytes,3,rep,name=lost_lease_ids,json=lostLeaseIds,proto3" json:"lost_lease_ids,omitempty"`
-	InstanceId    string   `protobuf:"bytes,4,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Send one this often, at least.
+	HeartbeatInterval *durationpb.Duration `protobuf:"bytes,1,opt,name=heartbeat_interval,json=heartbeatInterval,proto3" json:"heartbeat_interval,omitempty"`
+	// A lease lives this long after it was given, or named by a heartbeat.
+	LeaseDuration *durationpb.Duration `protobuf:"bytes,2,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
+	// Of held_lease_ids, those that are gone: drop their work. A success that is there already may still be sent: it counts
+	// if no other attempt has begun.
+	LostLeaseIds []string `protobuf:"bytes,3,rep,name=lost_lease_ids,json=lostLeaseIds,proto3" json:"lost_lease_ids,omitempty"`
+	// Another one after a restart of the server.
+	InstanceId    string `protobuf:"bytes,4,opt,name=instance_id,json=instanceId,proto3" json:"instance_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -527,7 +544,8 @@ func (x *WorkerWelcome) GetInstanceId() string {
 	return ""
 }
 
-// The credit window: an absolute number, so it cannot drift. 0 means send no more.
+// The credit window: an absolute number, so it cannot drift. 0 means send no more. What is held beyond a smaller window
+// stays. More than the server gives anybody (workers.max_in_flight) is as good as that.
 type WorkerCapacity struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MaxInFlight   int32                  `protobuf:"varint,1,opt,name=max_in_flight,json=maxInFlight,proto3" json:"max_in_flight,omitempty"`
@@ -572,11 +590,17 @@ func (x *WorkerCapacity) GetMaxInFlight() int32 {
 	return 0
 }
 
-// Names everything held: renews it, and shows leases that were lost on the way.
+// Names everything held: renews it, confirms it, and shows leases that were lost on the way.
+//
+// Send one as soon as a lease arrives, before its work begins: an attempt whose lease was never named, nor reported on,
+// does not count, and a job that ends its worker's process at once would be tried for ever.
 type WorkerHeartbeat struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	LeaseIds          []string               `protobuf:"bytes,1,rep,name=lease_ids,json=leaseIds,proto3" json:"lease_ids,omitempty"`
-	LastLeaseSequence int64                  `protobuf:"varint,2,opt,name=last_lease_sequence,json=lastLeaseSequence,proto3" json:"last_lease_sequence,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is not named is not renewed.
+	LeaseIds []string `protobuf:"bytes,1,rep,name=lease_ids,json=leaseIds,proto3" json:"lease_ids,omitempty"`
+	// The highest Lease.sequence that has arrived. A lease up to it that is neither named nor finished, and was never
+	// confirmed, was lost: it goes back to its queue at once, and its attempt does not count.
+	LastLeaseSequence int64 `protobuf:"varint,2,opt,name=last_lease_sequence,json=lastLeaseSequence,proto3" json:"last_lease_sequence,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -626,8 +650,10 @@ func (x *WorkerHeartbeat) GetLastLeaseSequence() int64 {
 }
 
 type HeartbeatAck struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	LostLeaseIds    []string               `protobuf:"bytes,1,rep,name=lost_lease_ids,json=lostLeaseIds,proto3" json:"lost_lease_ids,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of those named, what is gone or never was: drop their work.
+	LostLeaseIds []string `protobuf:"bytes,1,rep,name=lost_lease_ids,json=lostLeaseIds,proto3" json:"lost_lease_ids,omitempty"`
+	// When the first of the others ends.
 	LeaseExpireTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=lease_expire_time,json=leaseExpireTime,proto3" json:"lease_expire_time,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -677,14 +703,18 @@ func (x *HeartbeatAck) GetLeaseExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// The right to run one attempt. lease_id fences one job, run and attempt.
+// The right to run one attempt. lease_id fences one job, run and attempt; it is signed, and whoever has it may renew and
+// finish.
 type Lease struct {
-	state    protoimpl.MessageState `protogen:"open.v1"`
-	LeaseId  string                 `protobuf:"bytes,1,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
-	Sequence int64                  `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	// FULL view, with the last progress and the trace context.
-	Job             *Job                   `protobuf:"bytes,3,opt,name=job,proto3" json:"job,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	LeaseId string                 `protobuf:"bytes,1,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
+	// Counts the leases of one stream, or of one LeaseJobs, from 1.
+	Sequence int64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// FULL view without `attempts`, with the last progress and the trace context.
+	Job *Job `protobuf:"bytes,3,opt,name=job,proto3" json:"job,omitempty"`
+	// Unless it is renewed.
 	LeaseExpireTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=lease_expire_time,json=leaseExpireTime,proto3" json:"lease_expire_time,omitempty"`
+	// When the attempt has taken longer than its attempt_timeout: the lease is then revoked.
 	AttemptDeadline *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=attempt_deadline,json=attemptDeadline,proto3" json:"attempt_deadline,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -755,6 +785,7 @@ func (x *Lease) GetAttemptDeadline() *timestamppb.Timestamp {
 	return nil
 }
 
+// Stop the work of a lease.
 type LeaseRevoked struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	LeaseId string                 `protobuf:"bytes,1,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
@@ -816,7 +847,9 @@ func (x *LeaseRevoked) GetGrace() *durationpb.Duration {
 	return nil
 }
 
-// The server is going away: open a new stream, then close this one.
+// The server is going away, or the connection is old: open a new stream that names what is held, then close this one. It
+// brings no more leases, ends by itself when nothing is held by it, and otherwise after reconnect_within, with UNAVAILABLE.
+// Leases outlive a restart of the server.
 type WorkerDrain struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	ReconnectWithin *durationpb.Duration   `protobuf:"bytes,1,opt,name=reconnect_within,json=reconnectWithin,proto3" json:"reconnect_within,omitempty"`
@@ -861,6 +894,9 @@ func (x *WorkerDrain) GetReconnectWithin() *durationpb.Duration {
 	return nil
 }
 
+// Only the newest counts: watchers are told ten times a second at most, the store with the next heartbeat. A checkpoint
+// (`details`, up to 16 KiB) outlives later progress without one, and is handed to the next attempt. On a stream, progress
+// that breaks a limit is left out; RenewLeases refuses it. For a lease that is over, a stream answers LeaseRevoked.
 type LeaseProgress struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	LeaseId       string                 `protobuf:"bytes,1,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
@@ -1006,6 +1042,7 @@ type Finish_Succeeded struct {
 }
 
 type Finish_Failed struct {
+	// `cause` is set by the server. Code and message are cut, details are left out, where they are too long.
 	Failed *JobError `protobuf:"bytes,3,opt,name=failed,proto3,oneof"`
 }
 
@@ -1021,9 +1058,10 @@ func (*Finish_Failed) isFinish_Outcome() {}
 func (*Finish_Released) isFinish_Outcome() {}
 
 type Release struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
-	Delay         *durationpb.Duration   `protobuf:"bytes,2,opt,name=delay,proto3" json:"delay,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Reason string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Not before this time has passed.
+	Delay         *durationpb.Duration `protobuf:"bytes,2,opt,name=delay,proto3" json:"delay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1072,12 +1110,14 @@ func (x *Release) GetDelay() *durationpb.Duration {
 	return nil
 }
 
-// Keep the result until this comes; send it again after a reconnect.
+// Keep the result until this comes; send it again after a reconnect. The outcome is then durable.
 type FinishAck struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	LeaseId       string                 `protobuf:"bytes,1,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
-	Accepted      bool                   `protobuf:"varint,2,opt,name=accepted,proto3" json:"accepted,omitempty"`
-	Rejection     *Rejection             `protobuf:"bytes,3,opt,name=rejection,proto3" json:"rejection,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	LeaseId  string                 `protobuf:"bytes,1,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
+	Accepted bool                   `protobuf:"varint,2,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	// Unless accepted. LEASE_LOST: drop the result. INVALID_ARGUMENT, such as TOO_LARGE: the lease is still held, and waits
+	// for a Finish that can be taken.
+	Rejection     *Rejection `protobuf:"bytes,3,opt,name=rejection,proto3" json:"rejection,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1134,15 +1174,22 @@ func (x *FinishAck) GetRejection() *Rejection {
 }
 
 type LeaseJobsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	WorkerId      string                 `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
-	Kinds         []string               `protobuf:"bytes,2,rep,name=kinds,proto3" json:"kinds,omitempty"`
-	Queues        []string               `protobuf:"bytes,3,rep,name=queues,proto3" json:"queues,omitempty"`
-	MaxJobs       int32                  `protobuf:"varint,4,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
-	Wait          *durationpb.Duration   `protobuf:"bytes,5,opt,name=wait,proto3" json:"wait,omitempty"`
-	LeaseDuration *durationpb.Duration   `protobuf:"bytes,6,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
-	RequestId     string                 `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	PayloadFormat PayloadFormat          `protobuf:"varint,8,opt,name=payload_format,json=payloadFormat,proto3,enum=jobwire.v1.PayloadFormat" json:"payload_format,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in WorkerHello.
+	WorkerId string `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	// Required, up to 256.
+	Kinds []string `protobuf:"bytes,2,rep,name=kinds,proto3" json:"kinds,omitempty"`
+	// Empty means "default". Exact names, up to 256.
+	Queues []string `protobuf:"bytes,3,rep,name=queues,proto3" json:"queues,omitempty"`
+	// Unset means 1. Fewer may come, also because of their size: a reply is one message.
+	MaxJobs int32 `protobuf:"varint,4,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
+	// How long to wait while there are none; capped by limits.max_wait and the deadline.
+	Wait *durationpb.Duration `protobuf:"bytes,5,opt,name=wait,proto3" json:"wait,omitempty"`
+	// From 1 s on; unset means the server's. A lease lives no longer than the server's until it is first renewed: a reply
+	// that was lost must not lock its jobs.
+	LeaseDuration *durationpb.Duration `protobuf:"bytes,6,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
+	RequestId     string               `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	PayloadFormat PayloadFormat        `protobuf:"varint,8,opt,name=payload_format,json=payloadFormat,proto3,enum=jobwire.v1.PayloadFormat" json:"payload_format,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1278,11 +1325,12 @@ func (x *LeaseJobsResponse) GetLeases() []*Lease {
 }
 
 type RenewLeasesRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	WorkerId      string                 `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
-	LeaseIds      []string               `protobuf:"bytes,2,rep,name=lease_ids,json=leaseIds,proto3" json:"lease_ids,omitempty"`
-	LeaseDuration *durationpb.Duration   `protobuf:"bytes,3,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
-	Progress      []*LeaseProgress       `protobuf:"bytes,4,rep,name=progress,proto3" json:"progress,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	WorkerId string                 `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	LeaseIds []string               `protobuf:"bytes,2,rep,name=lease_ids,json=leaseIds,proto3" json:"lease_ids,omitempty"`
+	// From now; unset means the server's.
+	LeaseDuration *durationpb.Duration `protobuf:"bytes,3,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
+	Progress      []*LeaseProgress     `protobuf:"bytes,4,rep,name=progress,proto3" json:"progress,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1346,9 +1394,12 @@ func (x *RenewLeasesRequest) GetProgress() []*LeaseProgress {
 }
 
 type RenewLeasesResponse struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	LostLeaseIds    []string               `protobuf:"bytes,1,rep,name=lost_lease_ids,json=lostLeaseIds,proto3" json:"lost_lease_ids,omitempty"`
-	Revoked         []*LeaseRevoked        `protobuf:"bytes,2,rep,name=revoked,proto3" json:"revoked,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Gone, or never were: drop their work.
+	LostLeaseIds []string `protobuf:"bytes,1,rep,name=lost_lease_ids,json=lostLeaseIds,proto3" json:"lost_lease_ids,omitempty"`
+	// Held, but to be stopped, each time until they are finished.
+	Revoked []*LeaseRevoked `protobuf:"bytes,2,rep,name=revoked,proto3" json:"revoked,omitempty"`
+	// When the first of the others ends.
 	LeaseExpireTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=lease_expire_time,json=leaseExpireTime,proto3" json:"lease_expire_time,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -1450,8 +1501,9 @@ func (x *FinishJobRequest) GetFinish() *Finish {
 }
 
 type FinishJobResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Job           *Job                   `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is now.
+	Job           *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -29,13 +29,29 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// For programs, in any language, that run jobs.
+// For programs, in any language, that run jobs. The pool inside the server and all that connect here take from the same
+// queues by the same rules, and share what is due.
+//
+// A handler runs at least once: job_id, run and attempt are there for its own idempotency.
 type WorkerServiceClient interface {
 	// One session. Leases, heartbeats, progress and results share the stream, so liveness and delivery cannot part.
+	//
+	// The worker says hello and is welcomed. It gets leases for as long as it holds fewer than its window, sends a
+	// heartbeat every heartbeat_interval (also while it holds nothing), and a Finish for each lease; each Finish is
+	// answered by a FinishAck. Half-closing the stream ends it with OK once every Finish is answered.
+	//
+	// The stream may end at any time, and a lease outlives it: come back with a hello that names what is held. A stream
+	// that nothing is heard on for lease_duration ends with UNAVAILABLE/STREAM_ROTATED; one that was silent for two
+	// heartbeats gets no more leases until it is heard again. One that takes nothing for 60 s while something waits
+	// ends with RESOURCE_EXHAUSTED/WATCH_STALLED.
 	Work(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WorkRequest, WorkResponse], error)
-	// The same by unary calls, for clients that cannot stream. A repeat with the same request_id returns the same leases.
+	// The same by unary calls, for clients that cannot stream. A repeat with the same request_id returns the same leases,
+	// as long as any of them is held.
 	LeaseJobs(ctx context.Context, in *LeaseJobsRequest, opts ...grpc.CallOption) (*LeaseJobsResponse, error)
+	// A heartbeat. Progress goes along.
 	RenewLeases(ctx context.Context, in *RenewLeasesRequest, opts ...grpc.CallOption) (*RenewLeasesResponse, error)
+	// The outcome of an attempt. A repeat of the report that ended the job is answered like the first; FAILED_PRECONDITION/
+	// LEASE_LOST means that the result is to be dropped.
 	FinishJob(ctx context.Context, in *FinishJobRequest, opts ...grpc.CallOption) (*FinishJobResponse, error)
 }
 
@@ -94,13 +110,29 @@ func (c *workerServiceClient) FinishJob(ctx context.Context, in *FinishJobReques
 // All implementations must embed UnimplementedWorkerServiceServer
 // for forward compatibility.
 //
-// For programs, in any language, that run jobs.
+// For programs, in any language, that run jobs. The pool inside the server and all that connect here take from the same
+// queues by the same rules, and share what is due.
+//
+// A handler runs at least once: job_id, run and attempt are there for its own idempotency.
 type WorkerServiceServer interface {
 	// One session. Leases, heartbeats, progress and results share the stream, so liveness and delivery cannot part.
+	//
+	// The worker says hello and is welcomed. It gets leases for as long as it holds fewer than its window, sends a
+	// heartbeat every heartbeat_interval (also while it holds nothing), and a Finish for each lease; each Finish is
+	// answered by a FinishAck. Half-closing the stream ends it with OK once every Finish is answered.
+	//
+	// The stream may end at any time, and a lease outlives it: come back with a hello that names what is held. A stream
+	// that nothing is heard on for lease_duration ends with UNAVAILABLE/STREAM_ROTATED; one that was silent for two
+	// heartbeats gets no more leases until it is heard again. One that takes nothing for 60 s while something waits
+	// ends with RESOURCE_EXHAUSTED/WATCH_STALLED.
 	Work(grpc.BidiStreamingServer[WorkRequest, WorkResponse]) error
-	// The same by unary calls, for clients that cannot stream. A repeat with the same request_id returns the same leases.
+	// The same by unary calls, for clients that cannot stream. A repeat with the same request_id returns the same leases,
+	// as long as any of them is held.
 	LeaseJobs(context.Context, *LeaseJobsRequest) (*LeaseJobsResponse, error)
+	// A heartbeat. Progress goes along.
 	RenewLeases(context.Context, *RenewLeasesRequest) (*RenewLeasesResponse, error)
+	// The outcome of an attempt. A repeat of the report that ended the job is answered like the first; FAILED_PRECONDITION/
+	// LEASE_LOST means that the result is to be dropped.
 	FinishJob(context.Context, *FinishJobRequest) (*FinishJobResponse, error)
 	mustEmbedUnimplementedWorkerServiceServer()
 }

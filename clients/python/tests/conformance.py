@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import os
 import sys
 from typing import Any
 
@@ -86,6 +87,10 @@ async def work(address: str, args: dict[str, Any]) -> None:
     @worker.handler("large")
     async def large(context: Context, size: int) -> bytes:
         return bytes(size)
+
+    @worker.handler("die")
+    async def die(context: Context, payload: Any) -> None:
+        os._exit(9)
 
     @worker.handler("fail")
     async def fail(context: Context, how: dict[str, Any]) -> Any:

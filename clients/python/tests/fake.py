@@ -63,11 +63,14 @@ class Session:
 
     def __init__(self, context: Any) -> None:
         self._context = context
+        # A stream takes one message at a time.
+        self._writing = asyncio.Lock()
         self.messages: list[WorkRequest] = []
         self.ended = asyncio.Event()
 
     async def send(self, **message: Any) -> None:
-        await self._context.write(WorkResponse(**message))
+        async with self._writing:
+            await self._context.write(WorkResponse(**message))
 
     async def seen(self, kind: str, test: Callable[[Any], bool] = lambda _: True) -> Any:
         """The first message of this kind that passes, waited for."""

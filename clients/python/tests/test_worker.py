@@ -142,6 +142,34 @@ def test_heartbeats_name_what_is_held_and_progress_keeps_its_checkpoint() -> Non
     asyncio.run(test())
 
 
+def test_a_heartbeat_names_leases_before_their_work_begins() -> None:
+    async def test() -> None:
+        async with bench() as this:
+            session = await this.session()
+            for sequence, name in enumerate("abc", 1):
+                await session.send(lease=lease(name, "wait", sequence=sequence))
+            this.proceed.set()
+            for name in "abc":
+                await acknowledge(session, name)
+            named: set[str] = set()
+            for message in session.messages:
+                named |= set(message.heartbeat.lease_ids)
+                assert not message.HasField("progress") or message.progress.lease_id in named
+
+    asyncio.run(test())
+
+
+def test_a_lease_that_is_revoked_before_its_work_begins() -> None:
+    async def test() -> None:
+        async with bench() as this:
+            session = await this.session()
+            await session.send(lease=lease("a", "wait"))
+            await session.send(revoked={"lease_id": "a", "reason": "REASON_CANCELLED"})
+            assert (await acknowledge(session, "a")).failed.code == "interrupted"
+
+    asyncio.run(test())
+
+
 def test_a_revoked_lease_cancels_its_handler() -> None:
     async def test() -> None:
         async with bench() as this:

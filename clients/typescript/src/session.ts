@@ -23,6 +23,8 @@ export interface Listener {
     receive(session: Session, message: WorkResponse): void;
     /** Leases for the heartbeat. */
     held(): string[];
+    /** Heard once a heartbeat that names these leases is written. */
+    named(leaseIds: string[]): void;
 }
 
 export class Session {
@@ -34,6 +36,8 @@ export class Session {
     /** One message for each key, the newest: what is not sent yet is replaced, so it is bounded by what is held. */
     readonly #outbox = new Map<string, WorkRequest>();
     #wake: () => void = () => {};
+    #listener: Listener | undefined;
+    #beatDue = false;
     #closing = false;
     #leave!: (error?: JobwireError) => void;
     #sent!: () => void;
@@ -66,16 +70,20 @@ export class Session {
     /** Begins to beat, and to hand messages on. */
     start(welcome: WorkerWelcome, listener: Listener): void {
         const interval = (welcome.heartbeatInterval && durationMs(welcome.heartbeatInterval)) || 5_000;
-        this.#timer = setInterval(() => {
-            const value = { leaseIds: listener.held(), lastLeaseSequence: this.lastSequence };
-            this.post("heartbeat", { case: "heartbeat", value });
-        }, interval);
+        this.#listener = listener;
+        this.#timer = setInterval(() => this.beat(), interval);
         void this.#receive(3 * interval, listener);
     }
 
     /** Sends a message soon, in order, in place of an unsent one with the same key. */
     post(key: string, message: MessageInitShape<typeof WorkRequestSchema>["message"] & object): void {
         this.#outbox.set(key, create(WorkRequestSchema, { message }));
+        this.#wake();
+    }
+
+    /** Sends a heartbeat soon. */
+    beat(): void {
+        this.#beatDue = true;
         this.#wake();
     }
 
@@ -99,12 +107,24 @@ export class Session {
     async *#requests(): AsyncGenerator<WorkRequest> {
         try {
             for (;;) {
-                for (const [key, message] of this.#outbox) {
-                    this.#outbox.delete(key);
-                    yield message;
+                if (this.#beatDue && this.#listener) {
+                    this.#beatDue = false;
+                    // Last: it does not name a lease whose result waits here, and must not overtake that.
+                    this.#outbox.delete("heartbeat");
+                    const value = { leaseIds: this.#listener.held(), lastLeaseSequence: this.lastSequence };
+                    this.post("heartbeat", { case: "heartbeat", value });
                 }
-                if (this.#closing || this.#stop.signal.aborted) return;
-                await new Promise<void>((resolve) => (this.#wake = resolve));
+                const [next] = this.#outbox;
+                if (next) {
+                    const [key, request] = next;
+                    this.#outbox.delete(key);
+                    yield request; // Comes back when it is written.
+                    if (request.message.case === "heartbeat") this.#listener?.named(request.message.value.leaseIds);
+                } else if (this.#closing || this.#stop.signal.aborted) {
+                    return;
+                } else {
+                    await new Promise<void>((resolve) => (this.#wake = resolve));
+                }
             }
         } finally {
             this.#sent();

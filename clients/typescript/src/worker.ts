@@ -103,6 +103,8 @@ class Attempt implements Context {
     readonly signal = this.#abort.signal;
     readonly report = create(ProgressSchema);
     reported = false;
+    /** Not before a heartbeat has named the lease. */
+    begun = false;
     outcome: Outcome | undefined;
     /** The server would not have the handler's own result. */
     refused = false;
@@ -119,6 +121,10 @@ class Attempt implements Context {
 
     get job(): Job {
         return this.lease.job!;
+    }
+
+    get kind(): string {
+        return this.job.spec?.kind ?? "";
     }
 
     get deadline(): Date | undefined {
@@ -166,6 +172,7 @@ export class Worker {
         receive: (session, message) => this.#receive(session, message),
         // A result is on its way before the heartbeat.
         held: () => [...this.#held].filter(([, attempt]) => !attempt.outcome).map(([leaseId]) => leaseId),
+        named: (leaseIds) => leaseIds.forEach((leaseId) => this.#begin(leaseId)),
     };
 
     constructor(address = "localhost", options: WorkerOptions = {}) {
@@ -249,6 +256,7 @@ export class Worker {
             for (const leaseId of opened.welcome.lostLeaseIds) this.#lose(leaseId);
             opened.session.start(opened.welcome, this.#listener);
             this.#resume(opened.session);
+            opened.session.beat();
             await old?.close();
             const error = await Promise.race([opened.session.leaving, aborted(end)]);
             await sleep(backoff.pause(error?.retryDelayMs), end).catch(() => {});
@@ -281,7 +289,7 @@ export class Worker {
         switch (message.case) {
             case "lease":
                 if (message.value.sequence > session.lastSequence) session.lastSequence = message.value.sequence;
-                this.#take(message.value);
+                this.#take(session, message.value);
                 break;
             case "heartbeatAck":
                 for (const leaseId of message.value.lostLeaseIds) this.#lose(leaseId);
@@ -298,18 +306,29 @@ export class Worker {
         }
     }
 
-    #take(lease: Lease): void {
+    #take(session: Session, lease: Lease): void {
         if (this.#held.has(lease.leaseId)) return;
         const attempt = new Attempt(lease, (attempt) => this.#postProgress(attempt));
         this.#held.set(lease.leaseId, attempt);
-        const handler = this.#handlers.get(attempt.job.spec?.kind ?? "");
-        if (!handler) this.#settle(attempt, released("no handler for this kind"));
+        if (!this.#handlers.has(attempt.kind)) this.#settle(attempt, released("no handler for this kind"));
         else if (this.#stop.signal.aborted) this.#settle(attempt, released("the worker ends"));
-        else void this.#work(attempt, handler).then((outcome) => this.#settle(attempt, outcome));
+        // An attempt that nobody confirmed does not count: a job that ends this process at once would run for ever.
+        else session.beat();
+    }
+
+    /** Starts the work of a lease that a heartbeat has named. */
+    #begin(leaseId: string): void {
+        const attempt = this.#held.get(leaseId);
+        if (!attempt || attempt.begun || attempt.outcome) return;
+        attempt.begun = true;
+        if (this.#stop.signal.aborted) attempt.cancel("the worker ends", true);
+        const handler = this.#handlers.get(attempt.kind)!;
+        void this.#work(attempt, handler).then((outcome) => this.#settle(attempt, outcome));
     }
 
     async #work(attempt: Attempt, handler: Handler): Promise<Outcome> {
         try {
+            attempt.signal.throwIfAborted();
             const payload = read(attempt.job.spec?.payload);
             return { case: "succeeded", value: write(await handler(attempt, payload), "output") };
         } catch (thrown) {

@@ -75,6 +75,7 @@ async function work(): Promise<void> {
     });
     worker.handle("double", (_, number: number) => number * 2);
     worker.handle("large", (_, size: number) => new Uint8Array(size));
+    worker.handle("die", () => process.exit(9));
     worker.handle("fail", (context, how) => {
         const { attempt } = context.job;
         if (attempt >= (how.until ?? 99)) return { attempt, checkpoint: context.checkpoint ?? null };

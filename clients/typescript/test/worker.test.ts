@@ -130,6 +130,31 @@ test("heartbeats name what is held and progress keeps its checkpoint", { timeout
         await session.seen("heartbeat", (beat) => beat.leaseIds.length === 0);
     }));
 
+test("a heartbeat names leases before their work begins", { timeout: 20_000 }, () =>
+    bench({}, async (bench) => {
+        const { session } = await bench.fake.session();
+        for (const [index, name] of ["a", "b", "c"].entries()) {
+            session.send(lease(name, "wait", null, BigInt(index + 1)));
+        }
+        bench.proceed();
+        for (const name of ["a", "b", "c"]) await session.acknowledge(name);
+        const named = new Set<string>();
+        for (const { case: kind, value } of session.messages) {
+            if (kind === "heartbeat") value.leaseIds.forEach((leaseId) => named.add(leaseId));
+            if (kind === "progress") assert.ok(named.has(value.leaseId), value.leaseId);
+        }
+    }));
+
+test("a lease that is revoked before its work begins", { timeout: 20_000 }, () =>
+    bench({}, async ({ fake }) => {
+        const { session } = await fake.session();
+        session.send(lease("a", "wait"));
+        session.send({ case: "revoked", value: { leaseId: "a" } });
+        const { outcome } = await session.acknowledge("a");
+        assert.ok(outcome.case === "failed");
+        assert.equal(outcome.value.code, "interrupted");
+    }));
+
 test("a revoked lease aborts its handler", { timeout: 20_000 }, () =>
     bench({}, async ({ fake, cancelled }) => {
         const { session } = await fake.session();

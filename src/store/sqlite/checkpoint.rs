@@ -22,6 +22,9 @@ const INTERVAL: Duration = Duration::from_millis(250);
 /// Size of the log from which writing back pays, bytes.
 const WORTHWHILE: u64 = 8 << 20;
 
+/// How long it waits for others. If that is not enough it tries again at the next look.
+const PATIENCE: Duration = Duration::from_millis(50);
+
 /// How often what was logged meanwhile is written back before the writer has to wait for the rest: each time it is a
 /// fraction of the time before.
 const APPROACHES: usize = 3;
@@ -38,6 +41,10 @@ impl Checkpointer {
     /// Fails the store through `signals` when the disk does.
     pub fn start(dir: &Path, limit: u64, signals: Arc<Signals>) -> Result<Self, OpenError> {
         let connection = open::writer(dir, 1 << 20)?;
+        // While it waits for readers the writer waits too.
+        connection
+            .busy_timeout(PATIENCE)
+            .map_err(|source| OpenError::Sqlite { path: dir.to_owned(), source })?;
         let wal = dir.join(format!("{DATABASE}-wal"));
         let (stop, stopped) = sync_channel(0);
         let thread = thread::Builder::new()
@@ -101,9 +108,24 @@ fn passes(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked | DiskFull))
 }
 
-/// Bytes in the log afterwards, written back or not.
+/// Bytes in the log afterwards, written back or not. 0 if another checkpoint is under way.
 pub fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<u64> {
-    // busy, frames in the log, frames written back
-    let frames: u64 = connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get(1))?;
-    Ok(frames * PAGE_SIZE)
+    // busy, frames in the log (-1 if that is not known), frames written back
+    let frames: i64 =
+        connection.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get(1))?;
+    Ok(frames.max(0).unsigned_abs() * PAGE_SIZE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_that_knows_no_log_is_no_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(DATABASE), "").unwrap();
+        let writer = open::writer(dir.path(), 1 << 20).unwrap();
+        assert_eq!(checkpoint(&Connection::open_in_memory().unwrap(), "PASSIVE").unwrap(), 0);
+        assert!(checkpoint(&writer, "PASSIVE").unwrap() > 0);
+    }
 }

@@ -176,6 +176,10 @@ func work(address string, args arguments) error {
 	jobwire.Handle(worker, "large", func(_ context.Context, _ *jobwire.Attempt, size int) ([]byte, error) {
 		return make([]byte, size), nil
 	})
+	jobwire.Handle(worker, "die", func(context.Context, *jobwire.Attempt, any) (any, error) {
+		os.Exit(9)
+		return nil, nil
+	})
 	jobwire.Handle(worker, "fail", fail)
 	jobwire.Handle(worker, "hold", func(ctx context.Context, a *jobwire.Attempt, seconds []float64) (string, error) {
 		say(line{"started": a.Job().JobId, "attempt": a.Job().Attempt})

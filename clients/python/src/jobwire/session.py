@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
@@ -33,6 +33,7 @@ class Session:
         self.last_sequence = 0
         self._call = call
         self._outbox: dict[str, WorkRequest] = {}
+        self._beat_due = False
         self._wake = asyncio.Event()
         self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -55,18 +56,31 @@ class Session:
             raise Error(grpc.StatusCode.UNAVAILABLE, "the server ended the session before its welcome")
         return cls(call, message.welcome)
 
-    def start(self, receive: Callable[[WorkResponse], None], held: Callable[[], list[str]]) -> None:
-        """Begins to send, to beat with the leases of `held`, and to hand messages to `receive`."""
+    def start(
+        self,
+        receive: Callable[[WorkResponse], None],
+        held: Callable[[], list[str]],
+        named: Callable[[Iterable[str]], None],
+    ) -> None:
+        """Begins to send, to beat with the leases of `held`, and to hand messages to `receive`.
+
+        `named` hears which leases a heartbeat has named, once it is written.
+        """
         interval = self.welcome.heartbeat_interval.ToTimedelta().total_seconds() or 5.0
         self._tasks = [
-            asyncio.create_task(self._send()),
-            asyncio.create_task(self._beat(interval, held)),
+            asyncio.create_task(self._send(held, named)),
+            asyncio.create_task(self._beat(interval)),
             asyncio.create_task(self._receive(3 * interval, receive)),
         ]
 
     def post(self, key: str, message: WorkRequest) -> None:
         """Sends a message soon, in order, in place of an unsent one with the same key."""
         self._outbox[key] = message
+        self._wake.set()
+
+    def beat(self) -> None:
+        """Sends a heartbeat soon."""
+        self._beat_due = True
         self._wake.set()
 
     async def close(self) -> None:
@@ -81,22 +95,30 @@ class Session:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._call.cancel()
 
-    async def _send(self) -> None:
+    async def _send(self, held: Callable[[], list[str]], named: Callable[[Iterable[str]], None]) -> None:
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # _receive tells why.
             while True:
-                while self._outbox:
-                    key = next(iter(self._outbox))
-                    await self._call.write(self._outbox.pop(key))
-                if self._closing:
+                if self._beat_due:
+                    self._beat_due = False
+                    # Last: it does not name a lease whose result waits here, and must not overtake that.
+                    self._outbox.pop("heartbeat", None)
+                    heartbeat = WorkerHeartbeat(lease_ids=held(), last_lease_sequence=self.last_sequence)
+                    self._outbox["heartbeat"] = WorkRequest(heartbeat=heartbeat)
+                if self._outbox:
+                    message = self._outbox.pop(next(iter(self._outbox)))
+                    await self._call.write(message)
+                    if message.HasField("heartbeat"):
+                        named(message.heartbeat.lease_ids)
+                elif self._closing:
                     return await self._call.done_writing()  # type: ignore[no-any-return]
-                self._wake.clear()
-                await self._wake.wait()
+                else:
+                    self._wake.clear()
+                    await self._wake.wait()
 
-    async def _beat(self, interval: float, held: Callable[[], list[str]]) -> None:
+    async def _beat(self, interval: float) -> None:
         while True:
             await asyncio.sleep(interval)
-            heartbeat = WorkerHeartbeat(lease_ids=held(), last_lease_sequence=self.last_sequence)
-            self.post("heartbeat", WorkRequest(heartbeat=heartbeat))
+            self.beat()
 
     async def _receive(self, silence: float, receive: Callable[[WorkResponse], None]) -> None:
         try:

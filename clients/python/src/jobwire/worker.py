@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import functools
 import logging
 import os
 import secrets
@@ -127,6 +128,7 @@ class _Held:
 
     def __init__(self, context: Context) -> None:
         self.context = context
+        # Not before a heartbeat has named the lease.
         self.task: asyncio.Task[None] | None = None
         self.reported = False
         self.finish: Finish | None = None
@@ -208,6 +210,7 @@ class Worker:
                 link.result()
             await self._drain(link)
         finally:
+            self._stop.set()
             for number in signals:
                 asyncio.get_running_loop().remove_signal_handler(number)
             for held in self._held.values():
@@ -292,7 +295,8 @@ class Worker:
         """Brings a new session up to date with what is held."""
         for lease_id in session.welcome.lost_lease_ids:
             self._lose(lease_id)
-        session.start(lambda message: self._receive(session, message), self._at_work)
+        session.start(lambda message: self._receive(session, message), self._at_work, self._begin)
+        session.beat()
         if self._stop.is_set():
             session.post("capacity", WorkRequest(capacity=WorkerCapacity(max_in_flight=0)))
         for lease_id, held in self._held.items():
@@ -306,7 +310,7 @@ class Worker:
         match message.WhichOneof("message"):
             case "lease":
                 session.last_sequence = max(session.last_sequence, message.lease.sequence)
-                self._take(message.lease)
+                self._take(session, message.lease)
             case "heartbeat_ack":
                 for lease_id in message.heartbeat_ack.lost_lease_ids:
                     self._lose(lease_id)
@@ -322,7 +326,7 @@ class Worker:
         """Leases for the heartbeat: a result is on its way before it."""
         return [lease_id for lease_id, held in self._held.items() if held.finish is None]
 
-    def _take(self, lease: Lease) -> None:
+    def _take(self, session: Session, lease: Lease) -> None:
         if lease.lease_id in self._held:
             return
         held = _Held(Context(lease, lambda context: self._tell(lease.lease_id, context)))
@@ -331,9 +335,27 @@ class Worker:
         if handler is None or self._stop.is_set():
             self._settle(held, Finish(released=Release(reason="drain" if handler else "no handler for this kind")))
         else:
-            held.task = asyncio.create_task(self._work(held, handler))
+            # An attempt that nobody confirmed does not count: a job that ends this process at once would run for ever.
+            session.beat()
+
+    def _begin(self, lease_ids: Iterable[str]) -> None:
+        """Starts the work of leases that a heartbeat has named."""
+        for lease_id in lease_ids:
+            held = self._held.get(lease_id)
+            if held is None or held.task or held.finish:
+                continue
+            if self._stop.is_set():
+                self._cancel(held, give_back=True)
+                continue
+            held.task = asyncio.create_task(self._work(held, self._handlers[held.context.job.spec.kind]))
             self._running.add(held.task)
-            held.task.add_done_callback(self._running.discard)
+            held.task.add_done_callback(functools.partial(self._ended, held))
+
+    def _ended(self, held: _Held, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        # Perhaps before it had run at all.
+        if task.cancelled():
+            self._settle(held, _interrupted(give_back=held.give_back))
 
     async def _work(self, held: _Held, handler: Handler) -> None:
         job = held.context.job
@@ -342,11 +364,6 @@ class Worker:
             outcome = Finish(succeeded=_write(await handler(held.context, payload), "output"))
         except Failure as failure:
             outcome = Finish(failed=failure._report())
-        except asyncio.CancelledError:
-            if held.give_back:
-                outcome = Finish(released=Release(reason="drain"))
-            else:
-                outcome = Finish(failed=Failure("interrupted", "stopped before it was done")._report())
         except Exception as error:
             _log.exception("the handler of %s failed for job %s", job.spec.kind, job.job_id)
             outcome = Finish(failed=Failure("error", f"{type(error).__name__}: {error}")._report())
@@ -398,7 +415,9 @@ class Worker:
             self._session.post(f"progress {lease_id}", WorkRequest(progress=report))
 
     def _cancel(self, held: _Held, *, give_back: bool = False) -> None:
-        if held.task and not held.cancelled:
+        if held.task is None:
+            self._settle(held, _interrupted(give_back=give_back))
+        elif not held.cancelled:
             held.cancelled = True
             held.give_back = give_back
             held.task.cancel()
@@ -407,12 +426,18 @@ class Worker:
         """The lease is somebody else's by now: its work is for nothing."""
         if held := self._held.get(lease_id):
             _log.warning("lost the lease of job %s", held.context.job.job_id)
-            self._cancel(held)
             self._forget(lease_id)
+            self._cancel(held)
 
     def _forget(self, lease_id: str) -> None:
         self._held.pop(lease_id, None)
         self._changed.set()
+
+
+def _interrupted(*, give_back: bool) -> Finish:
+    if give_back:
+        return Finish(released=Release(reason="drain"))
+    return Finish(failed=Failure("interrupted", "stopped before it was done")._report())
 
 
 def _refused(why: str) -> Finish:

@@ -26,7 +26,10 @@ if _version_not_supported:
 
 
 class WorkerServiceStub:
-    """For programs, in any language, that run jobs.
+    """For programs, in any language, that run jobs. The pool inside the server and all that connect here take from the same
+    queues by the same rules, and share what is due.
+
+    A handler runs at least once: job_id, run and attempt are there for its own idempotency.
     """
 
     def __init__(self, channel):
@@ -58,31 +61,47 @@ class WorkerServiceStub:
 
 
 class WorkerServiceServicer:
-    """For programs, in any language, that run jobs.
+    """For programs, in any language, that run jobs. The pool inside the server and all that connect here take from the same
+    queues by the same rules, and share what is due.
+
+    A handler runs at least once: job_id, run and attempt are there for its own idempotency.
     """
 
     def Work(self, request_iterator, context):
         """One session. Leases, heartbeats, progress and results share the stream, so liveness and delivery cannot part.
+
+        The worker says hello and is welcomed. It gets leases for as long as it holds fewer than its window, sends a
+        heartbeat every heartbeat_interval (also while it holds nothing), and a Finish for each lease; each Finish is
+        answered by a FinishAck. Half-closing the stream ends it with OK once every Finish is answered.
+
+        The stream may end at any time, and a lease outlives it: come back with a hello that names what is held. A stream
+        that nothing is heard on for lease_duration ends with UNAVAILABLE/STREAM_ROTATED; one that was silent for two
+        heartbeats gets no more leases until it is heard again. One that takes nothing for 60 s while something waits
+        ends with RESOURCE_EXHAUSTED/WATCH_STALLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LeaseJobs(self, request, context):
-        """The same by unary calls, for clients that cannot stream. A repeat with the same request_id returns the same leases.
+        """The same by unary calls, for clients that cannot stream. A repeat with the same request_id returns the same leases,
+        as long as any of them is held.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RenewLeases(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """A heartbeat. Progress goes along.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FinishJob(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The outcome of an attempt. A repeat of the report that ended the job is answered like the first; FAILED_PRECONDITION/
+        LEASE_LOST means that the result is to be dropped.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -119,7 +138,10 @@ def add_WorkerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WorkerService:
-    """For programs, in any language, that run jobs.
+    """For programs, in any language, that run jobs. The pool inside the server and all that connect here take from the same
+    queues by the same rules, and share what is due.
+
+    A handler runs at least once: job_id, run and attempt are there for its own idempotency.
     """
 
     @staticmethod

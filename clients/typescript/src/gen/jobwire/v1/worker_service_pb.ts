@@ -19,6 +19,8 @@ export const file_jobwire_v1_worker_service: GenFile = /*@__PURE__*/
   fileDesc("Ch9qb2J3aXJlL3YxL3dvcmtlcl9zZXJ2aWNlLnByb3RvEgpqb2J3aXJlLnYxIvkBCgtXb3JrUmVxdWVzdBIoCgVoZWxsbxgBIAEoCzIXLmpvYndpcmUudjEuV29ya2VySGVsbG9IABIuCghjYXBhY2l0eRgCIAEoCzIaLmpvYndpcmUudjEuV29ya2VyQ2FwYWNpdHlIABIwCgloZWFydGJlYXQYAyABKAsyGy5qb2J3aXJlLnYxLldvcmtlckhlYXJ0YmVhdEgAEi0KCHByb2dyZXNzGAQgASgLMhkuam9id2lyZS52MS5MZWFzZVByb2dyZXNzSAASJAoGZmluaXNoGAUgASgLMhIuam9id2lyZS52MS5GaW5pc2hIAEIJCgdtZXNzYWdlIqICCgxXb3JrUmVzcG9uc2USLAoHd2VsY29tZRgBIAEoCzIZLmpvYndpcmUudjEuV29ya2VyV2VsY29tZUgAEiIKBWxlYXNlGAIgASgLMhEuam9id2lyZS52MS5MZWFzZUgAEjEKDWhlYXJ0YmVhdF9hY2sYAyABKAsyGC5qb2J3aXJlLnYxLkhlYXJ0YmVhdEFja0gAEisKCmZpbmlzaF9hY2sYBCABKAsyFS5qb2J3aXJlLnYxLkZpbmlzaEFja0gAEisKB3Jldm9rZWQYBSABKAsyGC5qb2J3aXJlLnYxLkxlYXNlUmV2b2tlZEgAEigKBWRyYWluGAYgASgLMhcuam9id2lyZS52MS5Xb3JrZXJEcmFpbkgAQgkKB21lc3NhZ2UikgIKC1dvcmtlckhlbGxvEhEKCXdvcmtlcl9pZBgBIAEoCRINCgVraW5kcxgCIAMoCRIOCgZxdWV1ZXMYAyADKAkSFQoNbWF4X2luX2ZsaWdodBgEIAEoBRIWCg5oZWxkX2xlYXNlX2lkcxgFIAMoCRIzCgZsYWJlbHMYBiADKAsyIy5qb2J3aXJlLnYxLldvcmtlckhlbGxvLkxhYmVsc0VudHJ5EgsKA3NkaxgHIAEoCRIxCg5wYXlsb2FkX2Zvcm1hdBgIIAEoDjIZLmpvYndpcmUudjEuUGF5bG9hZEZvcm1hdBotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIqYBCg1Xb3JrZXJXZWxjb21lEjUKEmhlYXJ0YmVhdF9pbnRlcnZhbBgBIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIxCg5sZWFzZV9kdXJhdGlvbhgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIWCg5sb3N0X2xlYXNlX2lkcxgDIAMoCRITCgtpbnN0YW5jZV9pZBgEIAEoCSInCg5Xb3JrZXJDYXBhY2l0eRIVCg1tYXhfaW5fZmxpZ2h0GAEgASgFIkEKD1dvcmtlckhlYXJ0YmVhdBIRCglsZWFzZV9pZHMYASADKAkSGwoTbGFzdF9sZWFzZV9zZXF1ZW5jZRgCIAEoAyJdCgxIZWFydGJlYXRBY2sSFgoObG9zdF9sZWFzZV9pZHMYASADKAkSNQoRbGVhc2VfZXhwaXJlX3RpbWUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIrYBCgVMZWFzZRIQCghsZWFzZV9pZBgBIAEoCRIQCghzZXF1ZW5jZRgCIAEoAxIcCgNqb2IYAyABKAsyDy5qb2J3aXJlLnYxLkpvYhI1ChFsZWFzZV9leHBpcmVfdGltZRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASNAoQYXR0ZW1wdF9kZWFkbGluZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAi8gEKDExlYXNlUmV2b2tlZBIQCghsZWFzZV9pZBgBIAEoCRIvCgZyZWFzb24YAiABKA4yHy5qb2J3aXJlLnYxLkxlYXNlUmV2b2tlZC5SZWFzb24SKAoFZ3JhY2UYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24idQoGUmVhc29uEhYKElJFQVNPTl9VTlNQRUNJRklFRBAAEhQKEFJFQVNPTl9DQU5DRUxMRUQQARISCg5SRUFTT05fVElNRU9VVBACEhIKDlJFQVNPTl9FWFBJUkVEEAMSFQoRUkVBU09OX1NVUEVSU0VERUQQBCJCCgtXb3JrZXJEcmFpbhIzChByZWNvbm5lY3Rfd2l0aGluGAEgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIkkKDUxlYXNlUHJvZ3Jlc3MSEAoIbGVhc2VfaWQYASABKAkSJgoIcHJvZ3Jlc3MYAiABKAsyFC5qb2J3aXJlLnYxLlByb2dyZXNzIqABCgZGaW5pc2gSEAoIbGVhc2VfaWQYASABKAkSKAoJc3VjY2VlZGVkGAIgASgLMhMuam9id2lyZS52MS5QYXlsb2FkSAASJgoGZmFpbGVkGAMgASgLMhQuam9id2lyZS52MS5Kb2JFcnJvckgAEicKCHJlbGVhc2VkGAQgASgLMhMuam9id2lyZS52MS5SZWxlYXNlSABCCQoHb3V0Y29tZSJDCgdSZWxlYXNlEg4KBnJlYXNvbhgBIAEoCRIoCgVkZWxheRgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJZCglGaW5pc2hBY2sSEAoIbGVhc2VfaWQYASABKAkSEAoIYWNjZXB0ZWQYAiABKAgSKAoJcmVqZWN0aW9uGAMgASgLMhUuam9id2lyZS52MS5SZWplY3Rpb24i+QEKEExlYXNlSm9ic1JlcXVlc3QSEQoJd29ya2VyX2lkGAEgASgJEg0KBWtpbmRzGAIgAygJEg4KBnF1ZXVlcxgDIAMoCRIQCghtYXhfam9icxgEIAEoBRInCgR3YWl0GAUgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjEKDmxlYXNlX2R1cmF0aW9uGAYgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhIKCnJlcXVlc3RfaWQYByABKAkSMQoOcGF5bG9hZF9mb3JtYXQYCCABKA4yGS5qb2J3aXJlLnYxLlBheWxvYWRGb3JtYXQiNgoRTGVhc2VKb2JzUmVzcG9uc2USIQoGbGVhc2VzGAEgAygLMhEuam9id2lyZS52MS5MZWFzZSKaAQoSUmVuZXdMZWFzZXNSZXF1ZXN0EhEKCXdvcmtlcl9pZBgBIAEoCRIRCglsZWFzZV9pZHMYAiADKAkSMQoObGVhc2VfZHVyYXRpb24YAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKwoIcHJvZ3Jlc3MYBCADKAsyGS5qb2J3aXJlLnYxLkxlYXNlUHJvZ3Jlc3MijwEKE1JlbmV3TGVhc2VzUmVzcG9uc2USFgoObG9zdF9sZWFzZV9pZHMYASADKAkSKQoHcmV2b2tlZBgCIAMoCzIYLmpvYndpcmUudjEuTGVhc2VSZXZva2VkEjUKEWxlYXNlX2V4cGlyZV90aW1lGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI2ChBGaW5pc2hKb2JSZXF1ZXN0EiIKBmZpbmlzaBgBIAEoCzISLmpvYndpcmUudjEuRmluaXNoIjEKEUZpbmlzaEpvYlJlc3BvbnNlEhwKA2pvYhgBIAEoCzIPLmpvYndpcmUudjEuSm9iMrwCCg1Xb3JrZXJTZXJ2aWNlEj0KBFdvcmsSFy5qb2J3aXJlLnYxLldvcmtSZXF1ZXN0Ghguam9id2lyZS52MS5Xb3JrUmVzcG9uc2UoATABEkgKCUxlYXNlSm9icxIcLmpvYndpcmUudjEuTGVhc2VKb2JzUmVxdWVzdBodLmpvYndpcmUudjEuTGVhc2VKb2JzUmVzcG9uc2USUwoLUmVuZXdMZWFzZXMSHi5qb2J3aXJlLnYxLlJlbmV3TGVhc2VzUmVxdWVzdBofLmpvYndpcmUudjEuUmVuZXdMZWFzZXNSZXNwb25zZSIDkAICEk0KCUZpbmlzaEpvYhIcLmpvYndpcmUudjEuRmluaXNoSm9iUmVxdWVzdBodLmpvYndpcmUudjEuRmluaXNoSm9iUmVzcG9uc2UiA5ACAmIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_jobwire_v1_job_service, file_jobwire_v1_types]);
 
 /**
+ * An arm that the server does not know is ignored.
+ *
  * @generated from message jobwire.v1.WorkRequest
  */
 export type WorkRequest = Message<"jobwire.v1.WorkRequest"> & {
@@ -66,6 +68,8 @@ export const WorkRequestSchema: GenMessage<WorkRequest> = /*@__PURE__*/
   messageDesc(file_jobwire_v1_worker_service, 0);
 
 /**
+ * Ignore an arm that you do not know.
+ *
  * @generated from message jobwire.v1.WorkResponse
  */
 export type WorkResponse = Message<"jobwire.v1.WorkResponse"> & {
@@ -119,23 +123,28 @@ export const WorkResponseSchema: GenMessage<WorkResponse> = /*@__PURE__*/
   messageDesc(file_jobwire_v1_worker_service, 1);
 
 /**
- * The first message, once.
+ * The first message, once, within 10 s.
  *
  * @generated from message jobwire.v1.WorkerHello
  */
 export type WorkerHello = Message<"jobwire.v1.WorkerHello"> & {
   /**
+   * Required: visible ASCII, up to 128 characters, not beginning with "server-". One for each process, the same when it
+   * reconnects: what an earlier stream with this name sent and nobody confirmed goes back to its queue.
+   *
    * @generated from field: string worker_id = 1;
    */
   workerId: string;
 
   /**
+   * Required, up to 256.
+   *
    * @generated from field: repeated string kinds = 2;
    */
   kinds: string[];
 
   /**
-   * Empty means "default".
+   * Empty means "default". Exact names, up to 256.
    *
    * @generated from field: repeated string queues = 3;
    */
@@ -149,7 +158,8 @@ export type WorkerHello = Message<"jobwire.v1.WorkerHello"> & {
   maxInFlight: number;
 
   /**
-   * After a reconnect: still at work on these.
+   * After a reconnect: still at work on these, or holding results that were not acknowledged. They take their place in
+   * the window.
    *
    * @generated from field: repeated string held_lease_ids = 5;
    */
@@ -161,6 +171,8 @@ export type WorkerHello = Message<"jobwire.v1.WorkerHello"> & {
   labels: { [key: string]: string };
 
   /**
+   * Name and version of the client library, for the server's log.
+   *
    * @generated from field: string sdk = 7;
    */
   sdk: string;
@@ -183,23 +195,30 @@ export const WorkerHelloSchema: GenMessage<WorkerHello> = /*@__PURE__*/
  */
 export type WorkerWelcome = Message<"jobwire.v1.WorkerWelcome"> & {
   /**
+   * Send one this often, at least.
+   *
    * @generated from field: google.protobuf.Duration heartbeat_interval = 1;
    */
   heartbeatInterval?: Duration | undefined;
 
   /**
+   * A lease lives this long after it was given, or named by a heartbeat.
+   *
    * @generated from field: google.protobuf.Duration lease_duration = 2;
    */
   leaseDuration?: Duration | undefined;
 
   /**
-   * Of held_lease_ids, those that are gone: drop their work.
+   * Of held_lease_ids, those that are gone: drop their work. A success that is there already may still be sent: it counts
+   * if no other attempt has begun.
    *
    * @generated from field: repeated string lost_lease_ids = 3;
    */
   lostLeaseIds: string[];
 
   /**
+   * Another one after a restart of the server.
+   *
    * @generated from field: string instance_id = 4;
    */
   instanceId: string;
@@ -213,7 +232,8 @@ export const WorkerWelcomeSchema: GenMessage<WorkerWelcome> = /*@__PURE__*/
   messageDesc(file_jobwire_v1_worker_service, 3);
 
 /**
- * The credit window: an absolute number, so it cannot drift. 0 means send no more.
+ * The credit window: an absolute number, so it cannot drift. 0 means send no more. What is held beyond a smaller window
+ * stays. More than the server gives anybody (workers.max_in_flight) is as good as that.
  *
  * @generated from message jobwire.v1.WorkerCapacity
  */
@@ -232,17 +252,25 @@ export const WorkerCapacitySchema: GenMessage<WorkerCapacity> = /*@__PURE__*/
   messageDesc(file_jobwire_v1_worker_service, 4);
 
 /**
- * Names everything held: renews it, and shows leases that were lost on the way.
+ * Names everything held: renews it, confirms it, and shows leases that were lost on the way.
+ *
+ * Send one as soon as a lease arrives, before its work begins: an attempt whose lease was never named, nor reported on,
+ * does not count, and a job that ends its worker's process at once would be tried for ever.
  *
  * @generated from message jobwire.v1.WorkerHeartbeat
  */
 export type WorkerHeartbeat = Message<"jobwire.v1.WorkerHeartbeat"> & {
   /**
+   * What is not named is not renewed.
+   *
    * @generated from field: repeated string lease_ids = 1;
    */
   leaseIds: string[];
 
   /**
+   * The highest Lease.sequence that has arrived. A lease up to it that is neither named nor finished, and was never
+   * confirmed, was lost: it goes back to its queue at once, and its attempt does not count.
+   *
    * @generated from field: int64 last_lease_sequence = 2;
    */
   lastLeaseSequence: bigint;
@@ -260,11 +288,15 @@ export const WorkerHeartbeatSchema: GenMessage<WorkerHeartbeat> = /*@__PURE__*/
  */
 export type HeartbeatAck = Message<"jobwire.v1.HeartbeatAck"> & {
   /**
+   * Of those named, what is gone or never was: drop their work.
+   *
    * @generated from field: repeated string lost_lease_ids = 1;
    */
   lostLeaseIds: string[];
 
   /**
+   * When the first of the others ends.
+   *
    * @generated from field: google.protobuf.Timestamp lease_expire_time = 2;
    */
   leaseExpireTime?: Timestamp | undefined;
@@ -278,7 +310,8 @@ export const HeartbeatAckSchema: GenMessage<HeartbeatAck> = /*@__PURE__*/
   messageDesc(file_jobwire_v1_worker_service, 6);
 
 /**
- * The right to run one attempt. lease_id fences one job, run and attempt.
+ * The right to run one attempt. lease_id fences one job, run and attempt; it is signed, and whoever has it may renew and
+ * finish.
  *
  * @generated from message jobwire.v1.Lease
  */
@@ -289,23 +322,29 @@ export type Lease = Message<"jobwire.v1.Lease"> & {
   leaseId: string;
 
   /**
+   * Counts the leases of one stream, or of one LeaseJobs, from 1.
+   *
    * @generated from field: int64 sequence = 2;
    */
   sequence: bigint;
 
   /**
-   * FULL view, with the last progress and the trace context.
+   * FULL view without `attempts`, with the last progress and the trace context.
    *
    * @generated from field: jobwire.v1.Job job = 3;
    */
   job?: Job | undefined;
 
   /**
+   * Unless it is renewed.
+   *
    * @generated from field: google.protobuf.Timestamp lease_expire_time = 4;
    */
   leaseExpireTime?: Timestamp | undefined;
 
   /**
+   * When the attempt has taken longer than its attempt_timeout: the lease is then revoked.
+   *
    * @generated from field: google.protobuf.Timestamp attempt_deadline = 5;
    */
   attemptDeadline?: Timestamp | undefined;
@@ -319,6 +358,8 @@ export const LeaseSchema: GenMessage<Lease> = /*@__PURE__*/
   messageDesc(file_jobwire_v1_worker_service, 7);
 
 /**
+ * Stop the work of a lease.
+ *
  * @generated from message jobwire.v1.LeaseRevoked
  */
 export type LeaseRevoked = Message<"jobwire.v1.LeaseRevoked"> & {
@@ -357,21 +398,31 @@ export enum LeaseRevoked_Reason {
   UNSPECIFIED = 0,
 
   /**
+   * The job was cancelled. Within the grace a success still counts; anything else ends the job as CANCELLED, and so
+   * does the end of the grace.
+   *
    * @generated from enum value: REASON_CANCELLED = 1;
    */
   CANCELLED = 1,
 
   /**
+   * attempt_timeout has passed. Within the grace a success still counts; anything else spends the attempt with
+   * CAUSE_TIMEOUT, and so does the end of the grace.
+   *
    * @generated from enum value: REASON_TIMEOUT = 2;
    */
   TIMEOUT = 2,
 
   /**
+   * The lease is over, or nobody's.
+   *
    * @generated from enum value: REASON_EXPIRED = 3;
    */
   EXPIRED = 3,
 
   /**
+   * Another attempt has begun.
+   *
    * @generated from enum value: REASON_SUPERSEDED = 4;
    */
   SUPERSEDED = 4,
@@ -384,7 +435,9 @@ export const LeaseRevoked_ReasonSchema: GenEnum<LeaseRevoked_Reason> = /*@__PURE
   enumDesc(file_jobwire_v1_worker_service, 8, 0);
 
 /**
- * The server is going away: open a new stream, then close this one.
+ * The server is going away, or the connection is old: open a new stream that names what is held, then close this one. It
+ * brings no more leases, ends by itself when nothing is held by it, and otherwise after reconnect_within, with UNAVAILABLE.
+ * Leases outlive a restart of the server.
  *
  * @generated from message jobwire.v1.WorkerDrain
  */
@@ -403,6 +456,10 @@ export const WorkerDrainSchema: GenMessage<WorkerDrain> = /*@__PURE__*/
   messageDesc(file_jobwire_v1_worker_service, 9);
 
 /**
+ * Only the newest counts: watchers are told ten times a second at most, the store with the next heartbeat. A checkpoint
+ * (`details`, up to 16 KiB) outlives later progress without one, and is handed to the next attempt. On a stream, progress
+ * that breaks a limit is left out; RenewLeases refuses it. For a lease that is over, a stream answers LeaseRevoked.
+ *
  * @generated from message jobwire.v1.LeaseProgress
  */
 export type LeaseProgress = Message<"jobwire.v1.LeaseProgress"> & {
@@ -444,6 +501,8 @@ export type Finish = Message<"jobwire.v1.Finish"> & {
     case: "succeeded";
   } | {
     /**
+     * `cause` is set by the server. Code and message are cut, details are left out, where they are too long.
+     *
      * @generated from field: jobwire.v1.JobError failed = 3;
      */
     value: JobError;
@@ -476,6 +535,8 @@ export type Release = Message<"jobwire.v1.Release"> & {
   reason: string;
 
   /**
+   * Not before this time has passed.
+   *
    * @generated from field: google.protobuf.Duration delay = 2;
    */
   delay?: Duration | undefined;
@@ -489,7 +550,7 @@ export const ReleaseSchema: GenMessage<Release> = /*@__PURE__*/
   messageDesc(file_jobwire_v1_worker_service, 12);
 
 /**
- * Keep the result until this comes; send it again after a reconnect.
+ * Keep the result until this comes; send it again after a reconnect. The outcome is then durable.
  *
  * @generated from message jobwire.v1.FinishAck
  */
@@ -505,6 +566,9 @@ export type FinishAck = Message<"jobwire.v1.FinishAck"> & {
   accepted: boolean;
 
   /**
+   * Unless accepted. LEASE_LOST: drop the result. INVALID_ARGUMENT, such as TOO_LARGE: the lease is still held, and waits
+   * for a Finish that can be taken.
+   *
    * @generated from field: jobwire.v1.Rejection rejection = 3;
    */
   rejection?: Rejection | undefined;
@@ -522,31 +586,44 @@ export const FinishAckSchema: GenMessage<FinishAck> = /*@__PURE__*/
  */
 export type LeaseJobsRequest = Message<"jobwire.v1.LeaseJobsRequest"> & {
   /**
+   * As in WorkerHello.
+   *
    * @generated from field: string worker_id = 1;
    */
   workerId: string;
 
   /**
+   * Required, up to 256.
+   *
    * @generated from field: repeated string kinds = 2;
    */
   kinds: string[];
 
   /**
+   * Empty means "default". Exact names, up to 256.
+   *
    * @generated from field: repeated string queues = 3;
    */
   queues: string[];
 
   /**
+   * Unset means 1. Fewer may come, also because of their size: a reply is one message.
+   *
    * @generated from field: int32 max_jobs = 4;
    */
   maxJobs: number;
 
   /**
+   * How long to wait while there are none; capped by limits.max_wait and the deadline.
+   *
    * @generated from field: google.protobuf.Duration wait = 5;
    */
   wait?: Duration | undefined;
 
   /**
+   * From 1 s on; unset means the server's. A lease lives no longer than the server's until it is first renewed: a reply
+   * that was lost must not lock its jobs.
+   *
    * @generated from field: google.protobuf.Duration lease_duration = 6;
    */
   leaseDuration?: Duration | undefined;
@@ -601,6 +678,8 @@ export type RenewLeasesRequest = Message<"jobwire.v1.RenewLeasesRequest"> & {
   leaseIds: string[];
 
   /**
+   * From now; unset means the server's.
+   *
    * @generated from field: google.protobuf.Duration lease_duration = 3;
    */
   leaseDuration?: Duration | undefined;
@@ -623,16 +702,22 @@ export const RenewLeasesRequestSchema: GenMessage<RenewLeasesRequest> = /*@__PUR
  */
 export type RenewLeasesResponse = Message<"jobwire.v1.RenewLeasesResponse"> & {
   /**
+   * Gone, or never were: drop their work.
+   *
    * @generated from field: repeated string lost_lease_ids = 1;
    */
   lostLeaseIds: string[];
 
   /**
+   * Held, but to be stopped, each time until they are finished.
+   *
    * @generated from field: repeated jobwire.v1.LeaseRevoked revoked = 2;
    */
   revoked: LeaseRevoked[];
 
   /**
+   * When the first of the others ends.
+   *
    * @generated from field: google.protobuf.Timestamp lease_expire_time = 3;
    */
   leaseExpireTime?: Timestamp | undefined;
@@ -667,6 +752,8 @@ export const FinishJobRequestSchema: GenMessage<FinishJobRequest> = /*@__PURE__*
  */
 export type FinishJobResponse = Message<"jobwire.v1.FinishJobResponse"> & {
   /**
+   * As it is now.
+   *
    * @generated from field: jobwire.v1.Job job = 1;
    */
   job?: Job | undefined;
@@ -680,13 +767,25 @@ export const FinishJobResponseSchema: GenMessage<FinishJobResponse> = /*@__PURE_
   messageDesc(file_jobwire_v1_worker_service, 19);
 
 /**
- * For programs, in any language, that run jobs.
+ * For programs, in any language, that run jobs. The pool inside the server and all that connect here take from the same
+ * queues by the same rules, and share what is due.
+ *
+ * A handler runs at least once: job_id, run and attempt are there for its own idempotency.
  *
  * @generated from service jobwire.v1.WorkerService
  */
 export const WorkerService: GenService<{
   /**
    * One session. Leases, heartbeats, progress and results share the stream, so liveness and delivery cannot part.
+   *
+   * The worker says hello and is welcomed. It gets leases for as long as it holds fewer than its window, sends a
+   * heartbeat every heartbeat_interval (also while it holds nothing), and a Finish for each lease; each Finish is
+   * answered by a FinishAck. Half-closing the stream ends it with OK once every Finish is answered.
+   *
+   * The stream may end at any time, and a lease outlives it: come back with a hello that names what is held. A stream
+   * that nothing is heard on for lease_duration ends with UNAVAILABLE/STREAM_ROTATED; one that was silent for two
+   * heartbeats gets no more leases until it is heard again. One that takes nothing for 60 s while something waits
+   * ends with RESOURCE_EXHAUSTED/WATCH_STALLED.
    *
    * @generated from rpc jobwire.v1.WorkerService.Work
    */
@@ -696,7 +795,8 @@ export const WorkerService: GenService<{
     output: typeof WorkResponseSchema;
   },
   /**
-   * The same by unary calls, for clients that cannot stream. A repeat with the same request_id returns the same leases.
+   * The same by unary calls, for clients that cannot stream. A repeat with the same request_id returns the same leases,
+   * as long as any of them is held.
    *
    * @generated from rpc jobwire.v1.WorkerService.LeaseJobs
    */
@@ -706,6 +806,8 @@ export const WorkerService: GenService<{
     output: typeof LeaseJobsResponseSchema;
   },
   /**
+   * A heartbeat. Progress goes along.
+   *
    * @generated from rpc jobwire.v1.WorkerService.RenewLeases
    */
   renewLeases: {
@@ -714,6 +816,9 @@ export const WorkerService: GenService<{
     output: typeof RenewLeasesResponseSchema;
   },
   /**
+   * The outcome of an attempt. A repeat of the report that ended the job is answered like the first; FAILED_PRECONDITION/
+   * LEASE_LOST means that the result is to be dropped.
+   *
    * @generated from rpc jobwire.v1.WorkerService.FinishJob
    */
   finishJob: {
