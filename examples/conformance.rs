@@ -1,6 +1,6 @@
 //! The Rust library as clients/conformance drives it: COMMAND ADDRESS ARGUMENTS, lines of JSON out.
 
-use std::{env, error::Error, time::Duration};
+use std::{env, error::Error, process, time::Duration};
 
 use futures_util::StreamExt as _;
 use jobwire::{
@@ -37,6 +37,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 async fn ask(command: &str, address: &str, arguments: &Value) -> Result<(), Box<dyn Error>> {
+    if command == "work" {
+        return work(address, arguments).await;
+    }
     let client = connect(address).await?;
     let job_id = text(arguments, "job_id");
     match command {
@@ -66,7 +69,6 @@ async fn ask(command: &str, address: &str, arguments: &Value) -> Result<(), Box<
         "get" => say(&show(client.get(GetJobRequest { job_id, ..Default::default() }).await?)?),
         "cancel" => say(&show(client.cancel(CancelJobRequest { job_id, ..Default::default() }).await?)?),
         "watch" => watch(&client, arguments).await?,
-        "work" => work(address, arguments).await?,
         _ => return Err("unknown command".into()),
     }
     Ok(())
@@ -120,6 +122,7 @@ async fn work(address: &str, arguments: &Value) -> Result<(), Box<dyn Error>> {
     let mut handlers = Handlers::new(&Workers::default());
     handlers.add("double", async |_: Context, number: i64| Ok::<_, JobError>(number * 2))?;
     handlers.add("large", async |_: Context, size: usize| Ok::<_, JobError>("x".repeat(size)))?;
+    handlers.add("die", async |_: Context, _: Value| -> Result<(), JobError> { process::exit(9) })?;
     handlers.add("fail", fail)?;
     handlers.add("hold", hold)?;
     let queues = arguments["queues"].as_array().into_iter().flatten().filter_map(Value::as_str);

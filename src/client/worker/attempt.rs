@@ -47,8 +47,9 @@ pub async fn run(
     let result = result.unwrap_or_else(|panic| {
         let said =
             panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
-        let said = said.unwrap_or("without a message");
-        Err(JobError::retryable("jobwire.panic", format!("the handler panicked: {said}")))
+        let message = format!("the handler panicked: {}", said.unwrap_or("without a message"));
+        tracing::error!(lease_id, message, "an attempt panicked");
+        Err(JobError::retryable("jobwire.panic", message))
     });
     let _ = events.send(Event::Done(lease_id, result)).await;
 }

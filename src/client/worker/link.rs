@@ -1,6 +1,6 @@
 //! One `Work` stream, on a connection of its own.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -35,6 +35,8 @@ pub struct Link {
     pub heartbeat: Duration,
     /// The highest of the leases that came.
     pub last_sequence: i64,
+    /// For each heartbeat that is not answered yet, in order: it names the leases that came up to this one.
+    pub named: VecDeque<i64>,
 }
 
 impl Link {
@@ -56,7 +58,8 @@ impl Link {
         };
         let heartbeat = welcome.heartbeat_interval.and_then(|interval| Duration::try_from(interval).ok());
         let heartbeat = heartbeat.filter(|interval| !interval.is_zero()).unwrap_or(HEARTBEAT);
-        Ok((Self { says, hears, heard: Instant::now(), heartbeat, last_sequence: 0 }, welcome))
+        let (heard, named) = (Instant::now(), VecDeque::new());
+        Ok((Self { says, hears, heard, heartbeat, last_sequence: 0, named }, welcome))
     }
 
     /// The next message. None for one that this version does not know.

@@ -39,6 +39,8 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 const RESEND: Duration = Duration::from_secs(1);
 /// What surrounds a Finish is smaller.
 const MAX_FINISH: usize = MAX_MESSAGE_BYTES - 1024;
+/// Why leases are given back in a drain.
+const ENDS: &str = "the worker ends";
 /// Events of attempts that wait to be heard.
 const EVENTS: usize = 64;
 
@@ -54,17 +56,17 @@ enum Post {
 }
 
 /// A lease, from its arrival until its result was acknowledged.
+#[derive(Default)]
 struct Held {
-    /// Until its heartbeat is on its way.
+    /// Until a heartbeat that names it was answered: an attempt that nobody confirmed does not count, and a job that
+    /// ends this process at once would run for ever.
     lease: Option<Lease>,
     work: Option<Work>,
     finish: Option<Finish>,
-    /// On this link.
+    /// On this link, where it speaks for its lease.
     sent: bool,
     /// The server would not have the handler's own result.
     refused: bool,
-    /// Unless it succeeds.
-    give_back: bool,
 }
 
 /// A handler under way, or that was.
@@ -125,7 +127,7 @@ impl Run {
     pub async fn until(mut self, stop: impl Future<Output = ()> + Send) -> Result<(), Error> {
         tokio::pin!(stop);
         self.open(Duration::ZERO);
-        while self.phase == Phase::Working || !self.held.is_empty() {
+        while !self.is_done() {
             let (is_posting, is_draining) = (!self.outbox.is_empty(), self.phase != Phase::Working);
             let room = room(&self.link);
             tokio::select! {
@@ -148,6 +150,13 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    /// Nothing is held, nor on its way here: what was sent before a smaller window comes before the answer to a heartbeat
+    /// after it.
+    fn is_done(&self) -> bool {
+        let quiet = |link: &Link| link.named.is_empty() && self.outbox.is_empty();
+        self.phase != Phase::Working && self.held.is_empty() && self.link.as_ref().is_none_or(quiet)
     }
 
     /// Opens a stream after a pause. The one that is there stays until then.
@@ -181,7 +190,7 @@ impl Run {
     fn connected(&mut self, opened: Opened) -> Result<(), Error> {
         let (link, welcome) = match opened {
             Ok(opened) => opened,
-            Err(error) if matches!(error, Error::Unreachable { .. }) || worth_resuming(&error) => {
+            Err(error) if error.is_unreachable() || worth_resuming(&error) => {
                 tracing::warn!(%error, "no session with the server, trying again");
                 self.open_again(error.retry_delay());
                 return Ok(());
@@ -202,6 +211,8 @@ impl Run {
         let mut posts = Vec::new();
         for (lease_id, held) in &mut self.held {
             held.sent = false;
+            // The number of another stream.
+            held.lease.iter_mut().for_each(|lease| lease.sequence = 0);
             if held.work.as_ref().is_some_and(|work| work.progress.borrow().is_some()) {
                 posts.push(Post::Progress(lease_id.clone()));
             }
@@ -217,14 +228,13 @@ impl Run {
     fn told(&mut self, told: Result<Option<Told>, Error>) {
         match told {
             Ok(Some(Told::Lease(lease))) => self.take(*lease),
-            Ok(Some(Told::HeartbeatAck(ack))) => ack.lost_lease_ids.iter().for_each(|id| self.lose(id)),
+            Ok(Some(Told::HeartbeatAck(ack))) => {
+                ack.lost_lease_ids.iter().for_each(|lease_id| self.lose(lease_id));
+                self.confirmed();
+            }
             Ok(Some(Told::FinishAck(ack))) => self.acked(ack),
             Ok(Some(Told::Revoked(revoked))) => match revoked.reason() {
-                Reason::Cancelled | Reason::Timeout => {
-                    if let Some(work) = self.held.get(&revoked.lease_id).and_then(|held| held.work.as_ref()) {
-                        work.cancelled.cancel();
-                    }
-                }
+                Reason::Cancelled | Reason::Timeout => self.interrupt(&revoked.lease_id),
                 _ => self.lose(&revoked.lease_id),
             },
             Ok(Some(Told::Drain(_))) => {
@@ -234,34 +244,46 @@ impl Run {
             }
             Ok(Some(Told::Welcome(_)) | None) => {}
             Err(error) => {
-                tracing::warn!(%error, "lost the session with the server");
                 self.link = None;
+                // Unless it was to be replaced.
                 if self.opening.is_none() {
+                    tracing::warn!(%error, "lost the session with the server");
                     self.open_again(error.retry_delay());
                 }
             }
         }
     }
 
-    /// Begins with its heartbeat: see [`Run::send`].
+    /// Holds a lease. Its work begins once it is confirmed.
     fn take(&mut self, lease: Lease) {
         let lease_id = lease.lease_id.clone();
         if self.held.contains_key(&lease_id) {
             return;
         }
-        let held = Held {
-            lease: Some(lease),
-            work: None,
-            finish: None,
-            sent: false,
-            refused: false,
-            give_back: false,
-        };
-        self.held.insert(lease_id.clone(), held);
+        self.held.insert(lease_id.clone(), Held { lease: Some(lease), ..Held::default() });
         if self.phase != Phase::Working {
-            self.settle(&lease_id, messages::release(lease_id.clone(), "the worker ends"));
+            return self.release(lease_id, ENDS);
         }
-        self.post(Post::Heartbeat);
+        // Those that arrive while a heartbeat is under way share the next one.
+        if self.link.as_ref().is_some_and(|link| link.named.is_empty()) {
+            self.post(Post::Heartbeat);
+        }
+    }
+
+    /// The oldest heartbeat that is under way was answered.
+    fn confirmed(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        let Some(named) = link.named.pop_front() else { return };
+        let is_last = link.named.is_empty();
+        let fresh = self.held.iter_mut().filter_map(|(lease_id, held)| {
+            Some((lease_id.clone(), held.lease.take_if(|lease| lease.sequence <= named)?))
+        });
+        for (lease_id, lease) in fresh.collect::<Vec<_>>() {
+            self.begin(lease_id, lease);
+        }
+        if is_last && self.held.values().any(|held| held.lease.is_some()) {
+            self.post(Post::Heartbeat);
+        }
     }
 
     fn begin(&mut self, lease_id: String, lease: Lease) {
@@ -269,13 +291,12 @@ impl Run {
             Ok(task) => task,
             Err(error) => {
                 tracing::error!(%error, "a lease cannot be read");
-                return self
-                    .settle(&lease_id, messages::release(lease_id.clone(), "the lease cannot be read"));
+                return self.release(lease_id, "the lease cannot be read");
             }
         };
         let kind: &Kind = &parts.spec.kind;
         let Some(handler) = self.worker.handlers.get(kind).cloned() else {
-            return self.settle(&lease_id, messages::release(lease_id.clone(), "no handler for this kind"));
+            return self.release(lease_id, "no handler for this kind");
         };
         let cancelled = CancellationToken::new();
         let (context, progress) = Context::new(parts, cancelled.clone());
@@ -298,23 +319,22 @@ impl Run {
     fn done(&mut self, lease_id: String, result: Result<Payload, JobError>) {
         let Some(held) = self.held.get(&lease_id) else { return };
         // The newest checkpoint goes with the result.
-        if held.work.as_ref().is_some_and(|work| {
-            work.progress.has_changed().unwrap_or(true) && work.progress.borrow().is_some()
-        }) {
+        if held.work.as_ref().is_some_and(|work| work.progress.borrow().is_some()) {
             self.post(Post::Progress(lease_id.clone()));
         }
-        let finish = match result {
-            Err(_) if self.held[&lease_id].give_back => {
-                messages::release(lease_id.clone(), "the worker ends")
-            }
-            result => messages::finish(lease_id.clone(), result),
-        };
-        let finish = if finish.encoded_len() > MAX_FINISH {
-            refusal(lease_id.clone(), "the output is larger than a message may be")
-        } else {
-            finish
-        };
+        if result.is_err() && self.phase >= Phase::Stopping {
+            return self.release(lease_id, ENDS);
+        }
+        let mut finish = messages::finish(lease_id.clone(), result);
+        if finish.encoded_len() > MAX_FINISH {
+            finish = refusal(lease_id.clone(), "the output is larger than a message may be");
+        }
         self.settle(&lease_id, finish);
+    }
+
+    /// Gives a lease back: its attempt does not count.
+    fn release(&mut self, lease_id: String, why: &str) {
+        self.settle(&lease_id, messages::release(lease_id.clone(), why));
     }
 
     /// Keeps a result until the server has acknowledged it.
@@ -337,6 +357,7 @@ impl Run {
         tracing::warn!(reason = rejection.reason, why = rejection.message, "the server refused a result");
         match Code::from(rejection.code) {
             Code::Unavailable | Code::ResourceExhausted => {
+                held.sent = false;
                 let pause = rejection.retry_delay.and_then(|delay| delay.try_into().ok()).unwrap_or(RESEND);
                 let events = self.events.clone();
                 self.attempts.spawn(async move {
@@ -351,6 +372,15 @@ impl Run {
             }
             // Too late.
             _ => drop(self.held.remove(&lease_id)),
+        }
+    }
+
+    /// The job was cancelled, or the attempt's time is over. A handler that has not begun need not.
+    fn interrupt(&mut self, lease_id: &str) {
+        match self.held.get(lease_id) {
+            Some(Held { work: Some(work), .. }) => work.cancelled.cancel(),
+            Some(_) => self.release(lease_id.to_owned(), "stopped before it began"),
+            None => {}
         }
     }
 
@@ -378,19 +408,16 @@ impl Run {
             Phase::Stopping | Phase::Leaving => (Phase::Leaving, LAST_WORDS),
         };
         (self.phase, self.phase_end) = (phase, Instant::now() + patience);
-        match phase {
-            Phase::Working | Phase::Draining => self.post(Post::Capacity),
-            Phase::Stopping => {
-                for held in self.held.values_mut() {
-                    held.give_back = true;
-                    held.work.iter().for_each(|work| work.cancelled.cancel());
-                }
-            }
-            Phase::Leaving => {
-                let lease_ids: Vec<_> = self.held.keys().cloned().collect();
-                for id in lease_ids {
-                    self.settle(&id, messages::release(id.clone(), "the handler did not end"));
-                }
+        if phase == Phase::Draining {
+            self.post(Post::Capacity);
+            self.post(Post::Heartbeat);
+        }
+        for lease_id in self.held.keys().cloned().collect::<Vec<_>>() {
+            match &self.held[&lease_id].work {
+                None => self.release(lease_id, ENDS),
+                Some(work) if phase == Phase::Stopping => work.cancelled.cancel(),
+                Some(_) if phase == Phase::Leaving => self.release(lease_id, "the handler did not end"),
+                Some(_) => {}
             }
         }
     }
@@ -411,15 +438,14 @@ impl Run {
     fn send(&mut self) {
         let Some(post) = self.outbox.pop_front() else { return };
         self.waiting.remove(&post);
-        let begins_work = post == Post::Heartbeat;
-        let Some(message) = self.message(post) else { return };
-        if let Some(link) = &self.link {
+        let is_heartbeat = post == Post::Heartbeat;
+        if let Some(message) = self.message(post)
+            && let Some(link) = &mut self.link
+        {
             link.say(message);
-        }
-        if begins_work {
-            let fresh = self.held.iter_mut().filter_map(|(id, held)| Some((id.clone(), held.lease.take()?)));
-            let fresh: Vec<_> = fresh.collect();
-            fresh.into_iter().for_each(|(lease_id, lease)| self.begin(lease_id, lease));
+            if is_heartbeat {
+                link.named.push_back(link.last_sequence);
+            }
         }
     }
 
@@ -427,7 +453,6 @@ impl Run {
         Some(match post {
             Post::Capacity => Said::Capacity(WorkerCapacity { max_in_flight: self.window() }),
             Post::Heartbeat => {
-                // A result that was sent speaks for its lease.
                 let named = self.held.iter().filter(|(_, held)| !held.sent);
                 Said::Heartbeat(WorkerHeartbeat {
                     lease_ids: named.map(|(lease_id, _)| lease_id.clone()).collect(),
