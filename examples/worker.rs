@@ -15,6 +15,8 @@ async fn shout(context: Context, text: String) -> Result<String, JobError> {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    // Says, among other things, when the server is not there.
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let server = env::args().nth(1).unwrap_or_else(|| "127.0.0.1:50051".into());
     let mut handlers = Handlers::new(&Workers::default());
     handlers.add("shout", shout)?;
