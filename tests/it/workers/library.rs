@@ -17,7 +17,7 @@ use jobwire::{
     handlers::Handlers,
     proto::{
         CancelJobRequest, GetJobRequest, Job, JobSpec, JobView, PayloadFormat, RetryPolicy, SubmitRequest,
-        WatchResultsRequest, job::State, payload::Body, watch_results_request::Start,
+        WatchResultsRequest, job::State, job_error::Cause, payload::Body, watch_results_request::Start,
     },
 };
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ use super::proxy::Proxy;
 use crate::{
     calls::{Watch, eventually, get, place, reach, result},
     examples::{Running, example},
-    support::{Client, PATIENCE, Server, spec, submit},
+    support::{Client, PATIENCE, Server, seconds, spec, submit},
 };
 
 /// A worker under way.
@@ -241,6 +241,26 @@ async fn a_cancel_reaches_the_handler_without_a_heartbeat() {
     client.clone().cancel_job(cancel).await.expect("it is cancelled");
     // Nothing else ends it as soon.
     assert_eq!(reach(&client, &id, State::Cancelled).await.attempt, 1);
+    program.drain().await;
+}
+
+#[tokio::test]
+async fn a_handler_that_heeds_its_deadline_has_timed_out() {
+    let server = Server::with("[defaults]\nmax_attempts = 1\n");
+    let client = server.client().await;
+    let program = Program::start(worker(server.address(), Gate::new().handlers));
+    let mut ids = Vec::new();
+    // Wherever the server's timers stand.
+    for time in [0.3, 0.35, 0.4, 0.45, 0.5] {
+        let mut request = submit("wait", "1");
+        request.spec.as_mut().unwrap().attempt_timeout = Some(seconds(time));
+        ids.push(place(&client, request).await);
+    }
+    for id in ids {
+        let job = result(&client, &id).await;
+        let error = job.error.as_ref().expect("it failed");
+        assert_eq!((job.state(), error.cause()), (State::Failed, Cause::Timeout), "{error:?}");
+    }
     program.drain().await;
 }
 
