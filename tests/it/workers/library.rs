@@ -212,6 +212,27 @@ async fn work_goes_on_while_the_server_is_killed_and_starts_again() {
 }
 
 #[tokio::test]
+async fn a_server_that_stops_waits_for_the_result() {
+    let mut server = Server::start();
+    let client = server.client().await;
+    let gate = Gate::new();
+    let program = Program::start(worker(server.address(), gate.handlers.clone()));
+    let id = place(&client, submit("wait", "1")).await;
+    gate.has_begun(1).await;
+    server.signal("TERM");
+    eventually(async || server.log().contains("stopping").then_some(())).await;
+    // For the worker to ask for another stream, in vain.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    gate.may_end.add_permits(1);
+    assert_eq!(server.ended().await.code(), Some(0));
+    // The worker does not know where it is now.
+    let server = server.restart();
+    let job = get(&server.client().await, &id).await;
+    assert_eq!((job.state(), job.attempt), (State::Succeeded, 1), "{job:?}");
+    program.drain().await;
+}
+
+#[tokio::test]
 async fn a_worker_follows_its_server_to_another_stream() {
     let server = Server::with("[http2]\nmax_connection_age = \"300ms\"\nconnection_grace = \"3s\"\n");
     let client = server.client().await;
