@@ -264,7 +264,7 @@ mod tests {
         let job = Job { job_id: "a".into(), spec: Some(spec), ..Default::default() };
         let lease = proto::Lease { lease_id: "l".into(), sequence: 7, job: Some(job), ..Default::default() };
         let told = |message| WorkResponse { message: Some(message) };
-        let lease = read::<Hears>(told(work_response::Message::Lease(lease))).lease.unwrap();
+        let lease = read::<Hears>(told(work_response::Message::Lease(lease.into()))).lease.unwrap();
         assert_eq!(lease.sequence, 7);
         let finish = proto::Finish { lease_id: "l".into(), outcome: Some(Outcome::Succeeded(payload)) };
         assert_eq!(
