@@ -1,10 +1,13 @@
 //! The Rust library as clients/conformance drives it: COMMAND ADDRESS ARGUMENTS, lines of JSON out.
 
-use std::{env, error::Error, time::Duration};
+use std::{env, error::Error, process, time::Duration};
 
 use futures_util::StreamExt as _;
 use jobwire::{
-    client::{self, Client},
+    Context, JobError,
+    client::{self, Client, Worker},
+    config::Workers,
+    handlers::Handlers,
     proto::{
         CancelJobRequest, GetJobRequest, Job, JobFilter, JobSpec, Payload, SubmitRequest,
         WatchResultsRequest,
@@ -34,6 +37,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 async fn ask(command: &str, address: &str, arguments: &Value) -> Result<(), Box<dyn Error>> {
+    if command == "work" {
+        return work(address, arguments).await;
+    }
     let client = connect(address).await?;
     let job_id = text(arguments, "job_id");
     match command {
@@ -110,6 +116,51 @@ async fn watch(client: &Client, arguments: &Value) -> Result<(), Box<dyn Error>>
         }
     }
     Ok(())
+}
+
+async fn work(address: &str, arguments: &Value) -> Result<(), Box<dyn Error>> {
+    let mut handlers = Handlers::new(&Workers::default());
+    handlers.add("double", async |_: Context, number: i64| Ok::<_, JobError>(number * 2))?;
+    handlers.add("large", async |_: Context, size: usize| Ok::<_, JobError>("x".repeat(size)))?;
+    handlers.add("die", async |_: Context, _: Value| -> Result<(), JobError> { process::exit(9) })?;
+    handlers.add("fail", fail)?;
+    handlers.add("hold", hold)?;
+    let queues = arguments["queues"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let concurrency = arguments["concurrency"].as_u64().map_or(16, |jobs| jobs as u16);
+    let worker = Worker::new(address, handlers)?.queues(queues).concurrency(concurrency);
+    say(&json!({"working": true}));
+    worker.drain_timeout(Duration::from_secs(20)).run(jobwire::stop_signal()).await?;
+    say(&json!({"drained": true}));
+    Ok(())
+}
+
+async fn fail(context: Context, how: Value) -> Result<Value, JobError> {
+    let attempt = context.attempt();
+    if how["until"].as_u64().is_some_and(|until| u64::from(attempt) >= until) {
+        let details = context.last_progress().and_then(|progress| progress.details.clone());
+        let checkpoint = details.and_then(|details| serde_json::from_slice(&details.bytes()).ok());
+        return Ok(json!({"attempt": attempt, "checkpoint": checkpoint.unwrap_or(Value::Null)}));
+    }
+    context.checkpoint(0.5, "half", json!({"from": attempt}))?;
+    let Some(code) = how["code"].as_str() else { return Err(JobError::retryable("error", "boom")) };
+    let error = match how["retryable"].as_bool() {
+        Some(false) => JobError::permanent(code, "no"),
+        _ => JobError::retryable(code, "no"),
+    };
+    let error = error.with_details(&how);
+    Err(match how["after"].as_f64() {
+        Some(seconds) => error.retry_after(Duration::from_secs_f64(seconds)),
+        None => error,
+    })
+}
+
+async fn hold(context: Context, seconds: Vec<f64>) -> Result<&'static str, JobError> {
+    let job_id = context.job_id().as_str();
+    say(&json!({"started": job_id, "attempt": context.attempt()}));
+    let now = seconds[seconds.len().min(context.attempt() as usize) - 1];
+    let held = context.unless_stopped(sleep(Duration::from_secs_f64(now))).await;
+    held.inspect_err(|_| say(&json!({"stopped": job_id})))?;
+    Ok("held")
 }
 
 fn spec(arguments: &Value) -> JobSpec {

@@ -46,12 +46,23 @@ enum Row {
     Get,
     Wait,
     FanOut,
+    Workers,
+    Start,
     IdleWatchers,
     Backlog,
 }
 
-const USUAL: [Row; 7] =
-    [Row::Submit, Row::Lifecycle, Row::StreamLifecycle, Row::Get, Row::Wait, Row::FanOut, Row::IdleWatchers];
+const USUAL: [Row; 9] = [
+    Row::Submit,
+    Row::Lifecycle,
+    Row::StreamLifecycle,
+    Row::Get,
+    Row::Wait,
+    Row::FanOut,
+    Row::Workers,
+    Row::Start,
+    Row::IdleWatchers,
+];
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
@@ -109,6 +120,12 @@ impl Bench {
             }
             Row::Wait => self.wait().await?,
             Row::FanOut => self.fan_out().await?,
+            Row::Workers => {
+                let pairs = self.rounds(async || self.of_echo(Scenario::Workers).await).await?;
+                let what = format!("lifecycle by {} workers that connect", load.workers);
+                rate(&what, "empty unary echo", &pairs, 0.30);
+            }
+            Row::Start => self.start().await?,
             Row::IdleWatchers => {
                 let report = self.ours(Scenario::IdleWatchers).await?;
                 let each = report.more.get("bytes_each").copied().unwrap_or(f64::NAN) / 1024.0;
@@ -154,11 +171,8 @@ impl Bench {
     async fn wait(&self) -> Result<(), Error> {
         let pairs = self
             .rounds(async || {
-                let echo = empty::calls(&self.load, 1).await?.times.value_at_quantile(0.5) as f64;
-                let commit = sqlite::commit_micros()?;
-                let ours = self.ours(Scenario::Latency).await?.latency;
-                let ours = ours.ok_or_else(|| Error::Unexpected("nothing was measured".into()))?.p50;
-                Ok(Pair { limit: echo + commit, ours: ours as f64 })
+                let limit = self.empty_call().await? + sqlite::commit_micros()?;
+                Ok(Pair { limit, ours: self.half(Scenario::Latency).await? })
             })
             .await?;
         let (limit, ours, ratio) = medians(&pairs);
@@ -167,6 +181,33 @@ impl Bench {
              {ratio:.2} | at most 3 |"
         );
         Ok(())
+    }
+
+    /// From Submit until a worker has the lease, against three empty calls and one commit.
+    async fn start(&self) -> Result<(), Error> {
+        let pairs = self
+            .rounds(async || {
+                let limit = 3.0 * self.empty_call().await? + sqlite::commit_micros()?;
+                Ok(Pair { limit, ours: self.half(Scenario::Start).await? })
+            })
+            .await?;
+        let (limit, ours, ratio) = medians(&pairs);
+        println!(
+            "| submit to a worker's lease, p50 | {ours:.0} µs | three empty echo p50 + one commit | {limit:.0} µs | \
+             {ratio:.2} | at most 1 |"
+        );
+        Ok(())
+    }
+
+    /// Half of the empty calls of one caller are faster, in microseconds.
+    async fn empty_call(&self) -> Result<f64, Error> {
+        Ok(empty::calls(&self.load, 1).await?.times.value_at_quantile(0.5) as f64)
+    }
+
+    /// Half of a scenario's calls are faster, in microseconds.
+    async fn half(&self, scenario: Scenario) -> Result<f64, Error> {
+        let latency = self.ours(scenario).await?.latency;
+        Ok(latency.ok_or_else(|| Error::Unexpected("nothing was measured".into()))?.p50 as f64)
     }
 
     /// Watchers against streams of empty messages, and of messages as long as an outcome.

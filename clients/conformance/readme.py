@@ -14,6 +14,7 @@ from server import CLIENTS, Process
 async def readme(world: World) -> None:
     """The worker runs the caller's job, and leaves on SIGTERM."""
     language = world.driver.language
+    assert language
     text = (CLIENTS / language.folder / "README.md").read_text()
     programs = re.findall(rf"^```{language.fence}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert len(programs) == 2, f"{len(programs)} programs, not a worker and a caller"

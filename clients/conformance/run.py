@@ -14,10 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
-import grpc
 from jobwire import Client
-from jobwire.v1 import LeaseJobsRequest
-from jobwire.v1.worker_service_pb2_grpc import WorkerServiceStub
 from readme import readme
 from scenarios import CALLS, WORKERS, Scenario, World
 from server import CLIENTS, PATIENCE, Driver, Language, Server
@@ -28,15 +25,6 @@ TYPESCRIPT = Language("typescript", "js", "mjs", ["node"])
 GO = Language("go", "go", "go", _GO_RUN)
 
 
-async def serves_workers(address: str) -> bool:
-    async with grpc.aio.insecure_channel(address) as channel:
-        try:
-            await WorkerServiceStub(channel).LeaseJobs(LeaseJobsRequest(worker_id="probe", kinds=["none"], max_jobs=1))
-        except grpc.aio.AioRpcError as error:
-            return error.code() is not grpc.StatusCode.UNIMPLEMENTED
-    return True
-
-
 async def play(driver: Driver, binary: Path, chosen: list[Scenario]) -> dict[str, str]:
     """A word for each scenario."""
     words = {}
@@ -44,7 +32,7 @@ async def play(driver: Driver, binary: Path, chosen: list[Scenario]) -> dict[str
     try:
         await server.start()
         for scenario in chosen:
-            if scenario not in CALLS and not (driver.works and await serves_workers(server.address)):
+            if scenario is readme and not driver.language:
                 words[scenario.__name__] = "-"
                 continue
             began = time.monotonic()
@@ -77,6 +65,7 @@ async def main() -> int:
         Driver("Go", [arguments.go], GO),
     ]
     if arguments.rust:
+        # The programs of its README are tests of cargo.
         drivers.append(Driver("Rust", [arguments.rust]))
     chosen = [scenario for scenario in [*CALLS, *WORKERS, readme] if arguments.only in scenario.__name__]
     results = await asyncio.gather(*(play(driver, arguments.server, chosen) for driver in drivers))

@@ -133,18 +133,8 @@ class Driver:
 
     def __init__(self, name: str, command: list[str], language: Language | None = None) -> None:
         self.name = name
-        self._language = language
+        self.language = language
         self._command = command
-
-    @property
-    def works(self) -> bool:
-        """Whether it has a worker."""
-        return self._language is not None
-
-    @property
-    def language(self) -> Language:
-        assert self._language
-        return self._language
 
     async def start(self, command: str, address: str, **arguments: Any) -> Running:
         return Running(await Process.start([*self._command, command, address, json.dumps(arguments)]))

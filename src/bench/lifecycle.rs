@@ -20,10 +20,10 @@ use super::{
     submit::{IN_FLIGHT, with_usage},
     workload::{self, Queue},
 };
-use crate::proto::StreamSubmitRequest;
+use crate::proto::{StreamSubmitRequest, SubmitRequest};
 
 /// Jobs on their way at most, from before their submission until they are watched.
-const OUTSTANDING: usize = 16_384;
+const OUTSTANDING: usize = 1024;
 
 /// An outcome comes within it, or something is wrong.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -154,7 +154,17 @@ pub async fn unary(target: &Target, load: &Load) -> Result<Report, Error> {
 }
 
 pub async fn stream(target: &Target, load: &Load) -> Result<Report, Error> {
-    let queue = Queue::new(load.payload);
+    streamed("stream-lifecycle", target, load, Queue::new(load.payload), Queue::echo).await
+}
+
+/// Jobs through one stream, whoever runs them.
+pub async fn streamed(
+    name: &str,
+    target: &Target,
+    load: &Load,
+    queue: Queue,
+    job: fn(&Queue, u64) -> SubmitRequest,
+) -> Result<Report, Error> {
     let course = Course::new();
     let watcher = Watcher::start(target, &queue, &course).await?;
     let channel = target.channel().await?;
@@ -166,7 +176,7 @@ pub async fn stream(target: &Target, load: &Load) -> Result<Report, Error> {
         while Instant::now() < end
             && let Ok(number) = on_course.begin().await
         {
-            let request = Some(queue.echo(number));
+            let request = Some(job(&queue, number));
             if sender.send(StreamSubmitRequest { sequence: number as i64, request }).await.is_err() {
                 return;
             }
@@ -177,7 +187,7 @@ pub async fn stream(target: &Target, load: &Load) -> Result<Report, Error> {
         verdict?.accepted()?;
     }
     let times = watcher.finish(course.next.load(Ordering::Relaxed)).await?;
-    Ok(with_usage(of("stream-lifecycle", start.elapsed(), &times), target, before))
+    Ok(with_usage(of(name, start.elapsed(), &times), target, before))
 }
 
 fn of(name: &str, elapsed: Duration, times: &Histogram<u64>) -> Report {

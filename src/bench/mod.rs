@@ -15,6 +15,7 @@ mod short;
 mod submit;
 mod target;
 mod watchers;
+mod workers;
 mod workload;
 
 use std::time::Duration;
@@ -46,6 +47,10 @@ pub enum Scenario {
     FanOut,
     /// Watchers that wait; the server's memory for each
     IdleWatchers,
+    /// StreamSubmit, run by workers that connect, seen by one watcher
+    Workers,
+    /// One caller, one worker: Submit to the lease
+    Start,
     /// Lifecycle beside many waiting jobs, and a restart with them
     Backlog,
 }
@@ -65,6 +70,10 @@ pub struct Load {
     pub watchers: usize,
     /// Watchers of `idle-watchers`.
     pub idle_watchers: usize,
+    /// Workers of `workers`, each on a connection of its own.
+    pub workers: usize,
+    /// Jobs that each of them holds at most, at least 1.
+    pub window: u16,
     /// Waiting jobs of `backlog`.
     pub backlog: u64,
 }
@@ -78,6 +87,8 @@ impl Default for Load {
             payload: 100,
             watchers: 1000,
             idle_watchers: 10_000,
+            workers: 4,
+            window: 256,
             backlog: 1_000_000,
         }
     }
@@ -97,6 +108,8 @@ pub async fn run(scenario: Scenario, target: &mut Target, load: &Load) -> Result
         Scenario::Get => get::run(target, load).await?,
         Scenario::FanOut => watchers::fan_out(target, load).await?,
         Scenario::IdleWatchers => watchers::idle(target, load).await?,
+        Scenario::Workers => workers::run(target, load).await?,
+        Scenario::Start => workers::start(target, load).await?,
         Scenario::Backlog => return backlog::run(target, load).await,
     };
     Ok(vec![report])

@@ -3,8 +3,12 @@
 use uuid::Uuid;
 
 use crate::proto::{
-    JobFilter, JobSpec, Payload, PayloadFormat, SubmitRequest, WatchResultsRequest, payload::Body,
+    JobFilter, JobSpec, Payload, PayloadFormat, SubmitRequest, WatchResultsRequest, WorkerHello,
+    payload::Body,
 };
+
+/// What only the workers of a run take.
+const WORKED: &str = "bench.worked";
 
 /// A queue of this run alone.
 #[derive(Clone)]
@@ -23,9 +27,27 @@ impl Queue {
         self.job("echo", number)
     }
 
+    /// A job for a worker of this run.
+    pub fn worked(&self, number: u64) -> SubmitRequest {
+        self.job(WORKED, number)
+    }
+
     /// A job of a kind that nobody runs.
     pub fn waiting(&self, number: u64) -> SubmitRequest {
         self.job("bench.nobody", number)
+    }
+
+    /// The first message of a worker that runs the jobs of [`Queue::worked`], `window` at a time.
+    pub fn hello(&self, window: u16) -> WorkerHello {
+        WorkerHello {
+            worker_id: format!("bench-{}", Uuid::now_v7()),
+            kinds: vec![WORKED.into()],
+            queues: vec![self.name.clone()],
+            max_in_flight: window.into(),
+            sdk: concat!("jobwire-bench/", env!("CARGO_PKG_VERSION")).into(),
+            payload_format: PayloadFormat::Raw.into(),
+            ..Default::default()
+        }
     }
 
     fn job(&self, kind: &str, number: u64) -> SubmitRequest {

@@ -15,7 +15,7 @@ Examples:
 Each scenario starts a server of its own with default settings in an empty directory, unless --running says otherwise.";
 
 /// What runs if nothing is named.
-const USUAL: [Scenario; 7] = [
+const USUAL: [Scenario; 9] = [
     Scenario::Submit,
     Scenario::StreamSubmit,
     Scenario::Lifecycle,
@@ -23,6 +23,8 @@ const USUAL: [Scenario; 7] = [
     Scenario::Latency,
     Scenario::Get,
     Scenario::FanOut,
+    Scenario::Workers,
+    Scenario::Start,
 ];
 
 /// Measure a server
@@ -56,6 +58,12 @@ pub(super) struct Bench {
     /// Watchers of idle-watchers
     #[arg(long, default_value_t = Load::default().idle_watchers)]
     idle_watchers: usize,
+    /// Workers of workers
+    #[arg(long, default_value_t = Load::default().workers)]
+    workers: usize,
+    /// Jobs that each of them holds at most
+    #[arg(long, default_value_t = Load::default().window, value_parser = clap::value_parser!(u16).range(1..))]
+    window: u16,
     /// Waiting jobs of backlog
     #[arg(long, default_value_t = Load::default().backlog)]
     backlog: u64,
@@ -97,6 +105,8 @@ impl Bench {
             payload: self.payload,
             watchers: self.watchers,
             idle_watchers: self.idle_watchers,
+            workers: self.workers,
+            window: self.window,
             backlog: self.backlog,
         }
     }

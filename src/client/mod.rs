@@ -1,4 +1,5 @@
-//! A client for programs: the calls of `JobService` with deadlines, safe repeats, and watches that resume.
+//! A client for programs: the calls of `JobService` with deadlines, safe repeats, and watches that resume; and a
+//! [`Worker`] that runs jobs.
 //!
 //! Requests and replies are the messages of the contract, [`crate::proto`].
 //!
@@ -23,6 +24,7 @@ mod backoff;
 mod error;
 mod resume;
 mod watch;
+mod worker;
 
 use std::time::Duration;
 
@@ -36,7 +38,10 @@ use uuid::Uuid;
 
 pub(crate) use self::address::normalise;
 use self::backoff::{Backoff, Repeat};
-pub use self::error::{Error, Failure};
+pub use self::{
+    error::{Error, Failure},
+    worker::Worker,
+};
 use crate::proto::{
     BatchSubmitRequest, BatchSubmitResponse, CancelJobRequest, DeleteJobRequest, GetJobRequest,
     GetResultRequest, GetResultResponse, GetServerInfoRequest, GetServerInfoResponse, Job, ListJobsRequest,
@@ -81,17 +86,8 @@ impl Client {
     /// # Errors
     /// [`Error::Address`] if that is no address, [`Error::Unreachable`] if nobody answers within 5 s.
     pub async fn connect(address: &str) -> Result<Self, Error> {
-        let address = address::normalise(address)?;
-        let endpoint = Endpoint::from_shared(address.clone())
-            .map_err(|error| Error::Address { address: address.clone(), why: error.to_string() })?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_TIMEOUT)
-            .keep_alive_while_idle(true);
-        let unary = endpoint.connect().await.map_err(|error| Error::Unreachable {
-            address,
-            why: error::causes(&error).last().map_or_else(|| error.to_string(), ToString::to_string),
-        })?;
+        let endpoint = endpoint(address)?;
+        let unary = connect(&endpoint).await?;
         Ok(Self { unary: rpc(unary), streams: rpc(endpoint.connect_lazy()) })
     }
 
@@ -298,6 +294,25 @@ impl Client {
             sleep(backoff.pause(wanted, fastrand::f64())).await;
         }
     }
+}
+
+/// Where a server is, and how it is spoken to.
+fn endpoint(address: &str) -> Result<Endpoint, Error> {
+    let address = address::normalise(address)?;
+    let endpoint = Endpoint::from_shared(address.clone())
+        .map_err(|error| Error::Address { address, why: error.to_string() })?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .keep_alive_while_idle(true))
+}
+
+async fn connect(endpoint: &Endpoint) -> Result<Channel, Error> {
+    endpoint.connect().await.map_err(|error| Error::Unreachable {
+        address: endpoint.uri().to_string().trim_end_matches('/').to_owned(),
+        why: error::causes(&error).last().map_or_else(|| error.to_string(), ToString::to_string),
+    })
 }
 
 fn rpc(channel: Channel) -> Rpc {

@@ -9,7 +9,8 @@ use std::{
 
 use crate::support::{PATIENCE, program};
 
-fn example(name: &str) -> Command {
+/// One of them, as a program.
+pub fn example(name: &str) -> Command {
     let deps = std::env::current_exe().expect("the path of this test");
     let path: PathBuf = deps.ancestors().nth(2).expect("the target directory").join("examples").join(name);
     assert!(path.exists(), "{} is not built: run `cargo build --examples`", path.display());
@@ -17,7 +18,7 @@ fn example(name: &str) -> Command {
 }
 
 /// Ended with the test.
-struct Running(Child);
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

@@ -374,18 +374,18 @@ impl Remote {
 
     /// A report has come. The lease no longer takes a place in its worker's window; what was to be stopped is reported
     /// as that, unless it has succeeded.
-    pub fn begin_finish(&self, lease: LeaseId, report: Report) -> (Option<Grant>, Report) {
+    pub fn begin_finish(&self, lease: LeaseId, report: Report, now: Timestamp) -> (Option<Grant>, Report) {
         let mut state = self.state.lock();
         let Some(grant) = state.held.get_mut(&lease) else { return (None, report) };
         (grant.confirmed, grant.reported) = (true, true);
         if let Some(holder) = &grant.holder {
             holder.release(lease);
         }
-        let report = match (grant.stop, report) {
-            (Some(Stop { why: Stopped::Timeout, .. }), Report::Failed(_) | Report::Released { .. }) => {
-                failure(Stopped::Timeout)
-            }
-            (_, report) => report,
+        // A worker knows the deadline too: it may give in before it is told.
+        let is_late = grant.stop.map_or(grant.deadline <= now, |stop| stop.why == Stopped::Timeout);
+        let report = match report {
+            Report::Failed(_) | Report::Released { .. } if is_late => failure(Stopped::Timeout),
+            report => report,
         };
         (Some(grant.clone()), report)
     }

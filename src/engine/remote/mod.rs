@@ -193,7 +193,7 @@ impl Engine {
         report: Report,
     ) -> impl Future<Output = Result<(), Error>> + Send + use<> {
         let engine = self.clone();
-        let (grant, report) = self.remote().begin_finish(lease, report);
+        let (grant, report) = self.remote().begin_finish(lease, report, self.clock().now());
         async move {
             let settlement = Settlement {
                 progress: grant.as_ref().and_then(|grant| grant.progress.clone()),

@@ -25,7 +25,7 @@ mod tick;
 
 use std::sync::{
     Arc, Weak,
-    atomic::{AtomicI64, Ordering},
+    atomic::{AtomicBool, AtomicI64, Ordering},
 };
 
 use async_trait::async_trait;
@@ -70,7 +70,9 @@ pub struct PostgresStore {
     now: AtomicI64,
     /// Milliseconds that the database's clock is ahead of the machine's.
     ahead: Arc<AtomicI64>,
-    kept_house: Mutex<Option<Instant>>,
+    kept_house: Mutex<Instant>,
+    /// What other processes left behind is looked for once more.
+    just_begun: AtomicBool,
     parked: Parked,
 }
 
@@ -106,7 +108,8 @@ impl PostgresStore {
             lease_key,
             now: AtomicI64::new(now.0),
             ahead,
-            kept_house: Mutex::new(None),
+            kept_house: Mutex::new(Instant::now()),
+            just_begun: AtomicBool::new(true),
             parked: Parked::default(),
             config,
         });

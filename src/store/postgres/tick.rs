@@ -1,6 +1,6 @@
 //! What time changes. Every replica does it, each duty a bounded slice: a job that two of them find is moved once.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use tokio_postgres::Row;
 
@@ -45,6 +45,10 @@ impl PostgresStore {
         tick.more |= self.forget_requests(now).await?;
         if self.is_time_to_keep_house() {
             self.keep_house().await?;
+            // The server may not have known yet that a process was gone which had been killed just before this one began.
+            if self.just_begun.swap(false, Ordering::Relaxed) {
+                self.recover(now).await?;
+            }
         }
         let next = self.pools.write.query(NEXT, &[]).await?;
         tick.next = next.first().and_then(|row| get::<Option<i64>>(row, "next")).map(Timestamp);
@@ -63,9 +67,9 @@ impl PostgresStore {
 
     fn is_time_to_keep_house(&self) -> bool {
         let mut kept = self.kept_house.lock();
-        let is_time = kept.is_none_or(|at| at.elapsed() >= HOUSEKEEPING);
+        let is_time = kept.elapsed() >= HOUSEKEEPING;
         if is_time {
-            *kept = Some(tokio::time::Instant::now());
+            *kept = tokio::time::Instant::now();
         }
         is_time
     }

@@ -13,7 +13,7 @@ use crate::{
     store::{Cancel, Change, Delete, LeaseId, Retry},
 };
 
-type Answer<T> = std::result::Result<T, Error>;
+pub type Answer<T> = std::result::Result<T, Error>;
 
 /// Where a job is.
 enum Place {
@@ -132,7 +132,8 @@ fn done(tx: &Tx<'_>, num: i64) -> Result<Place> {
         .ok_or_else(|| rows::damaged("a job that is in no state"))
 }
 
-fn present(tx: &Tx<'_>, num: i64) -> Result<Answer<Job>> {
+/// A job as it is now, without its payload.
+pub fn present(tx: &Tx<'_>, num: i64) -> Result<Answer<Job>> {
     let job = read::job(tx.connection, num, View::Result);
     rows::intact(job.and_then(|job| job.ok_or_else(|| rows::damaged("a job"))))
 }

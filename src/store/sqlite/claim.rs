@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use rusqlite::params;
 
 use super::{
-    read,
+    fresh::Place,
+    read::{self, Fixed},
     rows::{self, LiveRow, Result},
     tx::Tx,
 };
 use crate::{
-    job::{Cause, Ending, FinalState, JobError, Lease, QueueName, State, Timestamp},
+    job::{Cause, Ending, FinalState, Job, JobError, Lease, Live, QueueName, State, Timestamp},
     store::{Claim, LeaseId, Leased, turns::turns},
 };
 
@@ -18,13 +19,19 @@ use crate::{
 pub fn claim(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, most: usize) -> Result<Vec<Leased>> {
     let (mut leased, mut bytes) = (Vec::new(), 0);
     for (lines, quota) in shares(tx, claim, claim.wanted().min(most)) {
-        for num in first_in_line(tx, now, &lines, quota)? {
+        for (place, line) in first_in_line(tx, now, &lines, quota)? {
             if bytes >= claim.max_bytes {
                 return Ok(leased);
             }
-            let row = tx.live(num)?.ok_or_else(|| rows::damaged("a job in line"))?;
-            bytes = bytes.saturating_add(row.bytes.unsigned_abs() as usize);
-            leased.extend(lease(tx, now, claim, &row)?);
+            let job = if let Some((row, fixed)) = tx.fresh.take(line, place) {
+                bytes = bytes.saturating_add(row.bytes.unsigned_abs() as usize);
+                Some(lease_fresh(tx, now, claim, row, fixed)?)
+            } else {
+                let row = tx.live(place.1)?.ok_or_else(|| rows::damaged("a job in line"))?;
+                bytes = bytes.saturating_add(row.bytes.unsigned_abs() as usize);
+                lease(tx, now, claim, row)?
+            };
+            leased.extend(job);
         }
     }
     Ok(leased)
@@ -55,48 +62,77 @@ fn shares(tx: &mut Tx<'_>, claim: &Claim, wanted: usize) -> Vec<(Vec<i64>, usize
     queues
 }
 
-/// The jobs of a queue that come first, over all lines asked for. Those whose time is over are left to the next tick.
-fn first_in_line(tx: &Tx<'_>, now: Timestamp, lines: &[i64], quota: usize) -> Result<Vec<i64>> {
-    let mut ranked: Vec<(i64, i64)> = Vec::new();
-    let mut statement = tx.connection.prepare_cached(
+/// The jobs of a queue that come first, over all lines asked for, each with its line. Those whose time is over are left
+/// to the next tick.
+fn first_in_line(tx: &Tx<'_>, now: Timestamp, lines: &[i64], quota: usize) -> Result<Vec<(Place, i64)>> {
+    let mut first: Vec<(Place, i64)> = Vec::new();
+    let mut written = tx.connection.prepare_cached(
         "SELECT rank, num FROM live INDEXED BY live_ready WHERE line = ?1 AND state = 2 \
          AND (wake IS NULL OR wake > ?3) ORDER BY rank, num LIMIT ?2",
     )?;
-    for line in lines {
-        let rows =
-            statement.query_map(params![line, quota as i64, now], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        for row in rows {
-            ranked.push(row?);
+    let mut sorts = 0;
+    for &line in lines {
+        let fresh = tx.fresh.count(line);
+        if fresh > 0 {
+            first.extend(tx.fresh.places(line, now).take(quota).map(|place| (place, line)));
+            sorts += 1;
+        }
+        if tx.lines.get(line)?.count(State::QUEUED) > fresh as u64 {
+            let rows = written
+                .query_map(params![line, quota as i64, now], |row| Ok(((row.get(0)?, row.get(1)?), line)))?;
+            for row in rows {
+                first.push(row?);
+            }
+            sorts += 1;
         }
     }
-    if lines.len() > 1 {
-        ranked.sort_unstable();
-        ranked.truncate(quota);
+    if sorts > 1 {
+        first.sort_unstable();
+        first.truncate(quota);
     }
-    Ok(ranked.into_iter().map(|(_, num)| num).collect())
+    Ok(first)
 }
 
-fn lease(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: &LiveRow) -> Result<Option<Leased>> {
+fn lease(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: LiveRow) -> Result<Option<Leased>> {
     let known = tx.recent.get(row.num).map(|(_, fixed)| fixed.clone());
     let fixed = match known.map_or_else(|| read::fixed(tx.connection, row.num, true), |fixed| Ok(Some(fixed)))
     {
         Err(rusqlite::Error::FromSqlConversionFailure(_, _, why)) => {
             let message = format!("{why} is damaged; run `jobwire verify`");
             let error = JobError::new(Cause::Internal, "jobwire.data_loss", &message, false);
-            tx.finish(row, &Ending::without_result(FinalState::Failed, error), now)?;
+            tx.finish(&row, &Ending::without_result(FinalState::Failed, error), now)?;
             return Ok(None);
         }
         fixed => fixed?.ok_or_else(|| rows::damaged("a job without its spec"))?,
     };
-    let fence = tx.fences.next();
-    let lease = Lease { worker: claim.worker.clone(), started: now, until: now.after(claim.lease) };
-    let live = row.live.claim(fence, lease);
-    tx.update_live(row, &live)?;
-    let policy = &tx.lines.get(row.line)?.policy;
-    let attempt_timeout = fixed.spec.attempt_timeout.unwrap_or(policy.attempt_timeout);
+    let live = grant(tx, now, claim, &row);
+    tx.update_live(&row, &live)?;
     let is_new = row.live.version == 1;
-    let row = LiveRow { live, ..row.clone() };
-    tx.recent.keep(row.clone(), fixed.clone());
-    let job = if is_new { read::of_live(fixed, &row) } else { read::live_job(tx.connection, fixed, &row)? };
-    Ok(Some(Leased { lease: LeaseId { job: row.num, fence }, job: job.into(), attempt_timeout }))
+    let row = LiveRow { live, ..row };
+    let job = match is_new {
+        true => read::of_live(fixed.clone(), &row),
+        false => read::live_job(tx.connection, fixed.clone(), &row)?,
+    };
+    leased(tx, row, fixed, job).map(Some)
+}
+
+/// Leases a job that was accepted in the same transaction.
+fn lease_fresh(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: LiveRow, fixed: Fixed) -> Result<Leased> {
+    let row = LiveRow { live: grant(tx, now, claim, &row), ..row };
+    tx.insert_leased(&row)?;
+    let job = read::of_live(fixed.clone(), &row);
+    leased(tx, row, fixed, job)
+}
+
+fn grant(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: &LiveRow) -> Live {
+    let lease = Lease { worker: claim.worker.clone(), started: now, until: now.after(claim.lease) };
+    row.live.claim(tx.fences.next(), lease)
+}
+
+fn leased(tx: &mut Tx<'_>, row: LiveRow, fixed: Fixed, job: Job) -> Result<Leased> {
+    let queue = tx.lines.get(row.line)?.policy.attempt_timeout;
+    let attempt_timeout = fixed.spec.attempt_timeout.unwrap_or(queue);
+    let lease = LeaseId { job: row.num, fence: row.live.fence };
+    tx.recent.keep(row, fixed);
+    Ok(Leased { lease, job: job.into(), attempt_timeout })
 }

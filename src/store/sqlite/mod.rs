@@ -7,6 +7,7 @@ mod change;
 mod checkpoint;
 mod claim;
 mod feed;
+mod fresh;
 mod lines;
 mod list;
 mod maintenance;
@@ -251,7 +252,7 @@ impl Store for SqliteStore {
     async fn submit(&self, now: Timestamp, groups: Vec<Vec<Submission>>) -> Result<Vec<GroupReply>, Error> {
         self.at(now);
         let weight = groups.iter().map(Vec::len).sum();
-        self.write(weight, Durable::Synced, move |tx| submit::submit(tx, now, groups)).await
+        self.writer()?.submit(weight, move |tx| submit::submit(tx, now, groups)).await
     }
 
     async fn claim(&self, now: Timestamp, claim: Claim) -> Result<Vec<Leased>, Error> {

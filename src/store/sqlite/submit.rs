@@ -5,12 +5,13 @@ use std::sync::Arc;
 use rusqlite::{OptionalExtension, params};
 
 use super::{
+    change,
     read::{self, Fixed},
     rows::{self, LiveRow, Result},
     tx::Tx,
 };
 use crate::{
-    job::{Error, JobId, JobSpec, Live, Timestamp, View},
+    job::{Error, Job, JobId, JobSpec, Live, LiveState, Timestamp},
     store::{
         GroupReply, Position, Submission, Submitted,
         written::{self, fingerprint},
@@ -30,7 +31,7 @@ fn submit_group(
 ) -> Result<GroupReply> {
     // One item writes nothing before it is accepted.
     let several = group.len() > 1;
-    let mark = tx.lines.mark();
+    let (mark, last) = (tx.lines.mark(), tx.numbers.last());
     if several {
         tx.connection.prepare_cached("SAVEPOINT batch")?.execute([])?;
     }
@@ -43,6 +44,7 @@ fn submit_group(
                     tx.connection.prepare_cached("ROLLBACK TO batch")?.execute([])?;
                     tx.connection.prepare_cached("RELEASE batch")?.execute([])?;
                     tx.lines.roll_back(mark);
+                    tx.fresh.roll_back(last);
                     tx.recent.clear();
                 }
                 return Ok(Err((index, error)));
@@ -64,8 +66,8 @@ fn submit_one(
     match find(tx, now, submission)? {
         Ok(None) => {}
         Ok(Some(num)) => {
-            let job = match rows::intact(read::job(tx.connection, num, View::Result))? {
-                Ok(job) => job.ok_or_else(|| rows::damaged("a job"))?,
+            let job = match present(tx, num)? {
+                Ok(job) => job,
                 Err(error) => return Ok(Err(error)),
             };
             if !submission.check_only {
@@ -86,9 +88,18 @@ fn submit_one(
     };
     let row = match submission.check_only {
         true => as_if(submission, now),
-        false => insert(tx, now, submission, &fixed)?,
+        false => insert(tx, now, submission, fixed.clone())?,
     };
     Ok(Ok(Submitted { job: read::of_live(fixed, &row).into(), deduplicated: false, position: before }))
+}
+
+/// A job that is there already, without its payload.
+fn present(tx: &Tx<'_>, num: i64) -> Result<std::result::Result<Job, Error>> {
+    if let Some((row, fixed)) = tx.fresh.find(num) {
+        let fixed = Fixed { spec: fixed.spec.omit_payload(), ..fixed.clone() };
+        return Ok(Ok(read::of_live(fixed, row)));
+    }
+    change::present(tx, num)
 }
 
 /// The job that is there already, by request_id, job_id or unique_key, in this order.
@@ -208,7 +219,7 @@ fn as_if(submission: &Submission, now: Timestamp) -> LiveRow {
     LiveRow { num: 0, line: 0, bytes, retention: spec.retention, live: Live::admit(spec, now) }
 }
 
-fn insert(tx: &mut Tx<'_>, now: Timestamp, submission: &Submission, fixed: &Fixed) -> Result<LiveRow> {
+fn insert(tx: &mut Tx<'_>, now: Timestamp, submission: &Submission, fixed: Fixed) -> Result<LiveRow> {
     let spec = &submission.spec;
     let line = tx.lines.of(tx.connection, tx.config, spec)?;
     let payload = spec.payload.bytes();
@@ -236,9 +247,13 @@ fn insert(tx: &mut Tx<'_>, now: Timestamp, submission: &Submission, fixed: &Fixe
         retention: spec.retention,
         live: Live::admit(spec, now),
     };
-    let unique = spec.unique_key.as_ref().map(|key| (spec.queue.as_str(), key.as_str()));
-    tx.insert_live(&row, unique)?;
-    tx.recent.keep(row.clone(), fixed.clone());
+    match &spec.unique_key {
+        None if row.live.state == LiveState::Queued => tx.line_up(row.clone(), fixed)?,
+        key => {
+            tx.insert_live(&row, key.as_ref().map(|key| (spec.queue.as_str(), key.as_str())))?;
+            tx.recent.keep(row.clone(), fixed);
+        }
+    }
     remember(tx, now, submission, num, &submission.job_id)?;
     Ok(row)
 }

@@ -4,7 +4,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
     Shared,
+    fresh::Fresh,
     lines::Lines,
+    read::Fixed,
     recent::Recent,
     rows::{self, LIVE_COLUMNS, LiveRow, Result, as_millis},
 };
@@ -25,6 +27,7 @@ pub struct Tx<'a> {
     pub numbers: &'a mut Numbers,
     pub fences: &'a mut Fences,
     pub shared: &'a Shared,
+    pub fresh: Fresh,
     pub effects: Effects,
     /// Somebody listens to changes.
     pub tell_changes: bool,
@@ -65,6 +68,10 @@ impl Numbers {
 
     pub fn next(&mut self) -> i64 {
         self.last += 1;
+        self.last
+    }
+
+    pub fn last(&self) -> i64 {
         self.last
     }
 }
@@ -115,12 +122,41 @@ impl Tx<'_> {
     }
 
     pub fn insert_live(&mut self, row: &LiveRow, unique: Option<(&str, &str)>) -> Result<()> {
+        self.write_live(row, unique)?;
+        self.moved(row.num, row.line, None, State::Live(row.live.state), row.bytes)
+    }
+
+    /// Puts a job in line that is due and has no unique key. It reaches the table when it is leased, or at the end of
+    /// the transaction.
+    pub fn line_up(&mut self, row: LiveRow, fixed: Fixed) -> Result<()> {
+        let (num, line, bytes) = (row.num, row.line, row.bytes);
+        self.fresh.add(row, fixed);
+        self.moved(num, line, None, State::QUEUED, bytes)
+    }
+
+    /// Leases a job that [`Fresh::take`] has given.
+    pub fn insert_leased(&mut self, row: &LiveRow) -> Result<()> {
+        self.write_live(row, None)?;
+        self.moved(row.num, row.line, Some(State::QUEUED), State::Live(row.live.state), row.bytes)
+    }
+
+    /// Writes the jobs that nobody has leased yet.
+    pub fn land(&mut self) -> Result<()> {
+        for (row, fixed) in std::mem::take(&mut self.fresh) {
+            self.write_live(&row, None)?;
+            self.recent.keep(row, fixed);
+        }
+        Ok(())
+    }
+
+    fn write_live(&self, row: &LiveRow, unique: Option<(&str, &str)>) -> Result<()> {
         let LiveRow { num, line, bytes, retention, live } = row;
+        let lease = live.lease.as_ref();
         self.connection
             .prepare_cached(
                 "INSERT INTO live (num, line, state, run, attempt, version, priority, due, rank, wake, start_by, end_by, \
-                 bytes, retention, fence, unique_queue, unique_key) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, 0, ?15, ?16)",
+                 bytes, retention, fence, worker, started, until, unique_queue, unique_key) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
             )?
             .execute(params![
                 num,
@@ -137,10 +173,14 @@ impl Tx<'_> {
                 live.end_by,
                 bytes,
                 retention.map(as_millis),
+                live.fence,
+                lease.map(|lease| &lease.worker),
+                lease.map(|lease| lease.started),
+                lease.map(|lease| lease.until),
                 unique.map(|(queue, _)| queue),
                 unique.map(|(_, key)| key),
             ])?;
-        self.moved(*num, *line, None, State::Live(live.state), *bytes)
+        Ok(())
     }
 
     pub fn update_live(&mut self, row: &LiveRow, live: &Live) -> Result<()> {

@@ -11,6 +11,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
+    fresh::Fresh,
     lines::Lines,
     recent::Recent,
     rows::Result,
@@ -40,15 +41,15 @@ enum Command {
         weight: usize,
         durable: Durable,
     },
-    /// Carried out after the writes of its group, so that it finds what they bring; answered in another group if it
-    /// may wait and there is nothing yet.
-    Claim(Parked),
-    /// Looks again whether claims that wait have been given up.
+    /// Accepts jobs. Carried out between the other writes and the claims, so that a job may be leased before its row is
+    /// written, and nothing else looks for the row meanwhile.
+    Submit { run: Run, weight: usize },
+    /// Looks at the claims: one has come, or has been given up.
     Wake,
 }
 
-/// A claim without an answer yet.
-pub struct Parked {
+/// A claim without an answer yet. It is looked at after the writes of a group, so that it finds what they bring.
+struct Parked {
     claim: Claim,
     reply: oneshot::Sender<Vec<Leased>>,
 }
@@ -62,10 +63,22 @@ impl Parked {
 impl Command {
     fn weight(&self) -> usize {
         match self {
-            Self::Write { weight, .. } => *weight,
-            Self::Claim(Parked { claim, .. }) => claim.wanted(),
+            Self::Write { weight, .. } | Self::Submit { weight, .. } => *weight,
             Self::Wake => 0,
         }
+    }
+
+    /// When it is carried out, within its group.
+    fn turn(&self) -> u8 {
+        match self {
+            Self::Write { .. } => 0,
+            Self::Submit { .. } => 1,
+            Self::Wake => 2,
+        }
+    }
+
+    fn is_synced(&self) -> bool {
+        matches!(self, Self::Write { durable: Durable::Synced, .. } | Self::Submit { .. })
     }
 }
 
@@ -101,6 +114,8 @@ pub enum Durable {
 #[derive(Debug)]
 pub struct Writer {
     commands: mpsc::Sender<Command>,
+    /// A way of their own, so that a claim that comes while a group is carried out still finds what the group brings.
+    claims: mpsc::Sender<Parked>,
     signals: Arc<Signals>,
 }
 
@@ -108,12 +123,13 @@ impl Writer {
     /// Starts the thread. It ends, and closes the database, when the writer is dropped.
     pub fn start(mut state: State) -> (Self, thread::JoinHandle<()>) {
         let (commands, queue) = mpsc::channel(QUEUE);
+        let (claims, waiting) = mpsc::channel(QUEUE);
         let signals = state.signals.clone();
         let thread = thread::Builder::new()
             .name("jobwire-writer".into())
-            .spawn(move || state.run(queue))
+            .spawn(move || state.run(queue, waiting))
             .expect("a thread can be started while the process starts");
-        (Self { commands, signals }, thread)
+        (Self { commands, claims, signals }, thread)
     }
 
     /// Carries out `run` in the next transaction.
@@ -126,13 +142,33 @@ impl Writer {
         durable: Durable,
         run: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
     ) -> std::result::Result<T, Error> {
+        self.carry_out(run, |run| Command::Write { run, weight, durable }).await
+    }
+
+    /// Accepts jobs in the next transaction, synced.
+    ///
+    /// # Errors
+    /// As [`Writer::call`].
+    pub async fn submit<T: Send + 'static>(
+        &self,
+        weight: usize,
+        run: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
+    ) -> std::result::Result<T, Error> {
+        self.carry_out(run, |run| Command::Submit { run, weight }).await
+    }
+
+    async fn carry_out<T: Send + 'static>(
+        &self,
+        run: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
+        command: impl FnOnce(Run) -> Command,
+    ) -> std::result::Result<T, Error> {
         let (sender, receiver) = oneshot::channel();
         let run: Run = Box::new(move |tx| {
             let reply = run(tx)?;
             // Nobody listens any more: the caller went away, what was done stays done.
             Ok(Box::new(move || drop(sender.send(reply))))
         });
-        self.send(Command::Write { run, weight, durable }).await;
+        self.send(command(run)).await;
         match receiver.await {
             Ok(reply) => Ok(reply),
             Err(_) => Err(self.gone().await),
@@ -146,7 +182,8 @@ impl Writer {
     pub async fn claim(&self, claim: Claim) -> std::result::Result<Vec<Leased>, Error> {
         let (reply, mut receiver) = oneshot::channel();
         let end = claim.wait.as_ref().map(|wait| wait.end.clone());
-        self.send(Command::Claim(Parked { claim, reply })).await;
+        drop(self.claims.send(Parked { claim, reply }).await);
+        self.send(Command::Wake).await;
         let leased = match end {
             None => receiver.await,
             Some(end) => tokio::select! {
@@ -216,7 +253,7 @@ impl State {
         })
     }
 
-    fn run(&mut self, mut queue: mpsc::Receiver<Command>) {
+    fn run(&mut self, mut queue: mpsc::Receiver<Command>, mut claims: mpsc::Receiver<Parked>) {
         while let Some(first) = queue.blocking_recv() {
             let mut room = self.config.store.max_group.saturating_sub(first.weight());
             let mut group = vec![first];
@@ -227,7 +264,7 @@ impl State {
                 group.push(command);
             }
             // A panic leaves the transaction in the middle: as good as a failed commit.
-            let committed = catch_unwind(AssertUnwindSafe(|| self.commit(group)));
+            let committed = catch_unwind(AssertUnwindSafe(|| self.commit(group, &mut claims)));
             match committed {
                 Ok(Ok(true)) => continue,
                 Ok(Ok(false)) => {}
@@ -247,22 +284,31 @@ impl State {
 
     /// One group, one transaction, one sync; then the answers. False, and no answers, if the store has failed at
     /// another place.
-    fn commit(&mut self, group: Vec<Command>) -> Result<bool> {
-        let synced = |command: &Command| matches!(command, Command::Write { durable: Durable::Synced, .. });
-        let durable = if group.iter().any(synced) { Durable::Synced } else { Durable::Written };
+    fn commit(&mut self, mut group: Vec<Command>, claims: &mut mpsc::Receiver<Parked>) -> Result<bool> {
+        let only_woken = group.iter().all(|command| matches!(command, Command::Wake));
+        if only_woken && self.parked.is_empty() && claims.is_empty() {
+            return Ok(true);
+        }
+        let durable = match group.iter().any(Command::is_synced) {
+            true => Durable::Synced,
+            false => Durable::Written,
+        };
+        group.sort_by_key(Command::turn);
         self.set_durable(durable)?;
         let mut parked = std::mem::take(&mut self.parked);
         let (answers, effects) = self.transact(|tx| {
             let mut answers = Vec::with_capacity(group.len());
             for command in group {
                 match command {
-                    Command::Write { run, .. } => answers.push(run(tx)?),
-                    Command::Claim(claim) => {
-                        parked.push(claim);
-                        tx.effects.look = true;
-                    }
+                    Command::Write { run, .. } | Command::Submit { run, .. } => answers.push(run(tx)?),
                     Command::Wake => tx.effects.look = true,
                 }
+            }
+            // More of them have left a wake-up behind.
+            for _ in 0..QUEUE {
+                let Ok(claim) = claims.try_recv() else { break };
+                parked.push(claim);
+                tx.effects.look = true;
             }
             if tx.effects.look || tx.effects.due {
                 serve(tx, &mut parked, &mut answers)?;
@@ -291,11 +337,13 @@ impl State {
             numbers: &mut self.numbers,
             fences: &mut self.fences,
             shared: &self.shared,
+            fresh: Fresh::default(),
             effects: Effects { head, ..Effects::default() },
             tell_changes: self.signals.changed.receiver_count() > 0,
             removed: false,
         };
         let reply = run(&mut tx)?;
+        tx.land()?;
         tx.save_numbers()?;
         let mut effects = tx.effects;
         effects.counted = self.lines.save(&transaction)?;

@@ -273,3 +273,48 @@ pub async fn a_claim_may_wait_for_jobs(open: Open) {
     // Whoever is cancelled before does not wait at all.
     assert!(waiting().await.unwrap().is_empty());
 }
+
+pub async fn a_job_that_is_claimed_as_it_comes_is_like_any_other(open: Open) {
+    let mut world = World::new(open).await;
+    world.add(job("there").delay(secs(60))).await;
+    let wait = ClaimWait { slots: Arc::new(Semaphore::new(4)), end: CancellationToken::new() };
+    let claim = Claim { wait: Some(wait), ..World::wish(10) };
+    let waiting = {
+        let (store, now) = (world.store(), world.now);
+        tokio::spawn(async move { store.claim(now, claim).await.unwrap() })
+    };
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let replies = world
+        .batch(vec![
+            vec![job("a"), job("b").unique("one"), job("later").delay(secs(9))],
+            vec![job("refused"), job("also-refused").unique("one").reject()],
+            vec![job("urgent").priority(1).queue("two"), job("a"), job("d").label("tenant", "acme")],
+            vec![job("e"), job("f")],
+        ])
+        .await;
+    let refused: Vec<_> = replies.iter().map(Result::is_err).collect();
+    assert_eq!(refused, [false, true, false, false]);
+    assert!(replies[2].as_ref().unwrap()[1].deduplicated);
+    let mut leased = waiting.await.unwrap();
+    let rest = world.claim(World::wish(10 - leased.len())).await;
+    // A short queue is not kept waiting, and within a queue they come in order.
+    let order: Vec<_> = leased_ids(&leased).into_iter().filter(|id| id != "urgent").collect();
+    if !leased.is_empty() {
+        assert_eq!((leased.len(), order), (4, vec!["a".into(), "b".into(), "d".into()]));
+    }
+    leased.extend(rest);
+    assert_eq!(leased.len(), 6);
+    world.recount().await;
+    for leased in &leased {
+        assert_eq!(*leased.job, world.get(leased.job.id.as_str()).await);
+        assert_eq!((leased.job.state, leased.job.version), (State::RUNNING, 2));
+    }
+    assert!(world.find("refused", View::Result).await.is_none());
+    assert_eq!(world.state("later").await, State::SCHEDULED);
+    world.succeed(&leased[0]).await;
+    world.fail(&leased[1], busy()).await;
+    world.crash().await;
+    assert_eq!(world.try_succeed(&leased[0]).await, Err(Error::LeaseLost));
+    world.recount().await;
+    assert_eq!(world.feed().await.len(), 1);
+}

@@ -103,6 +103,7 @@ macro_rules! store_suite {
                 a_new_run_begins_with_nothing
                 claims_that_wait_share_what_comes
                 a_claim_may_wait_for_jobs
+                a_job_that_is_claimed_as_it_comes_is_like_any_other
             }
             settle {
                 a_success_ends_the_job

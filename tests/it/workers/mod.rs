@@ -2,6 +2,7 @@
 
 mod contest;
 mod crowd;
+mod library;
 mod limits;
 mod process;
 mod proxy;

@@ -1,7 +1,8 @@
-//! A way to a server that can fall silent in one direction: no end, no error, just nothing.
+//! A way to a server that can fall silent in one direction: no end, no error, just nothing. It can lead to another server,
+//! or to none.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -19,6 +20,7 @@ use crate::support::{Server, Workers};
 
 pub struct Proxy {
     address: String,
+    server: Arc<Mutex<String>>,
     to_server: Arc<AtomicBool>,
     to_worker: Arc<AtomicBool>,
     accepting: JoinHandle<()>,
@@ -35,17 +37,29 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
         let (to_server, to_worker) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));
-        let (server, up, down) = (server.address().to_owned(), to_server.clone(), to_worker.clone());
+        let server = Arc::new(Mutex::new(server.address().to_owned()));
+        let (leads_to, up, down) = (server.clone(), to_server.clone(), to_worker.clone());
         let accepting = tokio::spawn(async move {
             while let Ok((worker, _)) = listener.accept().await {
-                let server = TcpStream::connect(&server).await.expect("the server accepts connections");
+                let server = leads_to.lock().expect("no panic").clone();
+                let Ok(server) = TcpStream::connect(server).await else { continue };
                 let ((from_worker, to_worker), (from_server, to_server)) =
                     (worker.into_split(), server.into_split());
                 tokio::spawn(pass(from_worker, to_server, up.clone()));
                 tokio::spawn(pass(from_server, to_worker, down.clone()));
             }
         });
-        Self { address, to_server, to_worker, accepting }
+        Self { address, server, to_server, to_worker, accepting }
+    }
+
+    /// `host:port`, the same for ever.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// New connections go to this server.
+    pub fn lead_to(&self, server: &Server) {
+        server.address().clone_into(&mut self.server.lock().expect("no panic"));
     }
 
     /// What the worker says is lost from now on, also its end.

@@ -1,0 +1,55 @@
+//! One attempt: its handler, and what it tells meanwhile.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::FutureExt as _;
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    job::{JobError, Payload, Progress},
+    worker::{Context, Handler},
+};
+
+/// Progress is sent this often at most; watchers hear of it no more often.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What comes of attempts, by the lease's id.
+pub enum Event {
+    Progress(String),
+    Done(String, Result<Payload, JobError>),
+    /// A result is to be sent once more.
+    Again(String),
+}
+
+/// Runs a handler to its end.
+pub async fn run(
+    lease_id: String,
+    handler: Arc<dyn Handler>,
+    context: Context,
+    payload: Payload,
+    mut progress: watch::Receiver<Option<Progress>>,
+    events: mpsc::Sender<Event>,
+) {
+    let mut work =
+        AssertUnwindSafe(async move { handler.run(context, payload).await }).catch_unwind().boxed();
+    let result = loop {
+        tokio::select! {
+            biased;
+            result = &mut work => break result,
+            Ok(()) = progress.changed() => {}
+        }
+        // Nobody hears once the worker has ended.
+        let _ = events.send(Event::Progress(lease_id.clone())).await;
+        if let Ok(result) = tokio::time::timeout(PROGRESS_INTERVAL, &mut work).await {
+            break result;
+        }
+    };
+    let result = result.unwrap_or_else(|panic| {
+        let said =
+            panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+        let message = format!("the handler panicked: {}", said.unwrap_or("without a message"));
+        tracing::error!(lease_id, message, "an attempt panicked");
+        Err(JobError::retryable("jobwire.panic", message))
+    });
+    let _ = events.send(Event::Done(lease_id, result)).await;
+}
