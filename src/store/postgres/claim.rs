@@ -66,6 +66,7 @@ impl PostgresStore {
         if wanted == 0 {
             return Ok(Vec::new());
         }
+        self.lines.keep_up(&self.pools.claim).await?;
         let mut queues: BTreeMap<QueueName, (Vec<Arc<Line>>, usize)> = BTreeMap::new();
         for line in self.lines.matching(|queue, kind| claim.asks_for(queue, kind)) {
             let cap = claim.caps.get(&line.queue).copied().unwrap_or(wanted);

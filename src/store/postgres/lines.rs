@@ -1,7 +1,13 @@
 //! The lines that jobs wait in, one for each queue and kind, as far as this replica knows them. They are never removed
 //! and never change, but for their counts, which the database keeps.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use parking_lot::RwLock;
 use tokio_postgres::Row;
@@ -37,6 +43,7 @@ pub struct Line {
 pub struct Lines {
     config: Arc<Config>,
     known: RwLock<Known>,
+    heard: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +75,7 @@ impl Counted {
 
 impl Lines {
     pub fn new(config: Arc<Config>) -> Self {
-        Self { config, known: RwLock::default() }
+        Self { config, known: RwLock::default(), heard: AtomicBool::new(false) }
     }
 
     /// Gets to know the lines that other replicas have made since.
@@ -84,6 +91,19 @@ impl Lines {
                 known.by_id.insert(id, Arc::new(Line { id, queue, kind, policy }));
                 known.newest = known.newest.max(id);
             }
+        }
+        Ok(())
+    }
+
+    /// Another replica has said that there are jobs: perhaps in a line that it has made.
+    pub fn heard(&self) {
+        self.heard.store(true, Ordering::Relaxed);
+    }
+
+    /// Refreshes if anything was heard since the last time.
+    pub async fn keep_up(&self, connections: &Connections) -> Result<()> {
+        if self.heard.swap(false, Ordering::Relaxed) {
+            self.refresh(connections).await?;
         }
         Ok(())
     }

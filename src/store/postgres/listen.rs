@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 
-use super::{open::OpenError, pool::SESSION};
+use super::{lines::Lines, open::OpenError, pool::SESSION};
 use crate::store::{Position, Signals};
 
 const REGISTER: &str = include_str!("sql/register.sql");
@@ -100,12 +100,13 @@ impl Listener {
         config: &Config,
         signals: Arc<Signals>,
         hints: Arc<Hints>,
+        lines: Arc<Lines>,
         ahead: Arc<AtomicI64>,
     ) -> Result<Self, OpenError> {
         let session = Session::open(config).await?;
         let replica: i64 = session.client.query_one(REGISTER, &[]).await?.get("id");
         compare_clocks(&session.client, &ahead).await?;
-        let listening = Listening { config: config.clone(), replica, signals, hints, ahead };
+        let listening = Listening { config: config.clone(), replica, signals, hints, lines, ahead };
         Ok(Self { replica, task: tokio::spawn(listening.run(session)) })
     }
 }
@@ -138,6 +139,7 @@ struct Listening {
     replica: i64,
     signals: Arc<Signals>,
     hints: Arc<Hints>,
+    lines: Arc<Lines>,
     ahead: Arc<AtomicI64>,
 }
 
@@ -207,6 +209,9 @@ impl Listening {
     }
 
     fn take_in(&self, head: Option<Position>, due: bool) {
+        if due {
+            self.lines.heard();
+        }
         self.signals.advance(head, due);
     }
 }

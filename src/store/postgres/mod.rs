@@ -57,7 +57,7 @@ pub struct PostgresStore {
     config: Arc<Config>,
     signals: Arc<Signals>,
     pools: Pools,
-    lines: Lines,
+    lines: Arc<Lines>,
     room: Rooms,
     hints: Arc<Hints>,
     listener: Mutex<Option<Listener>>,
@@ -92,13 +92,15 @@ impl PostgresStore {
 
         let (signals, hints) = (Arc::new(Signals::new(Position(0))), Arc::new(Hints::default()));
         let ahead = Arc::new(AtomicI64::new(0));
-        let listener = Listener::start(&settings, signals.clone(), hints.clone(), ahead.clone()).await?;
+        let lines = Arc::new(Lines::new(config.clone()));
+        let listener =
+            Listener::start(&settings, signals.clone(), hints.clone(), lines.clone(), ahead.clone()).await?;
         let pools = Pools::new(&settings).map_err(failed)?;
         let store = Arc::new_cyclic(|me| Self {
             me: me.clone(),
             signals,
             pools,
-            lines: Lines::new(config.clone()),
+            lines,
             room: Rooms::new(config.clone()),
             hints,
             replica: listener.replica,

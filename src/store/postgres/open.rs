@@ -19,7 +19,7 @@ const OLDEST: i32 = 14;
 /// Why a database cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("the URL of the store is not one of PostgreSQL's: {0}")]
+    #[error("the URL of the store is not one of PostgreSQL's: {}", reason(.0))]
     Url(#[source] tokio_postgres::Error),
     #[error("cannot use the database: {}", reason(.0))]
     Postgres(#[from] tokio_postgres::Error),
@@ -34,8 +34,6 @@ pub enum OpenError {
     Old(i32),
     #[error("the database has the encoding {0}: jobwire needs UTF8")]
     Encoding(String),
-    #[error("the server only answers reads: name the primary, or target_session_attrs=read-write")]
-    ReadOnly,
     #[error("there is no schema to create tables in: create the one that search_path names")]
     NoSchema,
     #[error("the system has no random numbers")]
@@ -96,6 +94,18 @@ pub enum Durability {
     Unsafe,
 }
 
+impl Durability {
+    /// Of whether data is synced, commits wait for it, and a standby is named that they wait for too.
+    pub(super) fn of(is_safe: bool, is_synchronous: bool, has_standby: bool) -> Self {
+        match (is_safe, is_synchronous, has_standby) {
+            (false, _, _) => Self::Unsafe,
+            (true, false, _) => Self::Asynchronous,
+            (true, true, true) => Self::Replicated,
+            (true, true, false) => Self::Synced,
+        }
+    }
+}
+
 impl fmt::Display for Durability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -129,22 +139,10 @@ pub async fn check(client: &Client) -> Result<Durability, OpenError> {
     if encoding != "UTF8" {
         return Err(OpenError::Encoding(encoding));
     }
-    if row.get("read_only") {
-        return Err(OpenError::ReadOnly);
-    }
     if row.get::<_, Option<&str>>("schema").is_none() {
         return Err(OpenError::NoSchema);
     }
-    let durability = if !row.get::<_, bool>("is_safe") {
-        Durability::Unsafe
-    } else if !row.get::<_, bool>("is_synchronous") {
-        Durability::Asynchronous
-    } else if row.get("has_standby") {
-        Durability::Replicated
-    } else {
-        Durability::Synced
-    };
-    Ok(durability)
+    Ok(Durability::of(row.get("is_safe"), row.get("is_synchronous"), row.get("has_standby")))
 }
 
 /// Brings the schema up to date. Replicas that start together do it one after the other.

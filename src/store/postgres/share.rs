@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{PostgresStore, lines::Line, pool::Result};
 use crate::{
-    job::Timestamp,
+    job::{Kind, QueueName, Timestamp},
     store::{Claim, ClaimWait, Leased},
 };
 
@@ -110,10 +110,16 @@ impl PostgresStore {
         let mut given: Vec<Result<Vec<Leased>>> = waiting.iter().map(|_| Ok(Vec::new())).collect();
         let Some(now) = waiting.iter().map(Waiting::now).max() else { return given };
         let wanted: usize = waiting.iter().map(|one| one.claim.wanted()).sum();
-        let lines =
-            self.lines.matching(|queue, kind| waiting.iter().any(|one| one.claim.asks_for(queue, kind)));
-        let mut due = match self.due_jobs(now, &lines, wanted).await {
-            Ok(due) => due,
+        let looked = async {
+            self.lines.keep_up(&self.pools.claim).await?;
+            let asked =
+                |queue: &QueueName, kind: &Kind| waiting.iter().any(|one| one.claim.asks_for(queue, kind));
+            let lines = self.lines.matching(asked);
+            let due = self.due_jobs(now, &lines, wanted).await?;
+            Ok((lines, due))
+        };
+        let (lines, mut due) = match looked.await {
+            Ok(found) => found,
             Err(failure) => {
                 // Told to one of them: the others go on waiting.
                 if let Some(first) = given.first_mut() {

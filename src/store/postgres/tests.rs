@@ -1,3 +1,5 @@
+mod opening;
+mod replicas;
 mod server;
 
 use std::{path::PathBuf, sync::Arc};

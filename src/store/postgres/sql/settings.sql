@@ -1,7 +1,6 @@
 -- What the server is, and what its settings promise.
 select current_setting('server_version_num')::int4 / 10000 as version,
        current_setting('server_encoding') as encoding,
-       pg_is_in_recovery() or current_setting('transaction_read_only')::bool as read_only,
        current_schema()::text as schema,
        current_setting('fsync')::bool and current_setting('full_page_writes')::bool as is_safe,
        current_setting('synchronous_commit') <> 'off' as is_synchronous,

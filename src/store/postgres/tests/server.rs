@@ -5,6 +5,7 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
     sync::LazyLock,
+    time::Duration,
 };
 
 use tokio_postgres::{Client, NoTls};
@@ -36,7 +37,7 @@ impl Schema {
     pub fn of(dir: &Path) -> Self {
         let path = dir.to_str().expect("text");
         let name = format!("test_{}", Uuid::new_v5(&Uuid::NAMESPACE_OID, path.as_bytes()).simple());
-        let url = format!("{}?options=-csearch_path%3D{name}", SERVER.1);
+        let url = format!("{}?application_name={name}&options=-csearch_path%3D{name}", SERVER.1);
         Self { name, url }
     }
 
@@ -44,21 +45,46 @@ impl Schema {
         &self.url
     }
 
+    /// One that nobody has used.
+    pub async fn new() -> Self {
+        let schema = Self::of(Path::new(&Uuid::new_v4().to_string()));
+        schema.make().await;
+        schema
+    }
+
     /// Makes it, if it is not there. Otherwise waits until the server knows that the process before is gone, as a process
     /// that starts after another one has ended may expect.
     pub async fn make(&self) {
+        self.execute(&format!("create schema if not exists {}", self.name)).await;
+        self.wait_for_locks(0).await;
+    }
+
+    /// Waits until the server knows of so many processes that live.
+    pub async fn wait_for_locks(&self, count: i64) {
         let client = self.connect().await;
-        client.batch_execute(&format!("create schema if not exists {}", self.name)).await.unwrap();
-        let others = "select count(*) from pg_locks where locktype = 'advisory' and objsubid = 2 \
-             and classid = to_regclass('replica')::oid";
-        while client.query_one(others, &[]).await.unwrap().get::<_, i64>(0) > 0 {
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        let locks = "select count(*) from pg_locks where locktype = 'advisory' and objsubid = 2 \
+             and classid = to_regclass('replica')::oid and granted";
+        while client.query_one(locks, &[]).await.unwrap().get::<_, i64>(0) != count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    pub async fn execute(&self, sql: &str) {
+        self.connect().await.batch_execute(sql).await.unwrap();
+    }
+
+    /// Cuts all connections of stores.
+    pub async fn cut(&self) {
+        let sessions = "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' \
+             and classid = 'replica'::regclass::oid \
+             union all select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1";
+        self.connect().await.query(sessions, &[&self.name]).await.unwrap();
     }
 
     /// A connection beside the store's.
     pub async fn connect(&self) -> Client {
-        let (client, connection) = tokio_postgres::connect(&self.url, NoTls).await.unwrap();
+        let url = self.url.replace("application_name=", "application_name=test_of_");
+        let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
         tokio::spawn(connection);
         client
     }

@@ -1,0 +1,71 @@
+//! What is met when a database is opened.
+
+use futures_util::future::join_all;
+
+use super::{super::Durability, server::Schema, *};
+use crate::store::postgres::OpenError;
+
+const NOW: Timestamp = Timestamp(1_700_000_000_000);
+
+async fn open(url: &str) -> Result<Arc<PostgresStore>, OpenError> {
+    PostgresStore::open(url, Arc::new(Config::default()), NOW).await
+}
+
+#[tokio::test]
+async fn replicas_that_start_together_migrate_once() {
+    let schema = Schema::new().await;
+    let stores = join_all((0..6).map(|_| open(schema.url()))).await;
+    let stores: Vec<_> = stores.into_iter().map(Result::unwrap).collect();
+    for store in &stores {
+        assert_eq!((store.log_id(), store.lease_key()), (stores[0].log_id(), stores[0].lease_key()));
+    }
+    let mut replicas: Vec<i64> = stores.iter().map(|store| store.replica).collect();
+    replicas.sort_unstable();
+    replicas.dedup();
+    assert_eq!(replicas.len(), 6);
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused() {
+    let schema = Schema::new().await;
+    open(schema.url()).await.unwrap();
+    schema.execute("update jobwire set version = 99").await;
+    let error = open(schema.url()).await.unwrap_err();
+    assert!(matches!(error, OpenError::Newer { found: 99 }), "{error}");
+    assert!(error.to_string().contains("schema 99"), "{error}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_used_is_told() {
+    let schema = Schema::new().await;
+    let missing = schema.url().replace("test_", "missing_");
+    for (url, word) in [
+        ("postgres://127.0.0.1:1/nobody".to_owned(), "refused"),
+        ("postgres://127.0.0.1/?nonsense=1".to_owned(), "nonsense"),
+        (missing, "search_path"),
+        (schema.url().replace("/postgres?", "/not_there?"), "not_there"),
+        (format!("{}%20-cdefault_transaction_read_only%3Don", schema.url()), "writes"),
+        (format!("{}&sslmode=require", schema.url()), "TLS"),
+    ] {
+        let error = open(&url).await.unwrap_err().to_string();
+        assert!(error.contains(word), "{url}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn the_settings_say_what_an_acknowledgement_is_worth() {
+    let schema = Schema::new().await;
+    let durability =
+        async |settings: &str| open(&format!("{}{settings}", schema.url())).await.unwrap().durability();
+    assert_eq!(durability("").await, Durability::Synced);
+    assert_eq!(durability("%20-csynchronous_commit%3Doff").await, Durability::Asynchronous);
+    let row = |safe: bool, synchronous: bool, standby: bool| (safe, synchronous, standby);
+    for ((safe, synchronous, standby), expected) in [
+        (row(false, true, true), Durability::Unsafe),
+        (row(true, false, true), Durability::Asynchronous),
+        (row(true, true, true), Durability::Replicated),
+        (row(true, true, false), Durability::Synced),
+    ] {
+        assert_eq!(Durability::of(safe, synchronous, standby), expected);
+    }
+}
