@@ -13,7 +13,7 @@ BASELINE := proto/baseline.binpb
 MAX_SIZE := 26214400
 # kill -9 so often; SEED=n repeats the draws that were printed for n.
 KILLS ?= 50
-STEPS := tools fmt-check clippy proto-lint proto-breaking deny cargo-test release-check kills transcripts readme clients-test
+STEPS := tools fmt-check clippy proto-lint proto-breaking deny cargo-test postgres-test release-check kills transcripts readme clients-test
 
 export PATH := $(TOOLS)/bin:$(PATH)
 
@@ -56,6 +56,13 @@ deny: ## Bans, licences and sources of dependencies
 
 cargo-test: ## Unit, integration and documentation tests
 	cargo test --locked
+
+# What is about the files of the embedded store has no meaning there.
+postgres-test: ## The tests of the services again, on PostgreSQL
+	JOBWIRE_TEST_STORE=postgres cargo test --locked --test it -- \
+		batch:: calls:: changes:: end_to_end:: health:: limits:: list:: result:: states:: stop:: stream_submit:: submit:: \
+		watch:: watch_ends:: watch_hints:: workers:: \
+		--skip limits::a_damaged_job_is_not_handed_out --skip limits::a_disk_that_is_nearly_full_takes_no_jobs_but_serves
 
 release-check: ## Build the release binary and check its size
 	@start=$$SECONDS; cargo build --locked --release; seconds=$$((SECONDS - start)); \

@@ -11,6 +11,7 @@ use tonic::{Code, Request, Status};
 use crate::{
     calls::{Refusal, finish, get, place, reach, result},
     flaky::Flaky,
+    postgres,
     support::{Client, Server, seconds, spec, submit},
 };
 
@@ -214,7 +215,8 @@ async fn a_server_tells_what_it_is() {
     let info = client.clone().get_server_info(GetServerInfoRequest {}).await.unwrap().into_inner();
     assert_eq!(info.version, env!("CARGO_PKG_VERSION"));
     assert!(!info.instance_id.is_empty() && !info.log_id.is_empty());
-    for feature in ["store:sqlite", "grpc-web", "workers", "kind:echo", "kind:sleep", "kind:http"] {
+    let store = if postgres::is_asked_for() { "store:postgres" } else { "store:sqlite" };
+    for feature in [store, "grpc-web", "workers", "kind:echo", "kind:sleep", "kind:http"] {
         assert!(info.features.iter().any(|known| known == feature), "{feature}: {:?}", info.features);
     }
     let limits = info.limits.unwrap();

@@ -21,6 +21,7 @@ mod limits;
 mod list;
 mod listener;
 mod nth_call;
+mod postgres;
 mod powerloss;
 mod result;
 mod rot;

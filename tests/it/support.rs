@@ -15,6 +15,8 @@ use prost_types::Value;
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::postgres;
+
 pub type Client = JobServiceClient<Channel>;
 pub type Workers = WorkerServiceClient<Channel>;
 
@@ -29,6 +31,8 @@ pub struct Server {
     dir: TempDir,
     config: String,
     variables: Vec<(&'static str, String)>,
+    /// The database, if it does not keep its jobs in the directory.
+    store: Option<String>,
 }
 
 impl Server {
@@ -58,7 +62,8 @@ impl Server {
     /// One to be started later, on a directory that is not there yet.
     pub fn unstarted() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        Self { child: None, address: String::new(), dir, config: String::new(), variables: Vec::new() }
+        let store = postgres::is_asked_for().then(postgres::schema);
+        Self { child: None, address: String::new(), dir, config: String::new(), variables: Vec::new(), store }
     }
 
     /// Starts on a data directory that is there already.
@@ -71,7 +76,9 @@ impl Server {
         let file = self.dir.path().join("jobwire.toml");
         std::fs::write(&file, config).expect("the configuration is written");
         let mut command = program();
-        if !config.starts_with("data = ") {
+        if let Some(url) = &self.store {
+            command.env("JOBWIRE_STORE", url);
+        } else if !config.starts_with("data = ") {
             command.env("JOBWIRE_DATA", self.data());
         }
         let log = self.dir.path().join("log");
