@@ -99,7 +99,7 @@ impl Engine {
         macro_rules! batcher {
             ($method:ident, $capacity:expr) => {{
                 let (store, clock) = (store.clone(), clock.clone());
-                Batcher::spawn($capacity, BATCH, store.flights(), move |batch| {
+                Batcher::spawn($capacity, BATCH, flights(&*store), move |batch| {
                     let (store, now) = (store.clone(), clock.now());
                     async move { store.$method(now, batch).await }
                 })
@@ -234,6 +234,7 @@ impl Engine {
     /// [`Error::JobNotFound`].
     pub async fn get(&self, id: &JobId, view: View) -> Result<Arc<Job>, Error> {
         if view <= View::Result
+            && !self.0.store.is_shared()
             && let Some(job) = self.0.feed.newest(id, self.0.clock.now())
         {
             return Ok(job);
@@ -396,6 +397,12 @@ impl Engine {
     }
 }
 
+/// Batches of a sort that are on their way at the same time. To a writer of our own many, which it takes together while it
+/// syncs; to a database few and large ones, because each is a transaction.
+fn flights(store: &dyn Store) -> usize {
+    if store.is_shared() { 2 } else { 64 }
+}
+
 /// The answer to a group of one.
 pub fn only(group: Vec<Submitted>) -> Result<Submitted, Error> {
     group.into_iter().next().ok_or_else(|| Error::Internal("no answer to a submit".into()))
@@ -409,7 +416,7 @@ fn deletes(
     feed: &Arc<Feed>,
 ) -> Batcher<Delete, Result<(), Error>> {
     let (store, clock, feed) = (store.clone(), clock.clone(), feed.clone());
-    Batcher::spawn(capacity, BATCH, store.flights(), move |batch: Vec<Delete>| {
+    Batcher::spawn(capacity, BATCH, flights(&*store), move |batch: Vec<Delete>| {
         let (store, now, feed) = (store.clone(), clock.now(), feed.clone());
         async move {
             let jobs: Vec<_> = batch.iter().map(|delete| delete.job_id.clone()).collect();
@@ -432,7 +439,7 @@ fn retries(
     feed: &Arc<Feed>,
 ) -> Batcher<Retry, Result<Change, Error>> {
     let (store, clock, feed) = (store.clone(), clock.clone(), feed.clone());
-    Batcher::spawn(capacity, BATCH, store.flights(), move |batch: Vec<Retry>| {
+    Batcher::spawn(capacity, BATCH, flights(&*store), move |batch: Vec<Retry>| {
         let (store, now, feed) = (store.clone(), clock.now(), feed.clone());
         async move {
             let jobs: Vec<_> = batch.iter().map(|retry| retry.job_id.clone()).collect();

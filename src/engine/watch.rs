@@ -242,7 +242,10 @@ impl Watcher {
             self.at = Position(0);
         }
         // Nobody may stand beyond the end: such a cursor is not of this log, whatever it says.
-        if self.at > head.max(*store.signals().head.borrow()) {
+        // What is known here of the end may be older than a cursor of another replica: the store is asked.
+        if self.at > head.max(*store.signals().head.borrow())
+            && self.at > store.get(Vec::new(), View::Basic).await?.1
+        {
             return Err(Error::BadCursor { field: "after_cursor".into() });
         }
         match (&opening.gap, self.request.on_gap) {

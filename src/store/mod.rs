@@ -115,8 +115,8 @@ pub trait Store: Send + Sync + 'static {
     /// Numbers of jobs by queue and kind. Kept, not counted: cheap.
     async fn counts(&self) -> Result<Vec<LineCounts>, Error>;
 
-    /// How many batches of a sort may well be on their way at the same time.
-    fn flights(&self) -> usize;
+    /// Whether other processes change it too: then what is known of a job in memory may be out of date.
+    fn is_shared(&self) -> bool;
 
     /// What the texts of leases are signed with. The same over restarts.
     fn lease_key(&self) -> [u8; 32];

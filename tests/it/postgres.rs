@@ -1,4 +1,5 @@
-//! The tests of the services run on PostgreSQL too: `JOBWIRE_TEST_STORE=postgres`.
+//! Servers on PostgreSQL: several on one database, and what happens when it goes away. The tests of the services run on it
+//! too with `JOBWIRE_TEST_STORE=postgres`.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -10,7 +11,15 @@ use std::{
     },
 };
 
+use jobwire::proto::{DeleteJobRequest, GetJobRequest, RetryJobRequest, SubmitRequest, job::State};
 use tokio_postgres::NoTls;
+use tonic::Code;
+
+use crate::{
+    calls::{Refusal, Watch, accept, eventually, finish, get, place, reach, result},
+    support::{Server, jobwire, submit},
+    watch::after,
+};
 
 /// One for all tests of this process; it stops when the pipe to it is closed, so with this process.
 static CLUSTER: LazyLock<(Child, String)> = LazyLock::new(|| {
@@ -39,17 +48,132 @@ pub fn schema() -> String {
     let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));
     let url = &CLUSTER.1;
     execute(url, &format!("create schema {name}"));
-    format!("{url}?options=-csearch_path%3D{name}")
+    format!("{url}?application_name={name}&options=-csearch_path%3D{name}")
 }
 
 /// Executes statements, whether the test has a runtime or not.
 pub fn execute(url: &str, sql: &str) {
     let (url, sql) = (url.to_owned(), sql.to_owned());
     let work = async move {
+        let url = url.replace("application_name=", "application_name=test_of_");
         let (client, connection) = tokio_postgres::connect(&url, NoTls).await.expect("PostgreSQL answers");
         tokio::spawn(connection);
         client.batch_execute(&sql).await.expect("the statement is sound");
     };
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     std::thread::spawn(move || runtime().block_on(work)).join().expect("no panic");
+}
+
+#[tokio::test]
+async fn replicas_share_jobs_and_the_feed() {
+    let url = schema();
+    let (a, b) = (Server::on_database(&url, ""), Server::on_database(&url, "[workers]\nconcurrency = 0\n"));
+    let (one, other) = (a.client().await, b.client().await);
+    // Submitted where nothing runs, awaited there, run at the other.
+    let done = finish(&other, SubmitRequest { job_id: "a".into(), ..submit("echo", "1") }).await;
+    assert_eq!(done.state(), State::Succeeded);
+    assert_eq!(get(&one, "a").await.etag, done.etag);
+    // A cursor of one is good at the other at once.
+    let mut watch = Watch::open(&one, Default::default()).await;
+    watch.checkpoint().await;
+    let mut seen = Vec::new();
+    for n in 0..20 {
+        place(&other, SubmitRequest { job_id: format!("job-{n:02}"), ..submit("echo", "1") }).await;
+        seen.push(watch.finished().await.job_id);
+        watch = Watch::open([&one, &other][n % 2], after(&watch.cursor)).await;
+    }
+    assert_eq!(seen, (0..20).map(|n| format!("job-{n:02}")).collect::<Vec<_>>());
+    // A name is taken for both.
+    let again = accept(&one, SubmitRequest { job_id: "a".into(), ..submit("echo", "1") }).await;
+    assert!(again.deduplicated);
+    let refused = one.clone().submit(SubmitRequest { job_id: "a".into(), ..submit("echo", "2") }).await;
+    Refusal::of(refused).is(Code::AlreadyExists, "JOB_ID_IN_USE");
+}
+
+/// What one has in memory does not hide what another has changed.
+#[tokio::test]
+async fn a_job_is_the_same_at_every_replica() {
+    let url = schema();
+    let idle = "[workers]\nconcurrency = 0\n";
+    let (a, b) = (Server::on_database(&url, idle), Server::on_database(&url, idle));
+    let (one, other) = (a.client().await, b.client().await);
+    for id in ["again", "gone"] {
+        place(&one, SubmitRequest { job_id: id.into(), ..submit("echo", "1") }).await;
+        crate::changes::cancel(&one, id).await.unwrap();
+        assert_eq!(result(&one, id).await.state(), State::Cancelled);
+    }
+    let retry = RetryJobRequest { job_id: "again".into(), ..Default::default() };
+    other.clone().retry_job(retry).await.unwrap();
+    assert_eq!(get(&one, "again").await.state(), State::Queued);
+    let delete = DeleteJobRequest { job_id: "gone".into(), ..Default::default() };
+    other.clone().delete_job(delete).await.unwrap();
+    let gone = GetJobRequest { job_id: "gone".into(), ..Default::default() };
+    let missing = one.clone().get_job(gone).await;
+    Refusal::of(missing).is(Code::NotFound, "JOB_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn what_a_killed_replica_was_running_is_run_by_another() {
+    let url = schema();
+    let config = "[workers]\nlease = \"2s\"\nheartbeat = \"500ms\"\n";
+    let mut killed = Server::on_database(&url, config);
+    let long = SubmitRequest { job_id: "long".into(), ..submit("sleep", r#"{"duration":"3s"}"#) };
+    let client = killed.client().await;
+    place(&client, long).await;
+    reach(&client, "long", State::Running).await;
+    let other = Server::on_database(&url, config);
+    killed.kill();
+    let client = other.client().await;
+    let job = result(&client, "long").await;
+    assert_eq!((job.state(), job.attempt), (State::Succeeded, 2));
+}
+
+#[tokio::test]
+async fn a_database_that_goes_away_is_missed_and_found_again() {
+    let url = schema();
+    let server = Server::on_database(&url, "");
+    let client = server.client().await;
+    finish(&client, submit("echo", "1")).await;
+    let name = url.split("application_name=").nth(1).unwrap().split('&').next().unwrap();
+    let cut =
+        format!("select pg_terminate_backend(pid) from pg_stat_activity where application_name = '{name}'");
+    for round in 0..3 {
+        execute(&url, &cut);
+        let request =
+            SubmitRequest { request_id: format!("request-{round}"), ..submit("echo", &round.to_string()) };
+        // Whether the call meets a connection that was cut or not: a repeat with the same request_id is safe.
+        let accepted = eventually(async || match client.clone().submit(request.clone()).await {
+            Ok(accepted) => Some(accepted.into_inner().job.unwrap().job_id),
+            Err(status) => {
+                Refusal::read(status).is(Code::Unavailable, "STORE_UNAVAILABLE").retry_delay();
+                None
+            }
+        });
+        let id = accepted.await;
+        assert_eq!(result(&client, &id).await.state(), State::Succeeded);
+    }
+}
+
+#[test]
+fn a_database_of_a_newer_jobwire_is_refused() {
+    let url = schema();
+    drop(Server::on_database(&url, ""));
+    execute(&url, "update jobwire set version = 7");
+    let (code, said) = jobwire(&["serve", "--listen", "127.0.0.1:0", "--store", &url]);
+    assert_ne!(code, Some(0));
+    assert!(said.contains("has schema 7") && said.contains("newer"), "{said}");
+}
+
+#[test]
+fn a_server_says_what_its_acknowledgements_are_worth_and_no_password() {
+    let url = schema();
+    let named = url.replace("jobwire@", "jobwire:secret@");
+    let said = Server::on_database(&named, "").log();
+    assert!(said.contains("no synchronous standby") && said.contains("jobwire:***@"), "{said}");
+    assert!(!said.contains("secret"), "{said}");
+    let said = Server::on_database(&format!("{named}%20-csynchronous_commit%3Doff"), "").log();
+    assert!(said.contains("WARN") && said.contains("synchronous_commit is off"), "{said}");
+    let (_, shown) =
+        crate::support::told(crate::support::program().args(["config", "show"]).env("JOBWIRE_STORE", &named));
+    assert!(shown.contains("store.url") && !shown.contains("secret"), "{shown}");
 }

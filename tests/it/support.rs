@@ -61,14 +61,26 @@ impl Server {
 
     /// One to be started later, on a directory that is not there yet.
     pub fn unstarted() -> Self {
+        Self::with_store(postgres::is_asked_for().then(postgres::schema))
+    }
+
+    fn with_store(store: Option<String>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let store = postgres::is_asked_for().then(postgres::schema);
-        Self { child: None, address: String::new(), dir, config: String::new(), variables: Vec::new(), store }
+        let (address, config) = (String::new(), String::new());
+        Self { child: None, address, dir, config, variables: Vec::new(), store }
     }
 
     /// Starts on a data directory that is there already.
     pub fn on(data: &Path) -> Self {
         Self::with(&format!("data = {:?}", data.to_str().expect("text")))
+    }
+
+    /// Starts on a database, perhaps beside others.
+    pub fn on_database(url: &str, config: &str) -> Self {
+        let mut server = Self::with_store(Some(url.to_owned()));
+        server.launch(config);
+        server.await_address();
+        server
     }
 
     fn launch(&mut self, config: &str) {

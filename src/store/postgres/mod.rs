@@ -275,9 +275,8 @@ impl Store for PostgresStore {
         Ok(counted.into_iter().map(|line| line.counts).collect())
     }
 
-    /// Each is a transaction: few and large are better than many.
-    fn flights(&self) -> usize {
-        2
+    fn is_shared(&self) -> bool {
+        true
     }
 
     fn lease_key(&self) -> [u8; 32] {

@@ -361,9 +361,8 @@ impl Store for SqliteStore {
         Ok(self.shared.counts.lock().clone())
     }
 
-    /// While one is synced the next ones are already in line for the writer, which takes all of them together.
-    fn flights(&self) -> usize {
-        64
+    fn is_shared(&self) -> bool {
+        false
     }
 
     fn lease_key(&self) -> [u8; 32] {
