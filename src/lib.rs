@@ -7,7 +7,8 @@
 //! - [`server`]: the services on one port. Only it and the client know gRPC.
 //! - [`engine`]: batches calls, runs the timers, lets watchers follow the feed.
 //! - [`worker`]: runs attempts. [`handlers`]: the built-in kinds, and the register of a program's own.
-//! - [`store`]: keeps jobs and the feed of outcomes. [`store::sqlite`] is the embedded one.
+//! - [`store`]: keeps jobs and the feed of outcomes. [`store::sqlite`] is the embedded one,
+//!   [`store::postgres`] the one that many servers share.
 //! - [`job`]: the vocabulary and the rules, pure. [`config`]: every setting, with default and unit.
 //!
 //! A program that brings its own handlers starts with [`Server::builder`].

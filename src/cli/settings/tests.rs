@@ -191,3 +191,22 @@ fn a_missing_or_broken_file_is_named() {
     let refusal = layers("[limits\n", &[]).refusal();
     assert!(refusal.starts_with("FILE is not TOML: TOML parse error at line 1"), "{refusal}");
 }
+
+#[test]
+fn the_store_is_a_url_whose_password_is_not_shown() {
+    let file = "[store]\nurl = \"postgres://file/jobs\"\nreserve_bytes = 7\n";
+    let mut layers = layers(file, &[]);
+    let url = |settings: &Settings| settings.config.store.url.as_ref().unwrap().reveal().to_owned();
+    assert_eq!(url(&layers.load().unwrap()), "postgres://file/jobs");
+    layers
+        .environment
+        .push(("JOBWIRE_STORE".into(), "postgres://ada:se@cret@variable/jobs?password=x".into()));
+    let settings = layers.load().unwrap();
+    assert_eq!(url(&settings), "postgres://ada:se@cret@variable/jobs?password=x");
+    let shown = ("\"postgres://ada:***@variable/jobs?***\"".into(), "environment JOBWIRE_STORE".into());
+    assert_eq!((row(&settings, "store.url"), settings.config.store.reserve_bytes), (shown, 7));
+    layers.sources.store = Some("postgresql://flag/jobs".into());
+    assert_eq!(url(&layers.load().unwrap()), "postgresql://flag/jobs");
+    layers.sources.store = Some("mysql://flag/jobs".into());
+    assert_eq!(layers.refusal(), "flag --store: `store.url` must begin with postgres://");
+}
