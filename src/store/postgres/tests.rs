@@ -1,4 +1,5 @@
 mod opening;
+mod plans;
 mod replicas;
 mod server;
 

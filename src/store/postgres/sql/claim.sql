@@ -7,13 +7,13 @@ head as materialized (
   select line, turn, count(*) as most from (
     select q.line, q.turn, q.quota, row_number() over (partition by q.turn order by r.rank, r.num) as place
     from asked q, lateral (
-      select rank, num from ready where line = q.line and (wake is null or wake > $4) order by rank, num limit q.quota) r
+      select rank, num from ready where line = q.line and (wake is null or wake > $4) order by rank, num + 0 limit q.quota) r
     ) x
   where place <= quota group by line, turn),
 pick as materialized (
   select h.turn, r.* from head h, lateral (
     select num, rank, bytes from ready where line = h.line and (wake is null or wake > $4)
-    order by rank, num limit h.most for update skip locked) r),
+    order by rank, num + 0 limit h.most for update skip locked) r),
 kept as materialized (
   select num from (
     select num, sum(bytes) over (order by turn, rank, num rows between unbounded preceding and 1 preceding) as before

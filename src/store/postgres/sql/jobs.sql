@@ -20,7 +20,7 @@ left join (
 left join lateral (select * from job where num = q.num limit 1) j on true
 left join lateral (select * from live where num = j.num limit 1) l on true
 left join lateral (
-  select * from done where num = j.num and l.num is null order by num desc, seq desc limit 1) d on true
+  select * from done where num = j.num and l.num is null order by version desc limit 1) d on true
 left join lateral (
   select at, fraction, note, content_type as details_type, details from progress where num = l.num limit 1) n on true
 left join lateral (

@@ -2,7 +2,7 @@
 -- item.
 select 1 as sort, q.at, r.num, r.job_id, r.asked, r.own_id, (select true from job where num = r.num limit 1) as is_there
 from unnest($1::int8[], $2::text[], $3::text[]) as q (at, caller, request_id), lateral (
-  select * from request where caller = q.caller and request_id = q.request_id and until > $9 limit 1) r
+  select * from request where caller = q.caller and request_id = q.request_id and until + 0 > $9 limit 1) r
 union all
 select 2, q.at, j.num, null, null, null, true
 from unnest($4::int8[], $5::text[]) as q (at, id), lateral (select num from job where id = q.id limit 1) j

@@ -6,17 +6,17 @@ with asked as materialized (
 meant as materialized (
   select a.num, a.upto,
     (select num from live where num = a.num limit 1) is null
-    and (select seq from done where num = a.num and seq > a.upto limit 1) is null as is_last
+    and coalesce((select max(seq + 0) from done where num = a.num) <= a.upto, true) as is_last
   from asked a
   where a.version is null or (
     (select num from live where num = a.num limit 1) is null
-    and (select version from done where num = a.num order by num desc, seq desc limit 1) = a.version)),
+    and (select max(version) from done where num = a.num) = a.version)),
 noted as (
   update feed set last = greatest(last, (select seq from done order by seq desc limit 1))
   where exists (select from meant)),
 outcomes as (
   delete from done where seq = any (array (
-    select d.seq from meant m, lateral (select seq from done where num = m.num and seq <= m.upto) d))),
+    select d.seq from meant m, lateral (select seq from done where num = m.num and seq + 0 <= m.upto) d))),
 failures as (delete from failure where num = any (array (select num from meant where is_last))),
 told as (delete from progress where num = any (array (select num from meant where is_last))),
 jobs as (delete from job where num = any (array (select num from meant where is_last)) returning num)

@@ -59,6 +59,9 @@ create table job (
   options      text                        -- JSON of what is seldom set
 );
 
+-- Plans are made for tables of any size, once. So that none can pick an index that it would have to read from end to end,
+-- what is looked up by (num, seq) is only ever the first column of one, or hidden in an expression.
+
 -- The changing part of an unfinished job is one narrow row, in exactly one of the next three tables.
 
 -- QUEUED: the line of due jobs.
@@ -79,7 +82,7 @@ create table ready (
   retention int8,                          -- null: the queue's
   fence     int8 not null                  -- the newest grant that may still report; 0: none
 );
-create index ready_line on ready (line, rank, num);
+create index ready_line on ready (line, rank, (num + 0));
 create index ready_wake on ready (wake) where wake is not null;
 
 -- SCHEDULED and BACKING_OFF.
@@ -133,7 +136,7 @@ create table done (
   content_type text,
   output       bytea
 );
-create index done_num on done (num, seq);
+create index done_num on done (num);
 create index done_keep_until on done (keep_until);
 create index done_unsuccessful on done (num) where state <> 5;
 

@@ -33,7 +33,7 @@ requests as materialized (
 over as (
   delete from request where ctid = any (array (
     select found.ctid from requests r, lateral (
-      select ctid from request where caller = r.caller and request_id = r.request_id and until <= $16 limit 1) found))
+      select ctid from request where caller = r.caller and request_id = r.request_id and until + 0 <= $16 limit 1) found))
   returning 1),
 remembered as (
   insert into request (caller, request_id, num, job_id, asked, own_id, until)
