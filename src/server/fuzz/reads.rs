@@ -6,10 +6,6 @@ use prost::Message;
 use prost_types::Duration as ProtoDuration;
 
 use super::{HASH, LOG, refused, submit::moment, tokens::page_token};
-use crate::server::{
-    convert::{self, Format},
-    tokens::{self},
-};
 use crate::{
     config::{Config, Limits},
     engine,
@@ -17,6 +13,10 @@ use crate::{
     proto::{
         CancelJobRequest, DeleteJobRequest, GetJobRequest, GetResultRequest, JobFilter, ListJobsRequest,
         RetryJobRequest, WatchResultsRequest, watch_results_request,
+    },
+    server::{
+        convert::{self, Format},
+        tokens,
     },
     store::Position,
 };

@@ -6,14 +6,14 @@ use prost::Message;
 use prost_types::Duration as ProtoDuration;
 
 use super::{MS, documents::values, refused};
-use crate::server::{
-    convert::{self, Format},
-    jobs, json,
-};
 use crate::{
     config::Limits,
     job::{Error, Job, JobSpec, Payload, Start, State, Timestamp, View},
     proto::{self, BatchSubmitRequest, StreamSubmitRequest, SubmitRequest, job_spec, payload::Body},
+    server::{
+        convert::{self, Format},
+        jobs, json,
+    },
     store::Submission,
 };
 

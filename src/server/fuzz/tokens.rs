@@ -3,13 +3,10 @@
 use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 
 use super::{HASH, LOG, refused};
-use crate::server::{
-    deadline, jobs,
-    tokens::{self},
-};
 use crate::{
     engine,
     fuzz::{lines, text},
+    server::{deadline, jobs, tokens},
     store::{LogId, Position},
 };
 

@@ -6,7 +6,6 @@ use prost::Message;
 use prost_types::Duration as ProtoDuration;
 
 use super::{MS, refused};
-use crate::server::{convert, tokens::LeaseKey};
 use crate::{
     config::{Config, Limits},
     fuzz::text,
@@ -15,6 +14,7 @@ use crate::{
         self, Finish, LeaseJobsRequest, LeaseProgress, RenewLeasesRequest, WorkRequest, WorkerHello, finish,
         payload::Body, work_request,
     },
+    server::{convert, tokens::LeaseKey},
     store::LeaseId,
 };
 
