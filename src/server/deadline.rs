@@ -3,7 +3,7 @@
 //! The library's own timeout answers CANCELLED and ends at the response headers, so `grpc-timeout` is read here: it
 //! bounds unary calls, and goes along with the request for those that wait or stream.
 
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::{convert::Infallible, panic::AssertUnwindSafe, time::Duration};
 
 use futures_util::FutureExt as _;
 use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
@@ -28,7 +28,7 @@ impl Deadline {
 }
 
 /// Runs a call within its deadline, and never longer than `cap` until its headers are there.
-pub async fn enforce<B, F: Future<Output = Response<Body>>>(
+pub async fn enforce<B, F: Future<Output = Result<Response<Body>, Infallible>>>(
     cap: Duration,
     room: &Room,
     mut request: Request<B>,
@@ -54,7 +54,7 @@ pub async fn enforce<B, F: Future<Output = Response<Body>>>(
     // A call that panics before its first await must be caught too.
     let call = AssertUnwindSafe(async move { call(request).await }).catch_unwind();
     match timeout_at(end, call).await {
-        Ok(Ok(response)) => Room::hold(explained(response)),
+        Ok(Ok(Ok(response))) => Room::hold(explained(response)),
         Ok(Err(_)) => failure(Error::Internal("a call panicked".into())),
         Err(_) => failure(Error::DeadlineExceeded),
     }

@@ -9,7 +9,7 @@ use std::{
 
 use axum::Router;
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::{TryFutureExt as _, future::BoxFuture};
 use http::{HeaderName, HeaderValue, Request, Response, Version, header};
 use hyper::body::Incoming;
 use tonic::{
@@ -60,7 +60,7 @@ impl Front {
         let id = request.headers().get(REQUEST_ID).cloned();
         let mut response = match is_native(&request) {
             true => self.calls.answer(request).await,
-            false => self.web.oneshot(request).await?,
+            false => Box::pin(self.web.oneshot(request)).await?,
         };
         if let Some(id) = id {
             response.headers_mut().insert(REQUEST_ID, id);
@@ -104,24 +104,35 @@ struct Calls {
 impl Calls {
     async fn answer<B>(&self, request: Request<B>) -> Response<Body>
     where
-        B: hyper::body::Body<Data = Bytes, Error: Into<tonic::codegen::StdError>> + Unpin + Send + 'static,
+        B: hyper::body::Body<Data = Bytes, Error: Into<tonic::codegen::StdError> + Send>
+            + Unpin
+            + Send
+            + 'static,
     {
-        deadline::enforce(self.cap, &self.room, request, async |request| {
-            let path = request.uri().path();
-            let service = path.strip_prefix('/').and_then(|path| path.split_once('/'));
-            let Ok(response) = match service {
-                _ if path == watches::PATH => {
-                    let mut grpc = Grpc::new(EncodedAnswers)
-                        .max_decoding_message_size(MAX_MESSAGE)
-                        .max_encoding_message_size(MAX_MESSAGE);
-                    Ok(grpc.server_streaming(self.watches.clone(), request).await)
-                }
-                Some((JobServiceServer::<JobsApi>::NAME, _)) => self.jobs.clone().call(request).await,
-                _ => self.others.clone().oneshot(request).await.map(|response| response.map(Body::new)),
-            };
-            response
-        })
-        .await
+        deadline::enforce(self.cap, &self.room, request, |request| self.call(request)).await
+    }
+
+    /// Boxed, each way by itself: what is on its way is moved about by the library, and the rare ways are large.
+    fn call<B>(&self, request: Request<B>) -> BoxFuture<'static, Result<Response<Body>, Infallible>>
+    where
+        B: hyper::body::Body<Data = Bytes, Error: Into<tonic::codegen::StdError> + Send>
+            + Unpin
+            + Send
+            + 'static,
+    {
+        let path = request.uri().path();
+        let service = path.strip_prefix('/').and_then(|path| path.split_once('/'));
+        match service {
+            _ if path == watches::PATH => {
+                let mut grpc = Grpc::new(EncodedAnswers)
+                    .max_decoding_message_size(MAX_MESSAGE)
+                    .max_encoding_message_size(MAX_MESSAGE);
+                let watches = self.watches.clone();
+                Box::pin(async move { Ok(grpc.server_streaming(watches, request).await) })
+            }
+            Some((JobServiceServer::<JobsApi>::NAME, _)) => self.jobs.clone().call(request),
+            _ => Box::pin(self.others.clone().oneshot(request).map_ok(|response| response.map(Body::new))),
+        }
     }
 }
 

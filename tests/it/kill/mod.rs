@@ -18,7 +18,10 @@ use std::{
 };
 
 use fastrand::Rng;
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -142,35 +145,36 @@ impl Course {
             rng: self.rng.fork(),
             ..all.clone()
         };
+        let over = &all.over;
         let mut tasks = JoinSet::new();
         for _ in 0..2 {
-            tasks.spawn(clients::submit_one_by_one(session()));
-            tasks.spawn(clients::meddle(session()));
+            tasks.spawn(ends("submit_one_by_one", over, clients::submit_one_by_one(session())));
+            tasks.spawn(ends("meddle", over, clients::meddle(session())));
         }
-        tasks.spawn(clients::submit_in_batches(session()));
-        tasks.spawn(clients::submit_in_streams(session()));
-        tasks.spawn(clients::submit_exclusively(session()));
-        tasks.spawn(clients::await_ends(session()));
-        let hold = tokio::spawn(clients::hold(session(), self.held.take()));
-        let worker = tokio::spawn(std::mem::take(&mut self.worker).work(session()));
-        let watchers: Vec<_> =
-            self.watchers.drain(..).map(|watcher| tokio::spawn(watcher.watch(session(), false))).collect();
+        tasks.spawn(ends("submit_in_batches", over, clients::submit_in_batches(session())));
+        tasks.spawn(ends("submit_in_streams", over, clients::submit_in_streams(session())));
+        tasks.spawn(ends("submit_exclusively", over, clients::submit_exclusively(session())));
+        tasks.spawn(ends("await_ends", over, clients::await_ends(session())));
+        let hold = tokio::spawn(ends("hold", over, clients::hold(session(), self.held.take())));
+        let worker = std::mem::take(&mut self.worker).work(session());
+        let worker = tokio::spawn(ends("the worker", over, worker));
+        let watchers = self.watchers.drain(..);
+        let watchers: Vec<_> = watchers
+            .map(|watcher| tokio::spawn(ends("a watcher", over, watcher.watch(session(), false))))
+            .collect();
         // A drawn moment may take a while to come.
         let lifetime = if all.strike_when.is_some() { LONGEST_LIFE } else { self.lifetime() };
         let _ = timeout(lifetime, all.strike.cancelled()).await;
         self.server.kill();
         all.over.cancel();
-        let ended = async {
-            while let Some(task) = tasks.join_next().await {
-                task.expect("a client found nothing wrong");
-            }
-            self.held = hold.await.expect("a client found nothing wrong");
-            self.worker = worker.await.expect("the worker found nothing wrong");
-            for watcher in watchers {
-                self.watchers.push(watcher.await.expect("a watcher found nothing wrong"));
-            }
-        };
-        timeout(PATIENCE, ended).await.expect("clients end with the server");
+        while let Some(task) = tasks.join_next().await {
+            task.expect("a client found nothing wrong");
+        }
+        self.held = hold.await.expect("a client found nothing wrong");
+        self.worker = worker.await.expect("the worker found nothing wrong");
+        for watcher in watchers {
+            self.watchers.push(watcher.await.expect("a watcher found nothing wrong"));
+        }
     }
 
     /// From the start of the load to the kill.
@@ -266,5 +270,20 @@ impl fmt::Display for Totals {
             self.told,
             self.streams,
         )
+    }
+}
+
+/// Runs a client, which must end soon after its server.
+fn ends<T, F: Future<Output = T>>(
+    name: &'static str,
+    over: &CancellationToken,
+    client: F,
+) -> impl Future<Output = T> + use<T, F> {
+    let over = over.clone();
+    async move {
+        tokio::select! {
+            ended = client => ended,
+            () = async { over.cancelled().await; sleep(PATIENCE).await } => panic!("{name} does not end with its server"),
+        }
     }
 }
