@@ -24,6 +24,8 @@ type Answer<T> = std::result::Result<T, Error>;
 
 /// A new run of a final job.
 struct Rerun {
+    /// Its place in the batch: of two that take the same key, the first one gets it.
+    place: usize,
     num: i64,
     line: i32,
     was_version: i64,
@@ -138,7 +140,8 @@ impl PostgresStore {
         if reruns.is_empty() {
             return Ok(HashSet::new());
         }
-        let runs: Vec<&Rerun> = reruns.values().collect();
+        let mut runs: Vec<&Rerun> = reruns.values().collect();
+        runs.sort_unstable_by_key(|run| run.place);
         let nums: Vec<i64> = runs.iter().map(|run| run.num).collect();
         let versions: Vec<i64> = runs.iter().map(|run| run.was_version).collect();
         let line: Vec<i32> = runs.iter().map(|run| run.line).collect();
@@ -250,6 +253,7 @@ fn retry_one(named: &mut Named, now: Timestamp, retry: &Retry) -> Answer<()> {
         Retried::Now(live) => named.unit.live(num, live),
         Retried::Run(live) => {
             let rerun = Rerun {
+                place: named.reruns.len(),
                 num,
                 line: row.line,
                 was_version: row.job.version,

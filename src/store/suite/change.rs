@@ -168,6 +168,24 @@ pub async fn a_retry_takes_its_unique_key_again(open: Open) {
     world.recount().await;
 }
 
+pub async fn of_two_retries_the_first_takes_the_unique_key(open: Open) {
+    let mut world = World::new(open).await;
+    for round in 0..4 {
+        let names = ["a", "b", "c"].map(|name| format!("{name}-{round}"));
+        for name in &names {
+            world.reach(job(name).unique(&format!("k-{round}")), State::FAILED).await;
+        }
+        let retry = |name: &String| Retry { job_id: id(name), delay: Duration::ZERO, etag: None };
+        let changes = world.store().retry(world.now, names.iter().map(retry).collect()).await.unwrap();
+        assert_eq!(changes[0].as_ref().unwrap().job.state, State::QUEUED);
+        for change in &changes[1..] {
+            assert_matches!(change, Err(Error::UniqueKeyInUse { job_id, .. }) if *job_id == names[0]);
+        }
+        world.cancel(&names[0]).await.unwrap();
+    }
+    world.recount().await;
+}
+
 pub async fn a_retry_leaves_no_lease_of_the_run_before(open: Open) {
     let world = World::new(open).await;
     let leased = world.start(job("a").max_attempts(1)).await;

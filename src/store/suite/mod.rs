@@ -148,6 +148,7 @@ macro_rules! store_suite {
                 a_retry_ends_a_back_off
                 a_retry_is_refused_elsewhere
                 a_retry_takes_its_unique_key_again
+                of_two_retries_the_first_takes_the_unique_key
                 a_retry_leaves_no_lease_of_the_run_before
                 a_delete_removes_a_final_job
                 a_delete_takes_the_outcomes_of_every_run

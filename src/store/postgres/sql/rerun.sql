@@ -4,15 +4,17 @@ with asked as materialized (
   select * from unnest(
     $1::int8[], $2::int8[], $3::int4[], $4::int4[], $5::int4[], $6::int4[], $7::int8[], $8::int8[], $9::int8[],
     $10::int8[], $11::int8[], $12::int8[], $13::int8[], $14::int8[], $15::text[], $16::text[])
-  as u (num, was_version, line, state, run, priority, version, due, rank,
-        wake, start_by, end_by, bytes, retention, unique_queue, unique_key)),
+  with ordinality as u (
+    num, was_version, line, state, run, priority, version, due, rank,
+    wake, start_by, end_by, bytes, retention, unique_queue, unique_key, ord)),
 free as materialized (
   select a.* from asked a
   where (select num from live where num = a.num limit 1) is null
     and (select max(version) from done where num = a.num) = a.was_version),
 held as (
   insert into uniq (queue, key, num)
-  select unique_queue, unique_key, num from free where unique_key is not null order by unique_queue, unique_key
+  select unique_queue, unique_key, num from free where unique_key is not null
+  order by unique_queue, unique_key, ord
   on conflict do nothing returning num),
 fresh as materialized (
   select * from free where unique_key is null or num = any (array (select num from held))),
