@@ -3,13 +3,13 @@
 //! What changes an unfinished job is a move, which nobody else can have made meanwhile. A final job has no row that a move
 //! could take away: there the lock of its `job` row keeps others out, until the statement after it has looked again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
     PostgresStore,
     moves::{Present, Unit},
-    pool::{Result, Step},
-    rows::{get, millis},
+    pool::{Failure, Result, Step},
+    rows::{self, Fixed, JobRow, LiveRow, get, millis},
 };
 use crate::{
     job::{Cancelled, Error, Job, JobId, JobSpec, Live, Retried, State, Suspension, Timestamp, View},
@@ -33,6 +33,26 @@ struct Rerun {
     spec: std::sync::Arc<JobSpec>,
     id: JobId,
     live: Live,
+}
+
+impl Rerun {
+    /// The job at the beginning of its new run.
+    fn begun(&self, row: &JobRow) -> Job {
+        let fixed = Fixed {
+            id: self.id.clone(),
+            spec: self.spec.clone(),
+            trace: row.job.trace.clone(),
+            submitted: row.job.submit_time,
+        };
+        let live = LiveRow {
+            num: self.num,
+            line: self.line,
+            bytes: self.bytes,
+            retention: self.spec.retention,
+            live: self.live.clone(),
+        };
+        rows::of_live(fixed, &live)
+    }
 }
 
 /// Jobs that callers name, as they are now.
@@ -63,76 +83,83 @@ impl Named {
 impl PostgresStore {
     async fn named(&self, ids: impl Iterator<Item = &JobId>) -> Result<Named> {
         let ids: Vec<JobId> = ids.collect::<HashSet<_>>().into_iter().cloned().collect();
-        let rows: Vec<_> = self.jobs_by_id(&ids, View::Basic).await?.jobs.into_iter().flatten().collect();
+        let rows: Vec<_> = self.jobs_by_id(&ids, View::Result).await?.jobs.into_iter().flatten().collect();
         let nums = rows.iter().map(|row| (row.job.id.clone(), row.num)).collect();
         Ok(Named { unit: Unit::new(rows), nums, reruns: HashMap::new(), removals: HashMap::new() })
     }
 
     pub async fn cancel_jobs(&self, now: Timestamp, cancels: Vec<Cancel>) -> Result<Vec<Answer<Change>>> {
-        let mut answers: Vec<Answer<Option<LeaseId>>> = cancels.iter().map(|_| Ok(None)).collect();
+        let mut answers = BTreeMap::new();
         let mut open: Vec<usize> = (0..cancels.len()).collect();
         while !open.is_empty() {
             let mut named = self.named(open.iter().map(|&at| &cancels[at].job_id)).await?;
-            for &at in &open {
-                answers[at] = cancel_one(&mut named, &cancels[at]);
-            }
+            let verdicts: Vec<_> =
+                open.iter().map(|&at| (at, cancel_one(&mut named, &cancels[at]))).collect();
             let moved = self.carry_out(now, &named.unit).await?;
-            open.retain(|&at| {
+            open.clear();
+            for (at, verdict) in verdicts {
                 let num = named.nums.get(&cancels[at].job_id);
-                num.is_some_and(|&num| named.unit.is_changed(num) && !moved.has(num))
-            });
+                if num.is_some_and(|&num| named.unit.is_changed(num) && !moved.has(num)) {
+                    open.push(at);
+                } else {
+                    answers.insert(at, self.changed(&named, &cancels[at].job_id, verdict, now)?);
+                }
+            }
         }
-        self.present(answers, cancels.iter().map(|cancel| &cancel.job_id)).await
+        Ok(answers.into_values().collect())
     }
 
     pub async fn retry_jobs(&self, now: Timestamp, retries: Vec<Retry>) -> Result<Vec<Answer<Change>>> {
-        let mut answers: Vec<Answer<Option<LeaseId>>> = retries.iter().map(|_| Ok(None)).collect();
+        let mut answers = BTreeMap::new();
         let mut open: Vec<usize> = (0..retries.len()).collect();
         while !open.is_empty() {
             let mut named = self.named(open.iter().map(|&at| &retries[at].job_id)).await?;
-            for &at in &open {
-                answers[at] = retry_one(&mut named, now, &retries[at]).map(|()| None);
-            }
+            let verdicts: Vec<_> =
+                open.iter().map(|&at| (at, retry_one(&mut named, now, &retries[at]))).collect();
             let moved = self.carry_out(now, &named.unit).await?;
             let begun = self.begin_runs(&named.reruns).await?;
-            let mut again = Vec::new();
-            for &at in &open {
-                let Some(&num) = named.nums.get(&retries[at].job_id) else { continue };
-                if let Some(rerun) = named.reruns.get(&num).filter(|_| !begun.contains(&num)) {
+            open.clear();
+            for (at, verdict) in verdicts {
+                let id = &retries[at].job_id;
+                let num = named.nums.get(id).copied();
+                let refused =
+                    num.and_then(|num| named.reruns.get(&num)).filter(|run| !begun.contains(&run.num));
+                if let Some(rerun) = refused {
                     // Somebody holds its key, or has changed it meanwhile: then it is looked at anew.
                     match self.key_in_use(rerun).await? {
-                        Some(error) if answers[at].is_ok() => answers[at] = Err(error),
-                        _ => again.push(at),
+                        Some(error) if verdict.is_ok() => drop(answers.insert(at, Err(error))),
+                        _ => open.push(at),
                     }
-                } else if named.unit.is_changed(num) && !moved.has(num) {
-                    again.push(at);
+                } else if num.is_some_and(|num| named.unit.is_changed(num) && !moved.has(num)) {
+                    open.push(at);
+                } else {
+                    answers.insert(at, self.changed(&named, id, verdict.map(|()| None), now)?);
                 }
             }
-            open = again;
         }
-        self.present(answers, retries.iter().map(|retry| &retry.job_id)).await
+        Ok(answers.into_values().collect())
     }
 
-    /// Answers with the jobs as they are now.
-    async fn present<'a>(
+    /// The answer to a change that was carried out, or refused. The job as the change has left it: what followed at once,
+    /// by other hands, is not told.
+    fn changed(
         &self,
-        answers: Vec<Answer<Option<LeaseId>>>,
-        ids: impl Iterator<Item = &'a JobId>,
-    ) -> Result<Vec<Answer<Change>>> {
-        let ids: Vec<JobId> = ids.cloned().collect();
-        let jobs = if answers.iter().any(Answer::is_ok) {
-            self.jobs_by_id(&ids, View::Result).await?.jobs
-        } else {
-            vec![None; ids.len()]
+        named: &Named,
+        id: &JobId,
+        verdict: Answer<Option<LeaseId>>,
+        now: Timestamp,
+    ) -> Result<Answer<Change>> {
+        let revoke = match verdict {
+            Ok(revoke) => revoke,
+            Err(error) => return Ok(Err(error)),
         };
-        let change =
-            |((answer, row), id): ((Answer<Option<LeaseId>>, Option<super::rows::JobRow>), &JobId)| {
-                let revoke = answer?;
-                // Somebody may have removed it at once.
-                let row = row.ok_or_else(|| Error::JobNotFound { job_id: id.to_string() })?;
-                Ok(Change { job: row.job, revoke })
-            };
-        Ok(answers.into_iter().zip(jobs).zip(&ids).map(change).collect())
+        let found = named.nums.get(id).and_then(|num| Some((named.unit.job(*num)?, named.reruns.get(num))));
+        let Some((job, rerun)) = found else { return Err(Failure::Damaged("a job")) };
+        let job = match rerun {
+            Some(rerun) => rerun.begun(&job.row),
+            None => job.as_left(&self.lines, now)?,
+        };
+        Ok(Ok(Change { job, revoke }))
     }
 
     /// Begins new runs where the jobs are still as they were. Answers with those.

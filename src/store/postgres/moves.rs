@@ -56,6 +56,29 @@ pub struct Job {
     change: Option<Change>,
 }
 
+impl Job {
+    /// The job as the unit leaves it: what follows at once, by other hands, is not told.
+    pub fn as_left(&self, lines: &Lines, now: Timestamp) -> Result<crate::job::Job> {
+        let mut job = self.row.job.clone();
+        let Some(was) = self.row.live.as_ref().filter(|_| self.change.is_some()) else { return Ok(job) };
+        job.state = self.present.state();
+        job.version = self.present.version();
+        match &self.present {
+            Present::Live(live) => {
+                job.cancel_requested = live.cancel_reason.is_some();
+                job.next_attempt_time = live.lease.is_none().then_some(live.due);
+            }
+            Present::Final { .. } => {
+                job.error = self.change.as_ref().and_then(|change| change.ending.as_ref()?.error.clone());
+                (job.progress, job.next_attempt_time, job.cancel_requested) = (None, None, false);
+                job.finish_time = Some(now);
+                job.delete_time = Some(was.keep_until(&*lines.get(was.line)?, now));
+            }
+        }
+        Ok(job)
+    }
+}
+
 #[derive(Debug, Default)]
 struct Change {
     must_be_over: bool,
