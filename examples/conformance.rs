@@ -17,7 +17,7 @@ use jobwire::{
     },
 };
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -61,7 +61,12 @@ async fn ask(command: &str, address: &str, arguments: &Value) -> Result<(), Box<
         }
         "result" => {
             let wait = arguments["wait"].as_f64().map_or(Duration::MAX, Duration::from_secs_f64);
-            let reply = client.result(&job_id, wait).await?;
+            let limit = arguments["limit"].as_f64().map_or(Duration::MAX, Duration::from_secs_f64);
+            let Ok(reply) = timeout(limit, client.result(&job_id, wait)).await else {
+                say(&json!({"error": "DEADLINE_EXCEEDED", "reason": null}));
+                return Ok(());
+            };
+            let reply = reply?;
             let mut said = show(reply.job.unwrap_or_default())?;
             said["done"] = reply.done.into();
             say(&said);

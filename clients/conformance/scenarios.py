@@ -88,6 +88,17 @@ async def wait(world: World) -> None:
     same((late["done"], late["state"]), (True, "STATE_SUCCEEDED"))
 
 
+async def deadline(world: World) -> None:
+    """The caller's own limit, by the language's own means, ends the call and nothing else."""
+    # Nobody works on it yet, so it cannot be sooner.
+    job_id = await world.submit("double", 2)
+    said = await world.ask("result", job_id=job_id, limit=0.5)
+    same((said["error"], said["reason"] or None), ("DEADLINE_EXCEEDED", None))
+    async with world.worker():
+        late = await world.ask("result", job_id=job_id, limit=40)
+        same((late["done"], late["state"], late["output"]), (True, "STATE_SUCCEEDED", 4))
+
+
 async def cancel(world: World) -> None:
     nap = await world.ask("submit", kind="sleep", payload={"duration": "1h"})
     await world.ask("cancel", job_id=nap["job_id"])
@@ -143,6 +154,25 @@ async def through_nginx(world: World) -> None:
             same((await watch.next("finished"))["finished"], second)
         finally:
             await watch.process.kill()
+    finally:
+        await proxy.close()
+
+
+async def work_through_nginx(world: World) -> None:
+    """One stream carries results beyond what nginx takes of a request by default."""
+    proxy = Nginx(world.server)
+    await proxy.start()
+    try:
+        worker = await world.driver.start("work", proxy.address, queues=[world.queue])
+        try:
+            for job_id in [await world.submit("large", 512 << 10) for _ in range(4)]:
+                job = await world.outcome(job_id)
+                same(Job.State.Name(job.state), "STATE_SUCCEEDED")
+            await asyncio.sleep(READ_TIMEOUT + 2)
+            succeeded(await world.outcome(await world.submit("double", 4)), 8)
+            same(proxy.ended("Work"), 0)
+        finally:
+            await worker.process.kill()
     finally:
         await proxy.close()
 
@@ -274,6 +304,7 @@ CALLS: list[Scenario] = [
     one_request_id,
     errors,
     wait,
+    deadline,
     cancel,
     gap,
     server_comes_back,
@@ -290,4 +321,5 @@ WORKERS: list[Scenario] = [
     lease_lost,
     worker_killer,
     server_restarts,
+    work_through_nginx,
 ]

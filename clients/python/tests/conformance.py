@@ -41,7 +41,8 @@ async def run(client: Client, args: dict[str, Any]) -> None:
 
 
 async def result(client: Client, args: dict[str, Any]) -> None:
-    reply = await client.result(args["job_id"], args.get("wait"))
+    async with asyncio.timeout(args.get("limit")):
+        reply = await client.result(args["job_id"], args.get("wait"))
     say(done=reply.done, **show(reply.job))
 
 
@@ -130,6 +131,8 @@ async def main() -> None:
             ](client, args)
         except Error as error:
             say(error=error.code.name, reason=error.reason)
+        except TimeoutError:
+            say(error="DEADLINE_EXCEEDED", reason=None)
 
 
 asyncio.run(main())

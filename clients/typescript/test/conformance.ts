@@ -36,7 +36,8 @@ const commands: Record<string, (client: Client) => Promise<void>> = {
         say(show(await client.run(spec())));
     },
     async result(client) {
-        const { done, job } = await client.result(args.job_id, "wait" in args ? args.wait * 1000 : Infinity);
+        const options = "limit" in args ? { signal: AbortSignal.timeout(args.limit * 1000) } : {};
+        const { done, job } = await client.result(args.job_id, "wait" in args ? args.wait * 1000 : Infinity, options);
         say({ done, ...show(job!) });
     },
     async get(client) {
@@ -103,8 +104,13 @@ if (command === "work") {
     try {
         await commands[command]!(connect(address));
     } catch (error) {
-        if (!(error instanceof JobwireError)) throw error;
-        say({ error: upper(error.code), reason: error.reason ?? null });
+        if (error instanceof DOMException && error.name === "TimeoutError") {
+            say({ error: "DEADLINE_EXCEEDED", reason: null });
+        } else if (error instanceof JobwireError) {
+            say({ error: upper(error.code), reason: error.reason ?? null });
+        } else {
+            throw error;
+        }
     }
 }
 process.exit();

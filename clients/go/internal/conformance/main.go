@@ -29,6 +29,7 @@ type arguments struct {
 	RequestID   string   `json:"request_id"`
 	JobID       string   `json:"job_id"`
 	Wait        *float64 `json:"wait"`
+	Limit       *float64 `json:"limit"`
 	AfterCursor string   `json:"after_cursor"`
 	OnGap       string   `json:"on_gap"`
 	Count       int      `json:"count"`
@@ -101,6 +102,11 @@ func ask(ctx context.Context, command, address string, args arguments) error {
 		wait := jobwire.Forever
 		if args.Wait != nil {
 			wait = time.Duration(*args.Wait * float64(time.Second))
+		}
+		if args.Limit != nil {
+			bounded, cancel := context.WithTimeout(ctx, time.Duration(*args.Limit*float64(time.Second)))
+			defer cancel()
+			ctx = bounded
 		}
 		reply, err := client.Result(ctx, args.JobID, wait)
 		if err != nil {
