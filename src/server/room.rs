@@ -22,6 +22,9 @@ use tonic::{Response, Status, body::Body};
 use super::{MAX_MESSAGE, status::status};
 use crate::job::Error;
 
+/// Bytes that one byte of gzip makes at most: two bits stand for a run of 258.
+const INFLATION: usize = 1032;
+
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Bytes of messages that are not counted: there is always room for those.
@@ -125,6 +128,10 @@ pub struct Request<B> {
 struct Large {
     /// For what has come of it.
     taken: OwnedSemaphorePermit,
+    /// Bytes that it may yet become.
+    rest: usize,
+    /// Bytes that one byte of it may become.
+    growth: usize,
     /// When all of it must have come.
     end: Pin<Box<Sleep>>,
 }
@@ -136,7 +143,9 @@ impl<B> Request<B> {
             if self.left > 0 {
                 self.left -= part;
                 if let Some(large) = &mut self.large {
-                    large.taken.merge(self.room.take(&self.room.requests, part)?);
+                    let size = part.saturating_mul(large.growth).min(large.rest);
+                    large.rest -= size;
+                    large.taken.merge(self.room.take(&self.room.requests, size)?);
                 }
             } else {
                 self.head[self.have..self.have + part].copy_from_slice(&data[..part]);
@@ -154,13 +163,17 @@ impl<B> Request<B> {
     }
 
     fn begin(&mut self) -> Result<(), Error> {
-        let [_, length @ ..] = self.head;
+        let [compressed, length @ ..] = self.head;
         self.have = 0;
         self.left = u32::from_be_bytes(length) as usize;
+        let growth = if compressed == 0 { 1 } else { INFLATION };
+        let size = self.left.saturating_mul(growth).min(MAX_MESSAGE);
         // A larger one is refused by its length, before any of it is kept.
-        if (SMALL..=MAX_MESSAGE).contains(&self.left) {
+        if size >= SMALL && self.left <= MAX_MESSAGE {
             self.large = Some(Large {
                 taken: self.room.take(&self.room.requests, 0)?,
+                rest: size,
+                growth,
                 end: Box::pin(sleep(self.patience)),
             });
         }
@@ -228,6 +241,26 @@ mod tests {
         assert_eq!(free(), MAX_MESSAGE - 1000);
         drop(half);
         assert_eq!(free(), MAX_MESSAGE);
+    }
+
+    #[tokio::test]
+    async fn a_compressed_message_counts_as_what_it_may_inflate_to() {
+        let room = Room::new(MAX_MESSAGE);
+        let free = || room.requests.available_permits();
+        for (size, come, taken) in [
+            (1000, 10, 10 * INFLATION),
+            (100_000, 10, 10 * INFLATION),
+            (100_000, 50_000, MAX_MESSAGE),
+            (SMALL / INFLATION, 60, 0),
+        ] {
+            let mut bytes = message(size);
+            bytes[0] = 1;
+            let mut request = room.request((), Duration::from_secs(9));
+            request.count(&bytes[..HEAD + come]).unwrap();
+            assert_eq!(MAX_MESSAGE - free(), taken, "{size} {come}");
+            request.count(&bytes[HEAD + come..]).unwrap();
+            assert_eq!(free(), MAX_MESSAGE);
+        }
     }
 
     #[tokio::test]

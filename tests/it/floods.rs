@@ -28,7 +28,7 @@ const BOUND: u64 = 128 << 20;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// Bytes of memory that a process has used at its height.
-fn peak(server: &Server) -> u64 {
+pub fn peak(server: &Server) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("the server runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("kilobytes") << 10
