@@ -59,10 +59,11 @@ impl Room {
         of.clone().try_acquire_many_owned(size).map_err(full)
     }
 
-    /// A request whose large messages need room, and come to their end within `patience`.
-    pub fn request<B>(&self, body: B, patience: Duration) -> Request<B> {
+    /// A request whose large messages need room, and come to their end within `patience`. Of one with a `single`
+    /// message, that and its end are awaited together.
+    pub fn request<B>(&self, body: B, patience: Duration, single: bool) -> Request<B> {
         let (head, have, left) = ([0; HEAD], 0, 0);
-        Request { body, room: self.clone(), patience, head, have, left, large: None }
+        Request { body, room: self.clone(), patience, single, head, have, left, large: None }
     }
 
     /// A reply, if there is room for it.
@@ -116,6 +117,7 @@ pub struct Request<B> {
     body: B,
     room: Room,
     patience: Duration,
+    single: bool,
     /// Of the next message, as far as it has come.
     head: [u8; HEAD],
     have: usize,
@@ -154,7 +156,8 @@ impl<B> Request<B> {
                     self.begin()?;
                 }
             }
-            if self.left == 0 {
+            // The library keeps a single message until the request has ended.
+            if self.left == 0 && !self.single {
                 self.large = None;
             }
             data = &data[part..];
@@ -230,17 +233,20 @@ mod tests {
         let free = || room.requests.available_permits();
         let bytes = [message(0), message(100), message(SMALL), message(MAX_MESSAGE), message(1)].concat();
         for part in [1, 3, 5, 1000, SMALL, usize::MAX] {
-            let mut request = room.request((), Duration::from_secs(9));
+            let mut request = room.request((), Duration::from_secs(9), false);
             for piece in bytes.chunks(part) {
                 request.count(piece).unwrap();
             }
             assert_eq!((request.have, request.left, free()), (0, 0, MAX_MESSAGE), "{part}");
         }
-        let mut half = room.request((), Duration::from_secs(9));
+        let mut half = room.request((), Duration::from_secs(9), false);
         half.count(&message(SMALL)[..HEAD + 1000]).unwrap();
         assert_eq!(free(), MAX_MESSAGE - 1000);
         drop(half);
         assert_eq!(free(), MAX_MESSAGE);
+        let mut single = room.request((), Duration::from_secs(9), true);
+        single.count(&message(SMALL)).unwrap();
+        assert_eq!(free(), MAX_MESSAGE - SMALL);
     }
 
     #[tokio::test]
@@ -255,7 +261,7 @@ mod tests {
         ] {
             let mut bytes = message(size);
             bytes[0] = 1;
-            let mut request = room.request((), Duration::from_secs(9));
+            let mut request = room.request((), Duration::from_secs(9), false);
             request.count(&bytes[..HEAD + come]).unwrap();
             assert_eq!(MAX_MESSAGE - free(), taken, "{size} {come}");
             request.count(&bytes[HEAD + come..]).unwrap();
@@ -266,9 +272,9 @@ mod tests {
     #[tokio::test]
     async fn without_room_a_large_message_is_refused_and_a_small_one_is_not() {
         let room = Room::new(SMALL);
-        let mut first = room.request((), Duration::from_secs(9));
+        let mut first = room.request((), Duration::from_secs(9), false);
         first.count(&message(SMALL)[..SMALL]).unwrap();
-        let mut second = room.request((), Duration::from_secs(9));
+        let mut second = room.request((), Duration::from_secs(9), false);
         second.count(&message(SMALL - 1)).unwrap();
         assert!(matches!(second.count(&message(SMALL)), Err(Error::QueueFull { .. })));
     }

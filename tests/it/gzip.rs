@@ -6,8 +6,7 @@ use flate2::{Compression, write::GzEncoder};
 use futures_util::stream;
 use http::HeaderMap;
 use jobwire::proto::{
-    LeaseJobsRequest, StreamSubmitRequest, SubmitRequest, WatchResultsRequest, job::State,
-    stream_submit_response::Verdict,
+    LeaseJobsRequest, StreamSubmitRequest, WatchResultsRequest, job::State, stream_submit_response::Verdict,
 };
 use prost::Message as _;
 use tonic::{Code, Status, codec::CompressionEncoding};
@@ -27,11 +26,11 @@ async fn compressing(server: &Server) -> Client {
 }
 
 /// A message of gRPC that says it is compressed.
-fn flagged(content: &[u8]) -> Vec<u8> {
+pub fn flagged(content: &[u8]) -> Vec<u8> {
     [&[1][..], &(content.len() as u32).to_be_bytes(), content].concat()
 }
 
-fn gzip(content: &[u8]) -> Vec<u8> {
+pub fn gzip(content: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(content).unwrap();
     encoder.finish().unwrap()
@@ -101,30 +100,33 @@ async fn answers_are_never_compressed() {
     assert!(!headers.contains_key("grpc-status") && !headers.contains_key("grpc-encoding"), "{headers:?}");
 }
 
-/// Inflates to this many bytes of a text that nobody asked for.
-fn bomb(size: usize) -> Vec<u8> {
-    let content = SubmitRequest { request_id: "\0".repeat(size), ..submit("echo", "1") }.encode_to_vec();
-    let bomb = flagged(&gzip(&content));
-    assert!(bomb.len() * 900 < size, "{} bytes make {size}", bomb.len());
-    bomb
+/// Would inflate to 1 GiB.
+fn bomb() -> Vec<u8> {
+    const HEADER: usize = 10;
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(&vec![0; 1 << 20]).unwrap();
+    // Ends its block, so that the next may follow.
+    encoder.flush().unwrap();
+    let (header, block) = encoder.get_ref().split_at(HEADER);
+    assert!(block.len() < 1100, "1 MiB is {} bytes", block.len());
+    flagged(&[header, &block.repeat(1024)].concat())
 }
 
 #[tokio::test]
 async fn what_inflates_beyond_a_message_is_too_large_and_costs_no_more_than_one() {
-    let server = Server::with(ACCEPT);
+    // Each thread has its own buffers.
+    let server = Server::with_variables(ACCEPT, &[("TOKIO_WORKER_THREADS", "2".into())]);
     finish(&server.client().await, submit("echo", "1")).await;
     let before = peak(&server);
     let mut connection = Bare::connect(&server).await;
-    for bomb in [bomb(5 << 20), bomb(20 << 20)] {
-        for _ in 0..5 {
-            let refused = refusal(&mut connection, "gzip", bomb.clone()).await;
-            assert_eq!((refused.field(), refused.metadata["limit"].as_str()), ("message", "4194304"));
-            refused.is(Code::InvalidArgument, "TOO_LARGE");
-        }
+    let bomb = bomb();
+    for _ in 0..20 {
+        let refused = refusal(&mut connection, "gzip", bomb.clone()).await;
+        assert_eq!((refused.field(), refused.metadata["limit"].as_str()), ("message", "4194304"));
+        refused.is(Code::InvalidArgument, "TOO_LARGE");
     }
     let grown = peak(&server).saturating_sub(before);
-    // The message, and its buffer while it grows to twice the size.
-    assert!(grown < 24 << 20, "{} MiB", grown >> 20);
+    assert!(grown < 64 << 20, "{} MiB", grown >> 20);
     finish(&server.client().await, submit("echo", "1")).await;
 }
 
