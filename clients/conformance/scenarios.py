@@ -177,6 +177,28 @@ async def work_through_nginx(world: World) -> None:
         await proxy.close()
 
 
+async def compression(world: World) -> None:
+    """Requests in gzip: refused unless the server was told to take them, then taken from callers and workers."""
+    text = "compressible " * 1000
+    refused = await world.ask("run", kind="echo", payload=text, compress=True)
+    same((refused["error"], refused["reason"]), ("UNIMPLEMENTED", "NOT_SUPPORTED"))
+    server = Server(world.server.binary, JOBWIRE_HTTP2__ACCEPT_GZIP="true")
+    try:
+        await server.start()
+        taking = World(world.driver, server, world.client)
+        same((await taking.ask("run", kind="echo", payload=text, compress=True))["output"], text)
+        async with (
+            taking.start("watch", queues=[taking.queue], count=1, compress=True) as watch,
+            taking.worker(compress=True),
+        ):
+            await watch.next("checkpoint")
+            job = await taking.ask("submit", kind="double", queue=taking.queue, payload=21, compress=True)
+            same((await watch.next("finished"))["finished"], job["job_id"])
+            same((await taking.ask("result", job_id=job["job_id"], compress=True))["output"], 42)
+    finally:
+        await server.close()
+
+
 async def gap(world: World) -> None:
     """A cursor of another store."""
     other = "c1.m4gK5Bp_UpgAAAAAAAAAAHuj0ws"
@@ -307,6 +329,7 @@ CALLS: list[Scenario] = [
     deadline,
     cancel,
     gap,
+    compression,
     server_comes_back,
     watch_across_a_kill,
     through_nginx,

@@ -73,6 +73,7 @@ async function work(): Promise<void> {
         queues: args.queues,
         concurrency: args.concurrency ?? 4,
         drainTimeoutMs: 20_000,
+        gzip: args.compress,
     });
     worker.handle("double", (_, number: number) => number * 2);
     worker.handle("large", (_, size: number) => new Uint8Array(size));
@@ -102,7 +103,7 @@ if (command === "work") {
     await work();
 } else {
     try {
-        await commands[command]!(connect(address));
+        await commands[command]!(connect(address, { gzip: args.compress }));
     } catch (error) {
         if (error instanceof DOMException && error.name === "TimeoutError") {
             say({ error: "DEADLINE_EXCEEDED", reason: null });

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding/gzip"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	jobwire "github.com/jobwire/jobwire/clients/go"
@@ -34,6 +36,15 @@ type arguments struct {
 	OnGap       string   `json:"on_gap"`
 	Count       int      `json:"count"`
 	Concurrency int      `json:"concurrency"`
+	Compress    bool     `json:"compress"`
+}
+
+// options are those of the connections.
+func (a arguments) options() []grpc.DialOption {
+	if a.Compress {
+		return []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.UseCompressor(gzip.Name))}
+	}
+	return nil
 }
 
 type line map[string]any
@@ -80,7 +91,7 @@ func main() {
 }
 
 func ask(ctx context.Context, command, address string, args arguments) error {
-	client, err := jobwire.Dial(address)
+	client, err := jobwire.Dial(address, args.options()...)
 	if err != nil {
 		return err
 	}
@@ -175,7 +186,8 @@ type how struct {
 
 func work(address string, args arguments) error {
 	worker := jobwire.NewWorker(address, jobwire.WorkerOptions{
-		Queues: args.Queues, Concurrency: args.Concurrency, DrainTimeout: 20 * time.Second})
+		Queues: args.Queues, Concurrency: args.Concurrency, DrainTimeout: 20 * time.Second,
+		DialOptions: args.options()})
 	jobwire.Handle(worker, "double", func(_ context.Context, _ *jobwire.Attempt, number int) (int, error) {
 		return number * 2, nil
 	})
