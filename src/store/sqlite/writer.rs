@@ -68,12 +68,8 @@ impl Command {
         }
     }
 
-    /// When it is carried out, within its group.
-    fn turn(&self) -> u8 {
-        match self {
-            Self::Write { .. } | Self::Wake => 0,
-            Self::Submit { .. } => 1,
-        }
+    fn is_submit(&self) -> bool {
+        matches!(self, Self::Submit { .. })
     }
 
     fn is_synced(&self) -> bool {
@@ -301,7 +297,8 @@ impl State {
             true => Durable::Synced,
             false => Durable::Written,
         };
-        group.sort_by_key(Command::turn);
+        // They come last.
+        group.sort_by_key(Command::is_submit);
         self.set_durable(durable)?;
         let mut parked = std::mem::take(&mut self.parked);
         let (answers, effects) = self.transact(|tx| {
