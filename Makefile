@@ -84,7 +84,8 @@ clients-tools:
 	@tools/install-clients.sh $(CLIENT_TOOLS)
 
 clients-test: clients-tools ## Tests of the client libraries, alone and against the real server
-	clients/test.sh $(CLIENT_TOOLS) $(BINARY) $(wildcard $(TARGET)/debug/examples/conformance)
+	cargo build --locked --example conformance
+	clients/test.sh $(CLIENT_TOOLS) $(BINARY) $(TARGET)/debug/examples/conformance
 
 clients: clients-tools ## Generate the code of the client libraries from proto/
 	tools/generate-clients.sh $(CLIENT_TOOLS)

@@ -2,12 +2,21 @@
 # Tests the client libraries: is the generated code that of the contract, do they pass their own tests, and do they
 # behave alike against the real server?
 #
-# usage: clients/test.sh TOOLS BINARY [RUST_DRIVER]
+# usage: clients/test.sh TOOLS BINARY RUST_DRIVER
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
-tools=$(cd "$1" && pwd) binary=$(realpath "$2") rust=${3:-}
+tools=$(cd "$1" && pwd) binary=$(realpath -m "$2") rust=$(realpath -m "$3")
 python=$tools/venv/bin/python
+
+die() {
+    printf 'clients: %s\n' "$*" >&2
+    exit 1
+}
+# Before the minutes that the rest takes.
+[ -x "$binary" ] || die "no server at $binary: run \`make build\`"
+[ -x "$rust" ] || die "no driver of the Rust library at $rust: run \`cargo build --example conformance\`"
+command -v mvn >/dev/null || die "Maven is missing: run \`make tools\`, or see https://maven.apache.org"
 
 step() { printf '\n== %s\n' "$*"; }
 
@@ -32,7 +41,7 @@ go build -o "$tools/bin/go-driver" ./internal/conformance
 cd - >/dev/null
 
 step conformance
-"$python" clients/conformance/run.py --server "$binary" --go "$tools/bin/go-driver" ${rust:+--rust "$rust"}
+"$python" clients/conformance/run.py --server "$binary" --go "$tools/bin/go-driver" --rust "$rust"
 
 step browser
 "$python" clients/conformance/browser.py "$binary"
@@ -44,9 +53,5 @@ step ghz
     '{address}'
 
 step Java
-if command -v mvn >/dev/null; then
-    "$python" clients/conformance/tool.py "$binary" "refused JOB_NOT_FOUND" \
-        mvn --batch-mode --quiet --file clients/java/pom.xml compile exec:java '-Dexec.args={address}'
-else
-    echo "no Maven here: the recipe was not tried"
-fi
+"$python" clients/conformance/tool.py "$binary" "refused JOB_NOT_FOUND" \
+    mvn --batch-mode --quiet --file clients/java/pom.xml compile exec:java '-Dexec.args={address}'

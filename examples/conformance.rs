@@ -17,7 +17,7 @@ use jobwire::{
     },
 };
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -40,7 +40,10 @@ async fn ask(command: &str, address: &str, arguments: &Value) -> Result<(), Box<
     if command == "work" {
         return work(address, arguments).await;
     }
-    let client = connect(address).await?;
+    let mut client = connect(address).await?;
+    if arguments["compress"] == true {
+        client = client.gzip();
+    }
     let job_id = text(arguments, "job_id");
     match command {
         "submit" => {
@@ -61,7 +64,12 @@ async fn ask(command: &str, address: &str, arguments: &Value) -> Result<(), Box<
         }
         "result" => {
             let wait = arguments["wait"].as_f64().map_or(Duration::MAX, Duration::from_secs_f64);
-            let reply = client.result(&job_id, wait).await?;
+            let limit = arguments["limit"].as_f64().map_or(Duration::MAX, Duration::from_secs_f64);
+            let Ok(reply) = timeout(limit, client.result(&job_id, wait)).await else {
+                say(&json!({"error": "DEADLINE_EXCEEDED", "reason": null}));
+                return Ok(());
+            };
+            let reply = reply?;
             let mut said = show(reply.job.unwrap_or_default())?;
             said["done"] = reply.done.into();
             say(&said);
@@ -127,7 +135,10 @@ async fn work(address: &str, arguments: &Value) -> Result<(), Box<dyn Error>> {
     handlers.add("hold", hold)?;
     let queues = arguments["queues"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let concurrency = arguments["concurrency"].as_u64().map_or(16, |jobs| jobs as u16);
-    let worker = Worker::new(address, handlers)?.queues(queues).concurrency(concurrency);
+    let mut worker = Worker::new(address, handlers)?.queues(queues).concurrency(concurrency);
+    if arguments["compress"] == true {
+        worker = worker.gzip();
+    }
     say(&json!({"working": true}));
     worker.drain_timeout(Duration::from_secs(20)).run(jobwire::stop_signal()).await?;
     say(&json!({"drained": true}));

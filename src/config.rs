@@ -121,7 +121,7 @@ pub struct Limits {
     /// Bytes of payload that wait for their commit in memory.
     pub submit_buffer_bytes: usize,
     /// Bytes of large messages in memory, those from 64 KiB on: of requests that are coming in, and as many of replies
-    /// that were not taken yet.
+    /// that were not taken yet. A compressed one counts as what it may inflate to.
     pub message_buffer_bytes: usize,
     /// Longest retention a job may ask for.
     #[serde(with = "duration")]
@@ -177,6 +177,9 @@ pub struct Http2 {
     pub connection_window_bytes: u32,
     /// Bytes that one stream may hold for sending.
     pub send_buffer_bytes: usize,
+    /// Takes requests that are compressed with gzip, for clients and proxies that send no others. What a few bytes
+    /// inflate to costs memory and processor time, so that it is off unless it is needed. Answers are never compressed.
+    pub accept_gzip: bool,
     /// How long a new connection may stay silent.
     #[serde(with = "duration")]
     pub first_byte_timeout: Duration,
@@ -207,6 +210,7 @@ impl Default for Http2 {
             stream_window_bytes: 1 << 20,
             connection_window_bytes: 4 << 20,
             send_buffer_bytes: 64 << 10,
+            accept_gzip: false,
             first_byte_timeout: Duration::from_secs(5),
             header_timeout: Duration::from_secs(10),
             ping_interval: Duration::from_secs(30),

@@ -200,6 +200,42 @@ work_by_stream() {
         "details['BadRequest']['fieldViolations'][0]['field'] == 'hello'"
 }
 
+stream() { grpcurl -plaintext -d @ "$ADDR" jobwire.v1.WorkerService/Work <"$work/said"; }
+# heard EXPRESSION: waits until it is true of what the stream has brought so far.
+heard() {
+    local tries
+    for ((tries = 0; tries < 100; tries++)); do
+        ! value "$1" >/dev/null || return 0
+        sleep 0.1
+    done
+}
+
+# A worker that answers what it hears: the side of the caller stays open until the result is acknowledged.
+finish_by_stream() {
+    mkfifo "$work/said"
+    echo 0 | tee "$last.took" >"$last.code"
+    : >"$last.out"
+    background keep stream
+    local worker=$! lease
+    # Opened for both, so that this does not wait for a grpcurl that never came.
+    exec 3<>"$work/said"
+    echo '{"hello":{"worker_id":"me","kinds":["email.send"],"max_in_flight":1,"payload_format":"PAYLOAD_FORMAT_READABLE"}}' >&3
+    heard "any('lease' in m for m in all)"
+    lease=$(value "[m['lease']['leaseId'] for m in all if 'lease' in m][0]") || lease=''
+    echo '{"heartbeat":{"lease_ids":["'"$lease"'"],"last_lease_sequence":1}}' >&3
+    echo '{"finish":{"lease_id":"'"$lease"'","succeeded":{"json":{"message_id":"43"}}}}' >&3
+    heard "any('finishAck' in m for m in all)"
+    exec 3>&-
+    wait "$worker" || true
+    expect "Work leases the job, once" \
+        "[(m['lease']['job']['jobId'], m['lease']['sequence']) for m in all if 'lease' in m] == [('mail-2', '1')]"
+    expect "Work acknowledges its result, and ends in order" \
+        "code == 0 and [m['finishAck'] for m in all if 'finishAck' in m] == [{'leaseId': '$lease', 'accepted': True}]"
+    call JobService/GetResult '{"job_id":"mail-2"}'
+    expect "the result of the stream is the job's" \
+        "r['done'] and r['job']['state'] == 'STATE_SUCCEEDED' and r['job']['output']['json'] == {'message_id': '43'}"
+}
+
 errors() {
     call JobService/GetResult '{"job_id":"nobody"}'
     refuse "an unknown job: ResourceInfo and ErrorInfo can be read" NotFound JOB_NOT_FOUND \
@@ -271,7 +307,7 @@ stop() {
 
 start_server 180
 for part in submit_and_see delayed_http long_poll watch_two watch_from_cursor batch list_failed info_and_delete \
-    work_by_hand work_by_stream errors \
+    work_by_hand work_by_stream finish_by_stream errors \
     health reflection stop; do
     "$part"
 done

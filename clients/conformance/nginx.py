@@ -1,14 +1,15 @@
-"""nginx with grpc_pass, between a library and the server."""
+"""nginx between a library and the server, with the server block of clients/README.md."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
-from server import Process, Server, connects, free_port
+from server import CLIENTS, Process, Server, connects, free_port
 
 # Shorter than the watch is idle in the scenario, longer than its heartbeat.
 READ_TIMEOUT = 3
@@ -20,12 +21,21 @@ http {{
     access_log {folder}/access.log;
     client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-    server {{
-        listen {address} http2;
-        location / {{ grpc_pass grpc://{server}; grpc_read_timeout {timeout}s; grpc_send_timeout {timeout}s; }}
-    }}
+    {block}
 }}
 """
+
+
+def _block(address: str, server: str) -> str:
+    """As it is printed, but for the addresses and the times."""
+    text = (CLIENTS / "README.md").read_text()
+    printed = re.search(r"^```nginx\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert printed, "clients/README.md has no server block"
+    block = printed[1]
+    for old, new in (("50052", address), ("127.0.0.1:50051", server), ("90s", f"{READ_TIMEOUT}s")):
+        assert old in block, f"the server block has no {old}"
+        block = block.replace(old, new)
+    return block
 
 
 class Nginx:
@@ -35,10 +45,8 @@ class Nginx:
         self._folder = tempfile.TemporaryDirectory(prefix="jobwire-nginx-")
         self.address = f"127.0.0.1:{free_port()}"
         self._file = Path(self._folder.name) / "nginx.conf"
-        text = _CONFIGURATION.format(
-            folder=self._folder.name, address=self.address, server=server.address, timeout=READ_TIMEOUT
-        )
-        self._file.write_text(text)
+        block = _block(self.address, server.address)
+        self._file.write_text(_CONFIGURATION.format(folder=self._folder.name, block=block))
         self._process: Process | None = None
 
     async def start(self) -> None:

@@ -56,17 +56,16 @@ async def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", type=Path, required=True, metavar="BINARY")
     parser.add_argument("--go", required=True, metavar="DRIVER", help="clients/go/internal/conformance, built")
-    parser.add_argument("--rust", metavar="DRIVER", help="the example `conformance`, built")
+    parser.add_argument("--rust", required=True, metavar="DRIVER", help="the example `conformance`, built")
     parser.add_argument("--only", default="", help="scenarios whose name has this in it")
     arguments = parser.parse_args()
     drivers = [
         Driver("Python", [sys.executable, str(CLIENTS / "python/tests/conformance.py")], PYTHON),
         Driver("TypeScript", ["node", str(CLIENTS / "typescript/dist/test/conformance.js")], TYPESCRIPT),
         Driver("Go", [arguments.go], GO),
-    ]
-    if arguments.rust:
         # The programs of its README are tests of cargo.
-        drivers.append(Driver("Rust", [arguments.rust]))
+        Driver("Rust", [arguments.rust]),
+    ]
     chosen = [scenario for scenario in [*CALLS, *WORKERS, readme] if arguments.only in scenario.__name__]
     results = await asyncio.gather(*(play(driver, arguments.server, chosen) for driver in drivers))
 

@@ -88,6 +88,17 @@ async def wait(world: World) -> None:
     same((late["done"], late["state"]), (True, "STATE_SUCCEEDED"))
 
 
+async def deadline(world: World) -> None:
+    """The caller's own limit, by the language's own means, ends the call and nothing else."""
+    # Nobody works on it yet, so it cannot be sooner.
+    job_id = await world.submit("double", 2)
+    said = await world.ask("result", job_id=job_id, limit=0.5)
+    same((said["error"], said["reason"] or None), ("DEADLINE_EXCEEDED", None))
+    async with world.worker():
+        late = await world.ask("result", job_id=job_id, limit=40)
+        same((late["done"], late["state"], late["output"]), (True, "STATE_SUCCEEDED", 4))
+
+
 async def cancel(world: World) -> None:
     nap = await world.ask("submit", kind="sleep", payload={"duration": "1h"})
     await world.ask("cancel", job_id=nap["job_id"])
@@ -145,6 +156,47 @@ async def through_nginx(world: World) -> None:
             await watch.process.kill()
     finally:
         await proxy.close()
+
+
+async def work_through_nginx(world: World) -> None:
+    """One stream carries results beyond what nginx takes of a request by default."""
+    proxy = Nginx(world.server)
+    await proxy.start()
+    try:
+        worker = await world.driver.start("work", proxy.address, queues=[world.queue])
+        try:
+            for job_id in [await world.submit("large", 512 << 10) for _ in range(4)]:
+                job = await world.outcome(job_id)
+                same(Job.State.Name(job.state), "STATE_SUCCEEDED")
+            await asyncio.sleep(READ_TIMEOUT + 2)
+            succeeded(await world.outcome(await world.submit("double", 4)), 8)
+            same(proxy.ended("Work"), 0)
+        finally:
+            await worker.process.kill()
+    finally:
+        await proxy.close()
+
+
+async def compression(world: World) -> None:
+    """Requests in gzip: refused unless the server was told to take them, then taken from callers and workers."""
+    text = "compressible " * 1000
+    refused = await world.ask("run", kind="echo", payload=text, compress=True)
+    same((refused["error"], refused["reason"]), ("UNIMPLEMENTED", "NOT_SUPPORTED"))
+    server = Server(world.server.binary, JOBWIRE_HTTP2__ACCEPT_GZIP="true")
+    try:
+        await server.start()
+        taking = World(world.driver, server, world.client)
+        same((await taking.ask("run", kind="echo", payload=text, compress=True))["output"], text)
+        async with (
+            taking.start("watch", queues=[taking.queue], count=1, compress=True) as watch,
+            taking.worker(compress=True),
+        ):
+            await watch.next("checkpoint")
+            job = await taking.ask("submit", kind="double", queue=taking.queue, payload=21, compress=True)
+            same((await watch.next("finished"))["finished"], job["job_id"])
+            same((await taking.ask("result", job_id=job["job_id"], compress=True))["output"], 42)
+    finally:
+        await server.close()
 
 
 async def gap(world: World) -> None:
@@ -274,8 +326,10 @@ CALLS: list[Scenario] = [
     one_request_id,
     errors,
     wait,
+    deadline,
     cancel,
     gap,
+    compression,
     server_comes_back,
     watch_across_a_kill,
     through_nginx,
@@ -290,4 +344,5 @@ WORKERS: list[Scenario] = [
     lease_lost,
     worker_killer,
     server_restarts,
+    work_through_nginx,
 ]

@@ -92,7 +92,7 @@ class Server:
     """The real binary, on a port that it keeps, with a store that it keeps."""
 
     def __init__(self, binary: Path, **settings: str) -> None:
-        self._binary = binary
+        self.binary = binary
         # Leases are short, so that what depends on one that runs out is soon seen.
         self._settings = {"JOBWIRE_WORKERS__LEASE": "3s", "JOBWIRE_WORKERS__HEARTBEAT": "500ms"} | settings
         self._folder = tempfile.TemporaryDirectory(prefix="jobwire-conformance-")
@@ -101,7 +101,7 @@ class Server:
 
     async def start(self) -> None:
         self._process = await Process.start(
-            [str(self._binary), "serve", "--listen", self.address, "--data", self._folder.name + "/data"],
+            [str(self.binary), "serve", "--listen", self.address, "--data", self._folder.name + "/data"],
             **self._settings,
         )
         first = await self._process.line()

@@ -65,6 +65,17 @@ func TestErrorsHaveTheirDetails(t *testing.T) {
 	}
 }
 
+func TestAContextThatEndsAPauseHasItsCode(t *testing.T) {
+	for cause, code := range map[error]codes.Code{
+		context.DeadlineExceeded: codes.DeadlineExceeded,
+		context.Canceled:         codes.Canceled,
+	} {
+		if e := toError(t.Context(), cause); e.Code != code || !errors.Is(e, cause) {
+			t.Errorf("%v is %v", cause, e.Code)
+		}
+	}
+}
+
 func TestRetryIsNotSentTwiceButDeleteIs(t *testing.T) {
 	f := serve(t)
 	client := f.client(t)

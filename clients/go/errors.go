@@ -63,7 +63,11 @@ func toError(ctx context.Context, err error) *Error {
 		e.cause = cmp.Or(ctx.Err(), e.cause)
 		return e
 	}
-	s := status.Convert(err)
+	s, ok := status.FromError(err)
+	if !ok {
+		// The caller's context ended a pause, not a call.
+		s = status.FromContextError(err)
+	}
 	e := &Error{Code: s.Code(), Message: s.Message(), cause: cmp.Or(ctx.Err(), err)}
 	for _, detail := range s.Details() {
 		switch detail := detail.(type) {

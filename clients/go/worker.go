@@ -152,10 +152,10 @@ func Handle[In, Out any](w *Worker, kind string, handler func(context.Context, *
 
 // Attempt is one attempt, as its handler sees it.
 type Attempt struct {
-	worker  *Worker
-	lease   *pb.Lease
-	ctx     context.Context
-	cancel  context.CancelCauseFunc
+	worker *Worker
+	lease  *pb.Lease
+	ctx    context.Context
+	cancel context.CancelCauseFunc
 
 	// Under the worker's lock.
 	progress *pb.Progress

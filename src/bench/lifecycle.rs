@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// When each job on its way was submitted, and who may submit.
 struct Course {
     zero: Instant,
-    /// Microseconds since `zero`, by number modulo [`OUTSTANDING`].
+    /// Microseconds since `zero`, by number modulo its length.
     submitted: Vec<AtomicU64>,
     next: AtomicU64,
     room: Semaphore,

@@ -184,11 +184,7 @@ pub async fn stream_submit(
     channel: Channel,
     requests: impl IntoStreamingRequest<Message = StreamSubmitRequest>,
 ) -> Result<Streaming<Judged>, Error> {
-    let mut client = Grpc::new(channel);
-    client.ready().await?;
-    let path = PathAndQuery::from_static("/jobwire.v1.JobService/StreamSubmit");
-    let codec = ProstCodec::<StreamSubmitRequest, Judged>::default();
-    Ok(client.streaming(requests.into_streaming_request(), path, codec).await?.into_inner())
+    streaming(channel, "/jobwire.v1.JobService/StreamSubmit", requests).await
 }
 
 pub async fn watch_results(
@@ -206,11 +202,22 @@ pub async fn work(
     channel: Channel,
     requests: impl IntoStreamingRequest<Message = Says>,
 ) -> Result<Streaming<Hears>, Error> {
+    streaming(channel, "/jobwire.v1.WorkerService/Work", requests).await
+}
+
+async fn streaming<Q, A>(
+    channel: Channel,
+    path: &'static str,
+    requests: impl IntoStreamingRequest<Message = Q>,
+) -> Result<Streaming<A>, Error>
+where
+    Q: Message + Send + Sync + 'static,
+    A: Message + Default + Send + Sync + 'static,
+{
     let mut client = Grpc::new(channel);
     client.ready().await?;
-    let path = PathAndQuery::from_static("/jobwire.v1.WorkerService/Work");
-    let codec = ProstCodec::<Says, Hears>::default();
-    Ok(client.streaming(requests.into_streaming_request(), path, codec).await?.into_inner())
+    let (requests, codec) = (requests.into_streaming_request(), ProstCodec::<Q, A>::default());
+    Ok(client.streaming(requests, PathAndQuery::from_static(path), codec).await?.into_inner())
 }
 
 async fn unary<Q, A>(channel: Channel, path: &'static str, request: Q) -> Result<A, Error>

@@ -32,6 +32,7 @@ use futures_util::stream::{self, BoxStream, Stream, StreamExt as _};
 use tokio::time::{Instant, sleep};
 use tonic::{
     Request, Response, Status,
+    codec::CompressionEncoding,
     transport::{Channel, Endpoint},
 };
 use uuid::Uuid;
@@ -89,6 +90,15 @@ impl Client {
         let endpoint = endpoint(address)?;
         let unary = connect(&endpoint).await?;
         Ok(Self { unary: rpc(unary), streams: rpc(endpoint.connect_lazy()) })
+    }
+
+    /// Compresses requests with gzip. A server takes them only if its `http2.accept_gzip` is set.
+    pub fn gzip(self) -> Self {
+        let Self { unary, streams } = self;
+        Self {
+            unary: unary.send_compressed(CompressionEncoding::Gzip),
+            streams: streams.send_compressed(CompressionEncoding::Gzip),
+        }
     }
 
     /// Stores a job. Durable when this returns.

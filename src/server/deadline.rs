@@ -27,6 +27,9 @@ impl Deadline {
     }
 }
 
+/// The calls whose requests are more than one message, and whose messages may be large.
+const STREAMS: [&str; 2] = ["/jobwire.v1.JobService/StreamSubmit", "/jobwire.v1.WorkerService/Work"];
+
 /// Runs a call within its deadline, and never longer than `cap` until its headers are there.
 pub async fn enforce<B, F: Future<Output = Result<Response<Body>, Infallible>>>(
     cap: Duration,
@@ -45,7 +48,8 @@ pub async fn enforce<B, F: Future<Output = Result<Response<Body>, Infallible>>>(
     if let Some(deadline) = deadline {
         request.extensions_mut().insert(Deadline(deadline));
     }
-    let request = request.map(|body| room.request(body, cap));
+    let single = !STREAMS.contains(&request.uri().path());
+    let request = request.map(|body| room.request(body, cap, single));
     let end = deadline.map_or(now + cap, |deadline| deadline.min(now + cap));
     // Timers are no finer than a millisecond: a call may be done before they fire.
     if end <= Instant::now() {

@@ -14,6 +14,7 @@ use http::{HeaderName, HeaderValue, Request, Response, Version, header};
 use hyper::body::Incoming;
 use tonic::{
     body::Body,
+    codec::{CompressionEncoding, EnabledCompressionEncodings},
     server::{Grpc, NamedService as _},
     service::Routes,
 };
@@ -41,11 +42,16 @@ pub struct Front {
 impl Front {
     pub fn new(config: &Config, room: Room, api: JobsApi, others: Routes) -> Self {
         let watches = Watches::new(api.clone());
-        let jobs = JobServiceServer::new(api)
+        let mut jobs = JobServiceServer::new(api)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
+        let mut accepted = EnabledCompressionEncodings::default();
+        if config.http2.accept_gzip {
+            jobs = jobs.accept_compressed(CompressionEncoding::Gzip);
+            accepted.enable(CompressionEncoding::Gzip);
+        }
         let others = others.prepare().into_axum_router();
-        let calls = Arc::new(Calls { jobs, watches, others, room, cap: config.limits.max_unary });
+        let calls = Arc::new(Calls { jobs, watches, accepted, others, room, cap: config.limits.max_unary });
         let translated = tonic_web::GrpcWebLayer::new().layer(Native(calls.clone()));
         let origins: Vec<HeaderValue> =
             config.web.allowed_origins.iter().filter_map(|origin| origin.parse().ok()).collect();
@@ -95,6 +101,8 @@ struct Calls {
     jobs: JobServiceServer<JobsApi>,
     /// A method of theirs.
     watches: Watches,
+    /// How its requests may be compressed.
+    accepted: EnabledCompressionEncodings,
     /// Services of which no call is in a hurry.
     others: Router,
     room: Room,
@@ -125,6 +133,7 @@ impl Calls {
         match service {
             _ if path == watches::PATH => {
                 let mut grpc = Grpc::new(EncodedAnswers)
+                    .apply_compression_config(self.accepted, EnabledCompressionEncodings::default())
                     .max_decoding_message_size(MAX_MESSAGE)
                     .max_encoding_message_size(MAX_MESSAGE);
                 let watches = self.watches.clone();

@@ -24,7 +24,7 @@ mod workers;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, task::spawn_blocking};
-use tonic::{server::NamedService as _, service::Routes};
+use tonic::{codec::CompressionEncoding, server::NamedService as _, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use uuid::Uuid;
 
@@ -196,9 +196,12 @@ impl Port {
         socket: TcpListener,
     ) -> Self {
         let (health, health_service) = tonic_health::server::health_reporter();
-        let workers = WorkerServiceServer::new(workers)
+        let mut workers = WorkerServiceServer::new(workers)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
+        if config.http2.accept_gzip {
+            workers = workers.accept_compressed(CompressionEncoding::Gzip);
+        }
         let others = with_reflection(Routes::new(workers).add_service(health_service));
         let front = Front::new(config, room, jobs, others);
         let listener = Arc::new(Listener::new(config.http2.clone(), front));

@@ -22,6 +22,9 @@ use tonic::{Response, Status, body::Body};
 use super::{MAX_MESSAGE, status::status};
 use crate::job::Error;
 
+/// Bytes that one byte of gzip makes at most: two bits stand for a run of 258.
+const INFLATION: usize = 1032;
+
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Bytes of messages that are not counted: there is always room for those.
@@ -56,10 +59,11 @@ impl Room {
         of.clone().try_acquire_many_owned(size).map_err(full)
     }
 
-    /// A request whose large messages need room, and come to their end within `patience`.
-    pub fn request<B>(&self, body: B, patience: Duration) -> Request<B> {
+    /// A request whose large messages need room, and come to their end within `patience`. Of one with a `single`
+    /// message, that and its end are awaited together.
+    pub fn request<B>(&self, body: B, patience: Duration, single: bool) -> Request<B> {
         let (head, have, left) = ([0; HEAD], 0, 0);
-        Request { body, room: self.clone(), patience, head, have, left, large: None }
+        Request { body, room: self.clone(), patience, single, head, have, left, large: None }
     }
 
     /// A reply, if there is room for it.
@@ -113,6 +117,7 @@ pub struct Request<B> {
     body: B,
     room: Room,
     patience: Duration,
+    single: bool,
     /// Of the next message, as far as it has come.
     head: [u8; HEAD],
     have: usize,
@@ -125,6 +130,10 @@ pub struct Request<B> {
 struct Large {
     /// For what has come of it.
     taken: OwnedSemaphorePermit,
+    /// Bytes that it may yet become.
+    rest: usize,
+    /// Bytes that one byte of it may become.
+    growth: usize,
     /// When all of it must have come.
     end: Pin<Box<Sleep>>,
 }
@@ -136,7 +145,9 @@ impl<B> Request<B> {
             if self.left > 0 {
                 self.left -= part;
                 if let Some(large) = &mut self.large {
-                    large.taken.merge(self.room.take(&self.room.requests, part)?);
+                    let size = part.saturating_mul(large.growth).min(large.rest);
+                    large.rest -= size;
+                    large.taken.merge(self.room.take(&self.room.requests, size)?);
                 }
             } else {
                 self.head[self.have..self.have + part].copy_from_slice(&data[..part]);
@@ -145,7 +156,8 @@ impl<B> Request<B> {
                     self.begin()?;
                 }
             }
-            if self.left == 0 {
+            // The library keeps a single message until the request has ended.
+            if self.left == 0 && !self.single {
                 self.large = None;
             }
             data = &data[part..];
@@ -154,13 +166,17 @@ impl<B> Request<B> {
     }
 
     fn begin(&mut self) -> Result<(), Error> {
-        let [_, length @ ..] = self.head;
+        let [compressed, length @ ..] = self.head;
         self.have = 0;
         self.left = u32::from_be_bytes(length) as usize;
+        let growth = if compressed == 0 { 1 } else { INFLATION };
+        let size = self.left.saturating_mul(growth).min(MAX_MESSAGE);
         // A larger one is refused by its length, before any of it is kept.
-        if (SMALL..=MAX_MESSAGE).contains(&self.left) {
+        if size >= SMALL && self.left <= MAX_MESSAGE {
             self.large = Some(Large {
                 taken: self.room.take(&self.room.requests, 0)?,
+                rest: size,
+                growth,
                 end: Box::pin(sleep(self.patience)),
             });
         }
@@ -217,25 +233,48 @@ mod tests {
         let free = || room.requests.available_permits();
         let bytes = [message(0), message(100), message(SMALL), message(MAX_MESSAGE), message(1)].concat();
         for part in [1, 3, 5, 1000, SMALL, usize::MAX] {
-            let mut request = room.request((), Duration::from_secs(9));
+            let mut request = room.request((), Duration::from_secs(9), false);
             for piece in bytes.chunks(part) {
                 request.count(piece).unwrap();
             }
             assert_eq!((request.have, request.left, free()), (0, 0, MAX_MESSAGE), "{part}");
         }
-        let mut half = room.request((), Duration::from_secs(9));
+        let mut half = room.request((), Duration::from_secs(9), false);
         half.count(&message(SMALL)[..HEAD + 1000]).unwrap();
         assert_eq!(free(), MAX_MESSAGE - 1000);
         drop(half);
         assert_eq!(free(), MAX_MESSAGE);
+        let mut single = room.request((), Duration::from_secs(9), true);
+        single.count(&message(SMALL)).unwrap();
+        assert_eq!(free(), MAX_MESSAGE - SMALL);
+    }
+
+    #[tokio::test]
+    async fn a_compressed_message_counts_as_what_it_may_inflate_to() {
+        let room = Room::new(MAX_MESSAGE);
+        let free = || room.requests.available_permits();
+        for (size, come, taken) in [
+            (1000, 10, 10 * INFLATION),
+            (100_000, 10, 10 * INFLATION),
+            (100_000, 50_000, MAX_MESSAGE),
+            (SMALL / INFLATION, 60, 0),
+        ] {
+            let mut bytes = message(size);
+            bytes[0] = 1;
+            let mut request = room.request((), Duration::from_secs(9), false);
+            request.count(&bytes[..HEAD + come]).unwrap();
+            assert_eq!(MAX_MESSAGE - free(), taken, "{size} {come}");
+            request.count(&bytes[HEAD + come..]).unwrap();
+            assert_eq!(free(), MAX_MESSAGE);
+        }
     }
 
     #[tokio::test]
     async fn without_room_a_large_message_is_refused_and_a_small_one_is_not() {
         let room = Room::new(SMALL);
-        let mut first = room.request((), Duration::from_secs(9));
+        let mut first = room.request((), Duration::from_secs(9), false);
         first.count(&message(SMALL)[..SMALL]).unwrap();
-        let mut second = room.request((), Duration::from_secs(9));
+        let mut second = room.request((), Duration::from_secs(9), false);
         second.count(&message(SMALL - 1)).unwrap();
         assert!(matches!(second.count(&message(SMALL)), Err(Error::QueueFull { .. })));
     }

@@ -162,24 +162,32 @@ pub fn status(error: Error) -> Status {
 /// add.
 pub fn of_library(refusal: &Status) -> Option<Status> {
     let field = || "message".to_owned();
+    let limit = super::MAX_MESSAGE as u64;
     match refusal.code() {
         // What came is no message.
         Code::Internal => Some(status(Error::invalid(field(), refusal.message()))),
         Code::OutOfRange => {
-            let limit = super::MAX_MESSAGE as u64;
             // Its text names the size first.
             let numbers = refusal.message().split(|c: char| !c.is_ascii_digit());
             let size = numbers.filter_map(|number| number.parse().ok()).next().unwrap_or(limit);
             Some(status(Error::TooLarge { field: field(), limit, size }))
         }
+        // One that inflates is given up at the limit: how large it is nobody knows. Refusals of our own have details.
+        Code::ResourceExhausted if refusal.details().is_empty() => {
+            let size = limit + 1;
+            Some(status(Error::TooLarge { field: field(), limit, size }))
+        }
         Code::Unimplemented => {
             let message = match refusal.message() {
-                "" => "there is no such call: reflection and GetServerInfo tell what there is",
-                why => why,
+                "" => "there is no such call: reflection and GetServerInfo tell what there is".into(),
+                why if refusal.metadata().contains_key("grpc-accept-encoding") => {
+                    format!("{why}: send it uncompressed; http2.accept_gzip = true lets the server take gzip")
+                }
+                why => why.to_owned(),
             };
             let mut details = ErrorDetails::new();
             details.set_error_info("NOT_SUPPORTED", DOMAIN, HashMap::new());
-            Some(Status::with_error_details(Code::Unimplemented, cut(message, MAX_MESSAGE), details))
+            Some(Status::with_error_details(Code::Unimplemented, cut(&message, MAX_MESSAGE), details))
         }
         _ => None,
     }

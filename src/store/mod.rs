@@ -248,7 +248,7 @@ pub struct Claim {
 pub struct ClaimWait {
     /// As many jobs as there are permits when the answer is made, up to the claim's limit.
     pub slots: Arc<Semaphore>,
-    /// Ends the wait, with nothing.
+    /// Ends the wait: it is answered with what there is then, often nothing.
     pub end: CancellationToken,
 }
 

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, ContextParts, Handler};
+use super::{Context, ContextParts, Handler, panic_message};
 use crate::{
     config::Limits,
     engine::{Engine, Held, ProgressHint, Revocation},
@@ -142,11 +142,7 @@ impl Attempt<'_> {
             Ok(Ok(output)) => Report::Succeeded(output),
             Ok(Err(error)) => Report::Failed(error),
             Err(panic) => {
-                let said = panic
-                    .downcast_ref::<&str>()
-                    .copied()
-                    .or(panic.downcast_ref::<String>().map(String::as_str));
-                let message = format!("the handler panicked: {}", said.unwrap_or("without a message"));
+                let message = panic_message(&*panic);
                 tracing::error!(job_id = %self.job.id, kind = %self.job.spec.kind, message, "an attempt panicked");
                 Report::Failed(JobError::new(Cause::Crash, "jobwire.panic", &message, true))
             }

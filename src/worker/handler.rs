@@ -1,3 +1,5 @@
+use std::any::Any;
+
 use async_trait::async_trait;
 
 use super::Context;
@@ -14,4 +16,10 @@ use crate::job::{JobError, Payload};
 pub trait Handler: Send + Sync + 'static {
     /// Runs one attempt. An error that is not retryable fails the job for good.
     async fn run(&self, context: Context, payload: Payload) -> Result<Payload, JobError>;
+}
+
+/// What a handler that panicked has failed with.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let said = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+    format!("the handler panicked: {}", said.unwrap_or("without a message"))
 }

@@ -8,4 +8,5 @@ mod pool;
 
 pub use context::{Context, ContextParts};
 pub use handler::Handler;
+pub(crate) use handler::panic_message;
 pub use pool::Pool;

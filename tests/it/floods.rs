@@ -4,12 +4,13 @@
 use std::{fs, time::Duration};
 
 use jobwire::proto::{GetResultRequest, WatchResultsRequest};
+use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     time::timeout,
 };
-use tonic::Code;
+use tonic::{Code, codec::CompressionEncoding};
 
 use crate::{
     calls::{Refusal, eventually, finish},
@@ -17,6 +18,7 @@ use crate::{
         ACK, CONTINUATION, Connection, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM,
         SETTINGS, WINDOW_UPDATE, frame,
     },
+    gzip::{flagged, gzip},
     support::{Server, submit},
     vanish::{framed, path},
 };
@@ -28,7 +30,7 @@ const BOUND: u64 = 128 << 20;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// Bytes of memory that a process has used at its height.
-fn peak(server: &Server) -> u64 {
+pub fn peak(server: &Server) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("the server runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("kilobytes") << 10
@@ -195,6 +197,9 @@ async fn refused(connection: &mut Connection, calls: usize) -> usize {
     refused
 }
 
+/// Bytes, less than the window of a stream.
+const PART: usize = 900_000;
+
 const ROOM: &str = "[limits]\nmessage_buffer_bytes = 16777216\n";
 
 #[tokio::test]
@@ -223,24 +228,22 @@ async fn replies_that_nobody_takes_have_so_much_room() {
     target.stands().await;
 }
 
-/// Sends so many bytes of DATA, as windows allow.
-async fn send(connection: &mut Connection, stream: u32, mut bytes: usize, room: &mut usize) {
-    while bytes > 0 {
+/// Sends DATA, as windows allow.
+async fn send(connection: &mut Connection, stream: u32, bytes: &[u8], room: &mut usize) {
+    for part in bytes.chunks(16_000) {
         while *room < 16_000 {
             let update = connection.next(WINDOW_UPDATE).await.expect("the server reads");
             if update.stream == 0 {
                 *room += u32::from_be_bytes(update.payload.try_into().unwrap()) as usize;
             }
         }
-        let part = bytes.min(16_000);
-        connection.send(&frame(DATA, 0, stream, &vec![0; part])).await;
-        (*room, bytes) = (*room - part, bytes - part);
+        connection.send(&frame(DATA, 0, stream, part)).await;
+        *room -= part.len();
     }
 }
 
 #[tokio::test]
 async fn requests_that_never_end_have_so_much_room() {
-    const PART: usize = 900_000;
     let config = format!("{ROOM}max_wait = \"1s\"\nmax_unary = \"3s\"\n");
     let target = Target::with(&config).await;
     let client = target.server.client().await;
@@ -254,7 +257,7 @@ async fn requests_that_never_end_have_so_much_room() {
             // A message of 4 MiB, so far.
             connection.send(&frame(DATA, 0, 2 * n + 1, &[0, 0, 0x40, 0, 0])).await;
             room -= 5;
-            send(&mut connection, 2 * n + 1, PART, &mut room).await;
+            send(&mut connection, 2 * n + 1, &vec![0; PART], &mut room).await;
         }
         let full = Refusal::of(client.clone().submit(large.clone()).await);
         full.is(Code::ResourceExhausted, "QUEUE_FULL");
@@ -262,6 +265,34 @@ async fn requests_that_never_end_have_so_much_room() {
         // They are not waited for without end.
         eventually(async || client.clone().submit(large.clone()).await.ok()).await;
         drop(connection);
+    }
+    target.stands().await;
+}
+
+#[tokio::test]
+async fn requests_whose_end_is_withheld_have_so_much_room() {
+    let config = format!("{ROOM}[http2]\naccept_gzip = true\n");
+    let target = Target::with(&config).await;
+    let client = target.server.client().await;
+    let large = submit("echo", &format!("\"{}\"", "x".repeat(PART)));
+    let content = large.encode_to_vec();
+    let compressed = [path("Submit"), b"\x00\x0dgrpc-encoding\x04gzip".to_vec()].concat();
+    let compressing = client.clone().send_compressed(CompressionEncoding::Gzip);
+    for (client, head, body) in
+        [(client, path("Submit"), framed(&large)), (compressing, compressed, flagged(&gzip(&content)))]
+    {
+        let mut connection = Connection::open(&target.server).await;
+        connection.send(&frame(SETTINGS, ACK, 0, &[])).await;
+        let mut room = 65_535;
+        for n in 0..40u32 {
+            connection.send(&frame(HEADERS, END_HEADERS, 2 * n + 1, &head)).await;
+            // All of the message, but not the end of the call.
+            send(&mut connection, 2 * n + 1, &body, &mut room).await;
+        }
+        let full = eventually(async || client.clone().submit(large.clone()).await.err()).await;
+        Refusal::read(full).is(Code::ResourceExhausted, "QUEUE_FULL");
+        drop(connection);
+        eventually(async || client.clone().submit(large.clone()).await.ok()).await;
     }
     target.stands().await;
 }

@@ -15,6 +15,7 @@ mod faults;
 mod flaky;
 mod floods;
 mod frames;
+mod gzip;
 mod health;
 mod kill;
 mod limits;

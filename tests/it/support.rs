@@ -23,6 +23,10 @@ pub type Workers = WorkerServiceClient<Channel>;
 /// How long anything may take that should take no time. Never a measure, only the end of patience.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// After this long a call to a server that may have been killed is given up: once in some thousand kills the library
+/// does not notice that its connection has gone.
+const LOST: Duration = Duration::from_secs(20);
+
 /// A `jobwire serve`.
 pub struct Server {
     /// None before the first start.
@@ -170,7 +174,7 @@ impl Server {
 
     /// The same, connected only when it is used: the server may be gone by then.
     pub fn lazy_client(&self) -> Client {
-        client_of(self.endpoint().connect_lazy())
+        client_of(self.endpoint().timeout(LOST).connect_lazy())
     }
 
     /// WorkerService, connected only when it is used.

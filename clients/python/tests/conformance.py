@@ -9,6 +9,8 @@ import os
 import sys
 from typing import Any
 
+import grpc
+
 from jobwire import Client, Context, Error, Failure, Worker, decode, encode
 from jobwire.v1 import (
     CancelJobRequest,
@@ -23,6 +25,10 @@ from jobwire.v1 import (
 
 def say(**line: Any) -> None:
     print(json.dumps(line), flush=True)
+
+
+def compression(args: dict[str, Any]) -> grpc.Compression | None:
+    return grpc.Compression.Gzip if args.get("compress") else None
 
 
 def show(job: Job) -> dict[str, Any]:
@@ -41,7 +47,8 @@ async def run(client: Client, args: dict[str, Any]) -> None:
 
 
 async def result(client: Client, args: dict[str, Any]) -> None:
-    reply = await client.result(args["job_id"], args.get("wait"))
+    async with asyncio.timeout(args.get("limit")):
+        reply = await client.result(args["job_id"], args.get("wait"))
     say(done=reply.done, **show(reply.job))
 
 
@@ -78,7 +85,13 @@ async def watch(client: Client, args: dict[str, Any]) -> None:
 
 
 async def work(address: str, args: dict[str, Any]) -> None:
-    worker = Worker(address, queues=args["queues"], concurrency=args.get("concurrency", 4), drain_timeout=20)
+    worker = Worker(
+        address,
+        queues=args["queues"],
+        concurrency=args.get("concurrency", 4),
+        drain_timeout=20,
+        compression=compression(args),
+    )
 
     @worker.handler("double")
     async def double(context: Context, number: int) -> int:
@@ -123,13 +136,15 @@ async def main() -> None:
     command, address, args = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     if command == "work":
         return await work(address, args)
-    async with Client(address) as client:
+    async with Client(address, compression=compression(args)) as client:
         try:
             await {"submit": submit, "run": run, "result": result, "get": get, "cancel": cancel, "watch": watch}[
                 command
             ](client, args)
         except Error as error:
             say(error=error.code.name, reason=error.reason)
+        except TimeoutError:
+            say(error="DEADLINE_EXCEEDED", reason=None)
 
 
 asyncio.run(main())

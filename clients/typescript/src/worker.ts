@@ -23,7 +23,7 @@ import {
 import { Backoff, sleep } from "./pause.js";
 import { decode, encode } from "./payload.js";
 import { type Listener, Session } from "./session.js";
-import { transport } from "./transport.js";
+import { transport, type TransportOptions } from "./transport.js";
 
 const SDK = "jobwire-typescript/0.1.0";
 // Milliseconds.
@@ -86,7 +86,7 @@ export interface Context {
 // The payload is what the kind takes, which only its handler knows.
 export type Handler = (context: Context, payload: any) => unknown;
 
-export interface WorkerOptions {
+export interface WorkerOptions extends TransportOptions {
     /** Jobs at the same time; 16 by default. */
     concurrency?: number;
     /** Empty means the queue "default". */
@@ -176,7 +176,7 @@ export class Worker {
     };
 
     constructor(address = "localhost", options: WorkerOptions = {}) {
-        this.#rpc = createClient(WorkerService, transport(address));
+        this.#rpc = createClient(WorkerService, transport(address, options));
         this.#options = options;
         const suffix = Math.random().toString(16).slice(2, 8);
         this.workerId = options.workerId ?? `${hostname()}-${process.pid}-${suffix}`;

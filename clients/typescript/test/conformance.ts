@@ -36,7 +36,8 @@ const commands: Record<string, (client: Client) => Promise<void>> = {
         say(show(await client.run(spec())));
     },
     async result(client) {
-        const { done, job } = await client.result(args.job_id, "wait" in args ? args.wait * 1000 : Infinity);
+        const options = "limit" in args ? { signal: AbortSignal.timeout(args.limit * 1000) } : {};
+        const { done, job } = await client.result(args.job_id, "wait" in args ? args.wait * 1000 : Infinity, options);
         say({ done, ...show(job!) });
     },
     async get(client) {
@@ -72,6 +73,7 @@ async function work(): Promise<void> {
         queues: args.queues,
         concurrency: args.concurrency ?? 4,
         drainTimeoutMs: 20_000,
+        gzip: args.compress,
     });
     worker.handle("double", (_, number: number) => number * 2);
     worker.handle("large", (_, size: number) => new Uint8Array(size));
@@ -101,10 +103,15 @@ if (command === "work") {
     await work();
 } else {
     try {
-        await commands[command]!(connect(address));
+        await commands[command]!(connect(address, { gzip: args.compress }));
     } catch (error) {
-        if (!(error instanceof JobwireError)) throw error;
-        say({ error: upper(error.code), reason: error.reason ?? null });
+        if (error instanceof DOMException && error.name === "TimeoutError") {
+            say({ error: "DEADLINE_EXCEEDED", reason: null });
+        } else if (error instanceof JobwireError) {
+            say({ error: upper(error.code), reason: error.reason ?? null });
+        } else {
+            throw error;
+        }
     }
 }
 process.exit();

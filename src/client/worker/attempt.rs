@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     job::{JobError, Payload, Progress},
-    worker::{Context, Handler},
+    worker::{Context, Handler, panic_message},
 };
 
 /// Progress is sent this often at most; watchers hear of it no more often.
@@ -45,9 +45,7 @@ pub async fn run(
         }
     };
     let result = result.unwrap_or_else(|panic| {
-        let said =
-            panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
-        let message = format!("the handler panicked: {}", said.unwrap_or("without a message"));
+        let message = panic_message(&*panic);
         tracing::error!(lease_id, message, "an attempt panicked");
         Err(JobError::retryable("jobwire.panic", message))
     });

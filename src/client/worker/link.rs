@@ -7,7 +7,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, transport::Endpoint};
+use tonic::{Streaming, codec::CompressionEncoding, transport::Endpoint};
 
 use crate::{
     client::{Error, MAX_MESSAGE_BYTES, connect},
@@ -41,16 +41,27 @@ pub struct Link {
 
 impl Link {
     /// Begins a session, or fails if the server does not welcome the worker.
-    pub async fn open(endpoint: Endpoint, hello: WorkerHello) -> Result<(Self, WorkerWelcome), Error> {
-        timeout(WELCOME, Self::begin(endpoint, hello)).await.map_err(|_| Error::Silent(WELCOME))?
+    pub async fn open(
+        endpoint: Endpoint,
+        gzip: bool,
+        hello: WorkerHello,
+    ) -> Result<(Self, WorkerWelcome), Error> {
+        timeout(WELCOME, Self::begin(endpoint, gzip, hello)).await.map_err(|_| Error::Silent(WELCOME))?
     }
 
-    async fn begin(endpoint: Endpoint, hello: WorkerHello) -> Result<(Self, WorkerWelcome), Error> {
+    async fn begin(
+        endpoint: Endpoint,
+        gzip: bool,
+        hello: WorkerHello,
+    ) -> Result<(Self, WorkerWelcome), Error> {
         let channel = connect(&endpoint).await?;
         let (says, said) = mpsc::channel(BUFFER);
         // There is room: it is the first one.
         let _ = says.try_send(WorkRequest { message: Some(Said::Hello(hello)) });
         let mut client = WorkerServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        if gzip {
+            client = client.send_compressed(CompressionEncoding::Gzip);
+        }
         let mut hears = client.work(ReceiverStream::new(said)).await?.into_inner();
         let first = hears.message().await?.ok_or(Error::Ended)?;
         let Some(Told::Welcome(welcome)) = first.message else {

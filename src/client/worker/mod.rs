@@ -34,6 +34,7 @@ pub struct Worker {
     queues: Vec<String>,
     concurrency: u16,
     drain_timeout: Duration,
+    gzip: bool,
 }
 
 impl Worker {
@@ -49,6 +50,7 @@ impl Worker {
             queues: Vec::new(),
             concurrency: 16,
             drain_timeout: Duration::from_secs(30),
+            gzip: false,
         })
     }
 
@@ -73,6 +75,12 @@ impl Worker {
     /// How long a drain waits for handlers; 30 s unless told.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain_timeout = timeout;
+        self
+    }
+
+    /// Compresses what is sent with gzip. A server takes it only if its `http2.accept_gzip` is set.
+    pub fn gzip(mut self) -> Self {
+        self.gzip = true;
         self
     }
 

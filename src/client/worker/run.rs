@@ -171,10 +171,10 @@ impl Run {
             payload_format: PayloadFormat::Raw.into(),
             ..Default::default()
         };
-        let endpoint = self.worker.endpoint.clone();
+        let (endpoint, gzip) = (self.worker.endpoint.clone(), self.worker.gzip);
         self.opening = Some(Box::pin(async move {
             sleep(pause).await;
-            Link::open(endpoint, hello).await
+            Link::open(endpoint, gzip, hello).await
         }));
     }
 

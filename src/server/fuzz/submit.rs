@@ -8,7 +8,7 @@ use prost_types::Duration as ProtoDuration;
 use super::{MS, documents::values, refused};
 use crate::{
     config::Limits,
-    job::{Error, Job, JobSpec, Payload, Start, State, Timestamp, View},
+    job::{Error, Job, JobSpec, Payload, Start, Timestamp, View},
     proto::{self, BatchSubmitRequest, StreamSubmitRequest, SubmitRequest, job_spec, payload::Body},
     server::{
         convert::{self, Format},
@@ -124,7 +124,15 @@ fn item(request: SubmitRequest) {
     };
     allowed(&request, &submission);
     // What was taken is told, and what is told can be asked for again.
-    let told = |format| convert::job(&job(&submission), View::Full, format, usize::MAX).spec;
+    let told = |format| {
+        convert::job(
+            &Job::accepted(submission.job_id.clone(), submission.spec.clone(), Timestamp(0)),
+            View::Full,
+            format,
+            usize::MAX,
+        )
+        .spec
+    };
     let again = SubmitRequest { spec: told(Format::Raw), ..request.clone() };
     assert_eq!(taken(again).map(|again| again.spec), Ok(submission.spec.clone()));
     let readable = SubmitRequest { spec: told(Format::Readable), ..request };
@@ -227,29 +235,5 @@ fn same_document(one: &Payload, other: &Payload) {
     if one.bytes() != other.bytes() {
         let value = |payload: &Payload| json::from_bytes(&payload.bytes()).expect("it was told as JSON");
         assert_eq!(value(one), value(other));
-    }
-}
-
-/// A job just accepted.
-fn job(submission: &Submission) -> Job {
-    Job {
-        id: submission.job_id.clone(),
-        spec: submission.spec.clone(),
-        state: State::QUEUED,
-        attempt: 0,
-        run: 1,
-        output: None,
-        error: None,
-        progress: None,
-        cancel_requested: false,
-        worker: None,
-        submit_time: Timestamp(0),
-        next_attempt_time: None,
-        start_time: None,
-        finish_time: None,
-        delete_time: None,
-        version: 1,
-        trace: BTreeMap::new(),
-        attempts: Vec::new(),
     }
 }

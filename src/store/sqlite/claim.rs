@@ -15,31 +15,36 @@ use crate::{
     store::{Claim, LeaseId, Leased, turns::turns},
 };
 
-/// At most `most` of what the claim wants.
-pub fn claim(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, most: usize) -> Result<Vec<Leased>> {
-    let (mut leased, mut bytes) = (Vec::new(), 0);
-    for (lines, quota) in shares(tx, claim, claim.wanted().min(most)) {
-        for (place, line) in first_in_line(tx, now, &lines, quota)? {
+/// Adds at most `most` jobs to what the claim was given so far.
+pub fn claim(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    claim: &Claim,
+    most: usize,
+    given: &mut Vec<Leased>,
+) -> Result<()> {
+    let mut bytes = given.iter().map(|leased| leased.job.spec.payload.size).sum::<usize>();
+    for (lines, quota) in shares(tx, claim, most, given) {
+        for num in first_in_line(tx, now, &lines, quota)? {
             if bytes >= claim.max_bytes {
-                return Ok(leased);
+                return Ok(());
             }
-            let job = if let Some((row, fixed)) = tx.fresh.take(line, place) {
-                bytes = bytes.saturating_add(row.bytes.unsigned_abs() as usize);
-                Some(lease_fresh(tx, now, claim, row, fixed)?)
-            } else {
-                let row = tx.live(place.1)?.ok_or_else(|| rows::damaged("a job in line"))?;
-                bytes = bytes.saturating_add(row.bytes.unsigned_abs() as usize);
-                lease(tx, now, claim, row)?
+            let leased = match tx.fresh.take(num) {
+                Some((row, fixed)) => Some(lease_fresh(tx, now, claim, row, fixed)?),
+                None => lease(tx, now, claim, num)?,
             };
-            leased.extend(job);
+            if let Some(leased) = leased {
+                bytes = bytes.saturating_add(leased.job.spec.payload.size);
+                given.push(leased);
+            }
         }
     }
-    Ok(leased)
+    Ok(())
 }
 
 /// The queues with due jobs, each with its lines and how many jobs to take: turn by turn, so that a long queue does
 /// not keep a short one waiting, and nothing is left idle while any queue has work.
-fn shares(tx: &mut Tx<'_>, claim: &Claim, wanted: usize) -> Vec<(Vec<i64>, usize)> {
+fn shares(tx: &mut Tx<'_>, claim: &Claim, wanted: usize, given: &[Leased]) -> Vec<(Vec<i64>, usize)> {
     let mut queues: BTreeMap<&QueueName, (Vec<i64>, usize)> = BTreeMap::new();
     for line in tx.lines.iter() {
         let queued = line.count(State::QUEUED) as usize;
@@ -50,7 +55,10 @@ fn shares(tx: &mut Tx<'_>, claim: &Claim, wanted: usize) -> Vec<(Vec<i64>, usize
         }
     }
     for (queue, (_, available)) in &mut queues {
-        *available = claim.caps.get(*queue).map_or(*available, |&cap| cap.min(*available));
+        if let Some(&cap) = claim.caps.get(*queue) {
+            let had = given.iter().filter(|leased| leased.job.spec.queue == **queue).count();
+            *available = cap.saturating_sub(had).min(*available);
+        }
     }
     let queues: Vec<_> = queues.into_values().filter(|(_, available)| *available > 0).collect();
     let mut queues = turns(queues, wanted);
@@ -62,38 +70,38 @@ fn shares(tx: &mut Tx<'_>, claim: &Claim, wanted: usize) -> Vec<(Vec<i64>, usize
     queues
 }
 
-/// The jobs of a queue that come first, over all lines asked for, each with its line. Those whose time is over are left
-/// to the next tick.
-fn first_in_line(tx: &Tx<'_>, now: Timestamp, lines: &[i64], quota: usize) -> Result<Vec<(Place, i64)>> {
-    let mut first: Vec<(Place, i64)> = Vec::new();
+/// The jobs of a queue that come first, over all lines asked for. Those whose time is over are left to the next tick.
+fn first_in_line(tx: &Tx<'_>, now: Timestamp, lines: &[i64], quota: usize) -> Result<Vec<i64>> {
+    let mut first: Vec<Place> = Vec::new();
     let mut written = tx.connection.prepare_cached(
         "SELECT rank, num FROM live INDEXED BY live_ready WHERE line = ?1 AND state = 2 \
          AND (wake IS NULL OR wake > ?3) ORDER BY rank, num LIMIT ?2",
     )?;
-    let mut sorts = 0;
+    let mut sources = 0;
     for &line in lines {
         let fresh = tx.fresh.count(line);
         if fresh > 0 {
-            first.extend(tx.fresh.places(line, now).take(quota).map(|place| (place, line)));
-            sorts += 1;
+            first.extend(tx.fresh.places(line, now).take(quota));
+            sources += 1;
         }
         if tx.lines.get(line)?.count(State::QUEUED) > fresh as u64 {
-            let rows = written
-                .query_map(params![line, quota as i64, now], |row| Ok(((row.get(0)?, row.get(1)?), line)))?;
+            let rows =
+                written.query_map(params![line, quota as i64, now], |row| Ok((row.get(0)?, row.get(1)?)))?;
             for row in rows {
                 first.push(row?);
             }
-            sorts += 1;
+            sources += 1;
         }
     }
-    if sorts > 1 {
+    if sources > 1 {
         first.sort_unstable();
         first.truncate(quota);
     }
-    Ok(first)
+    Ok(first.into_iter().map(|(_, num)| num).collect())
 }
 
-fn lease(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: LiveRow) -> Result<Option<Leased>> {
+fn lease(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, num: i64) -> Result<Option<Leased>> {
+    let row = tx.live(num)?.ok_or_else(|| rows::damaged("a job in line"))?;
     let known = tx.recent.get(row.num).map(|(_, fixed)| fixed.clone());
     let fixed = match known.map_or_else(|| read::fixed(tx.connection, row.num, true), |fixed| Ok(Some(fixed)))
     {
@@ -113,7 +121,7 @@ fn lease(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: LiveRow) -> Result
         true => read::of_live(fixed.clone(), &row),
         false => read::live_job(tx.connection, fixed.clone(), &row)?,
     };
-    leased(tx, row, fixed, job).map(Some)
+    hand_out(tx, row, fixed, job).map(Some)
 }
 
 /// Leases a job that was accepted in the same transaction.
@@ -121,7 +129,7 @@ fn lease_fresh(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: LiveRow, fix
     let row = LiveRow { live: grant(tx, now, claim, &row), ..row };
     tx.insert_leased(&row)?;
     let job = read::of_live(fixed.clone(), &row);
-    leased(tx, row, fixed, job)
+    hand_out(tx, row, fixed, job)
 }
 
 fn grant(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: &LiveRow) -> Live {
@@ -129,9 +137,9 @@ fn grant(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: &LiveRow) -> Live 
     row.live.claim(tx.fences.next(), lease)
 }
 
-fn leased(tx: &mut Tx<'_>, row: LiveRow, fixed: Fixed, job: Job) -> Result<Leased> {
-    let queue = tx.lines.get(row.line)?.policy.attempt_timeout;
-    let attempt_timeout = fixed.spec.attempt_timeout.unwrap_or(queue);
+fn hand_out(tx: &mut Tx<'_>, row: LiveRow, fixed: Fixed, job: Job) -> Result<Leased> {
+    let of_queue = tx.lines.get(row.line)?.policy.attempt_timeout;
+    let attempt_timeout = fixed.spec.attempt_timeout.unwrap_or(of_queue);
     let lease = LeaseId { job: row.num, fence: row.live.fence };
     tx.recent.keep(row, fixed);
     Ok(Leased { lease, job: job.into(), attempt_timeout })

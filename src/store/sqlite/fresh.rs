@@ -1,7 +1,8 @@
-//! Jobs that the open transaction has accepted and that are due at once. Most of them are leased in the same
-//! transaction: then they are written once, as running, and never stand in line in the tables.
+//! Jobs that the open transaction has accepted, that are due at once and have no unique key. While claims wait most of
+//! them are leased in the same transaction: then they are written once, as running, and never stand in line in the
+//! tables.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{read::Fixed, rows::LiveRow};
 use crate::job::Timestamp;
@@ -11,45 +12,56 @@ pub type Place = (i64, i64);
 
 #[derive(Debug, Default)]
 pub struct Fresh {
-    lines: HashMap<i64, BTreeMap<Place, (LiveRow, Fixed)>>,
+    /// By number.
+    jobs: BTreeMap<i64, (LiveRow, Fixed)>,
+    lines: HashMap<i64, BTreeSet<Place>>,
+}
+
+fn place(row: &LiveRow) -> Place {
+    (row.live.rank(), row.num)
 }
 
 impl Fresh {
     pub fn add(&mut self, row: LiveRow, fixed: Fixed) {
-        let place = (row.live.rank(), row.num);
-        self.lines.entry(row.line).or_default().insert(place, (row, fixed));
+        self.lines.entry(row.line).or_default().insert(place(&row));
+        self.jobs.insert(row.num, (row, fixed));
+    }
+
+    pub fn get(&self, num: i64) -> Option<&(LiveRow, Fixed)> {
+        self.jobs.get(&num)
     }
 
     pub fn count(&self, line: i64) -> usize {
-        self.lines.get(&line).map_or(0, BTreeMap::len)
+        self.lines.get(&line).map_or(0, BTreeSet::len)
     }
 
     /// The places of a line, the first one first. Those whose time is over are left out.
     pub fn places(&self, line: i64, now: Timestamp) -> impl Iterator<Item = Place> {
-        let jobs = self.lines.get(&line).into_iter().flatten();
-        jobs.filter(move |(_, (row, _))| row.live.wake().is_none_or(|wake| wake > now))
-            .map(|(&place, _)| place)
+        let places = self.lines.get(&line).into_iter().flatten().copied();
+        places.filter(move |(_, num)| {
+            self.get(*num).and_then(|(row, _)| row.live.wake()).is_none_or(|wake| wake > now)
+        })
     }
 
-    pub fn take(&mut self, line: i64, place: Place) -> Option<(LiveRow, Fixed)> {
-        self.lines.get_mut(&line)?.remove(&place)
-    }
-
-    pub fn find(&self, num: i64) -> Option<&(LiveRow, Fixed)> {
-        self.lines.values().flatten().find(|((_, found), _)| *found == num).map(|(_, job)| job)
+    pub fn take(&mut self, num: i64) -> Option<(LiveRow, Fixed)> {
+        let (row, fixed) = self.jobs.remove(&num)?;
+        if let Some(places) = self.lines.get_mut(&row.line) {
+            places.remove(&place(&row));
+        }
+        Some((row, fixed))
     }
 
     /// Forgets the jobs whose numbers come after `last`.
     pub fn roll_back(&mut self, last: i64) {
-        self.lines.values_mut().for_each(|jobs| jobs.retain(|&(_, num), _| num <= last));
+        for (row, _) in self.jobs.split_off(&(last + 1)).into_values() {
+            if let Some(places) = self.lines.get_mut(&row.line) {
+                places.remove(&place(&row));
+            }
+        }
     }
-}
 
-impl IntoIterator for Fresh {
-    type Item = (LiveRow, Fixed);
-    type IntoIter = Box<dyn Iterator<Item = Self::Item>>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        Box::new(self.lines.into_values().flat_map(BTreeMap::into_values))
+    /// All of them, in the order of their numbers.
+    pub fn into_jobs(self) -> impl Iterator<Item = (LiveRow, Fixed)> {
+        self.jobs.into_values()
     }
 }

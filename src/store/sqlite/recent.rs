@@ -58,15 +58,10 @@ impl Recent {
         entry.map(|(row, _)| row)
     }
 
-    /// It is unfinished no more.
+    /// It is unfinished no more, or was rolled back.
     pub fn forget(&mut self, num: i64) {
         if self.young.jobs.remove(&num).is_none() {
             self.old.jobs.remove(&num);
         }
-    }
-
-    /// What was done last was rolled back.
-    pub fn clear(&mut self) {
-        *self = Self::default();
     }
 }

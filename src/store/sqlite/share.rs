@@ -22,13 +22,13 @@ pub fn share(tx: &mut Tx<'_>, now: Timestamp, claims: &[&Claim]) -> Result<Vec<V
     }
     for (served, &at) in hungry.iter().enumerate() {
         let most = available(tx, &due, claims[at])?.div_ceil(hungry.len() - served);
-        given[at] = claim(tx, now, claims[at], most)?;
+        claim(tx, now, claims[at], most.min(claims[at].wanted()), &mut given[at])?;
     }
     if hungry.len() > 1 {
         for at in hungry {
             let most = claims[at].wanted().saturating_sub(given[at].len());
             if most > 0 && available(tx, &due, claims[at])? > 0 {
-                given[at].extend(claim(tx, now, claims[at], most)?);
+                claim(tx, now, claims[at], most, &mut given[at])?;
             }
         }
     }

@@ -45,7 +45,7 @@ fn submit_group(
                     tx.connection.prepare_cached("RELEASE batch")?.execute([])?;
                     tx.lines.roll_back(mark);
                     tx.fresh.roll_back(last);
-                    tx.recent.clear();
+                    (last + 1..=tx.numbers.last()).for_each(|num| tx.recent.forget(num));
                 }
                 return Ok(Err((index, error)));
             }
@@ -95,7 +95,7 @@ fn submit_one(
 
 /// A job that is there already, without its payload.
 fn present(tx: &Tx<'_>, num: i64) -> Result<std::result::Result<Job, Error>> {
-    if let Some((row, fixed)) = tx.fresh.find(num) {
+    if let Some((row, fixed)) = tx.fresh.get(num) {
         let fixed = Fixed { spec: fixed.spec.omit_payload(), ..fixed.clone() };
         return Ok(Ok(read::of_live(fixed, row)));
     }

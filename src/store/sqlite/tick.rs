@@ -30,7 +30,7 @@ pub fn tick(tx: &mut Tx<'_>, now: Timestamp) -> Result<Tick> {
     tick.more |= remove_jobs(tx, now)?;
     tick.more |= forget_requests(tx, now)?;
     tick.next = next(tx)?;
-    // A claim whose wake-up was lost is found here.
+    // A claim whose wake-up was lost, or whose worker has more room now, is found here.
     tx.effects.look = true;
     Ok(tick)
 }

@@ -95,6 +95,7 @@ impl Fences {
 }
 
 impl Tx<'_> {
+    /// The row of an unfinished job, but for those that are [`Fresh`].
     pub fn live(&self, num: i64) -> Result<Option<LiveRow>> {
         let Some((row, _)) = self.recent.get(num) else { return self.read_live(num) };
         debug_assert_eq!(Some(row), self.read_live(num)?.as_ref());
@@ -142,7 +143,7 @@ impl Tx<'_> {
 
     /// Writes the jobs that nobody has leased yet.
     pub fn land(&mut self) -> Result<()> {
-        for (row, fixed) in std::mem::take(&mut self.fresh) {
+        for (row, fixed) in std::mem::take(&mut self.fresh).into_jobs() {
             self.write_live(&row, None)?;
             self.recent.keep(row, fixed);
         }

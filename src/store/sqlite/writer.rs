@@ -68,13 +68,8 @@ impl Command {
         }
     }
 
-    /// When it is carried out, within its group.
-    fn turn(&self) -> u8 {
-        match self {
-            Self::Write { .. } => 0,
-            Self::Submit { .. } => 1,
-            Self::Wake => 2,
-        }
+    fn is_submit(&self) -> bool {
+        matches!(self, Self::Submit { .. })
     }
 
     fn is_synced(&self) -> bool {
@@ -84,7 +79,9 @@ impl Command {
 
 /// Answers the claims that there is something for, and those that wait no longer.
 fn serve(tx: &mut Tx<'_>, parked: &mut Vec<Parked>, answers: &mut Vec<Answer>) -> Result<()> {
-    let waiting = std::mem::take(parked);
+    let mut waiting = std::mem::take(parked);
+    // Nobody would hear of the leases.
+    waiting.retain(|waiting| !waiting.reply.is_closed());
     let claims: Vec<_> = waiting.iter().map(|waiting| &waiting.claim).collect();
     let given = share(tx, tx.shared.now(), &claims)?;
     for (waiting, leased) in waiting.into_iter().zip(given) {
@@ -183,7 +180,8 @@ impl Writer {
         let (reply, mut receiver) = oneshot::channel();
         let end = claim.wait.as_ref().map(|wait| wait.end.clone());
         drop(self.claims.send(Parked { claim, reply }).await);
-        self.send(Command::Wake).await;
+        // If there is no room, commands wait whose group looks at the claims too.
+        let _ = self.commands.try_send(Command::Wake);
         let leased = match end {
             None => receiver.await,
             Some(end) => tokio::select! {
@@ -254,7 +252,13 @@ impl State {
     }
 
     fn run(&mut self, mut queue: mpsc::Receiver<Command>, mut claims: mpsc::Receiver<Parked>) {
-        while let Some(first) = queue.blocking_recv() {
+        loop {
+            // Claims that the last group had no room for have used up their wake-ups.
+            let first = match claims.is_empty() {
+                true => queue.blocking_recv(),
+                false => Some(Command::Wake),
+            };
+            let Some(first) = first else { return };
             let mut room = self.config.store.max_group.saturating_sub(first.weight());
             let mut group = vec![first];
             while room > 0
@@ -286,14 +290,15 @@ impl State {
     /// another place.
     fn commit(&mut self, mut group: Vec<Command>, claims: &mut mpsc::Receiver<Parked>) -> Result<bool> {
         let only_woken = group.iter().all(|command| matches!(command, Command::Wake));
-        if only_woken && self.parked.is_empty() && claims.is_empty() {
+        if only_woken && claims.is_empty() && !self.parked.iter().any(Parked::is_over) {
             return Ok(true);
         }
         let durable = match group.iter().any(Command::is_synced) {
             true => Durable::Synced,
             false => Durable::Written,
         };
-        group.sort_by_key(Command::turn);
+        // They come last.
+        group.sort_by_key(Command::is_submit);
         self.set_durable(durable)?;
         let mut parked = std::mem::take(&mut self.parked);
         let (answers, effects) = self.transact(|tx| {
@@ -304,10 +309,12 @@ impl State {
                     Command::Wake => tx.effects.look = true,
                 }
             }
-            // More of them have left a wake-up behind.
-            for _ in 0..QUEUE {
-                let Ok(claim) = claims.try_recv() else { break };
-                parked.push(claim);
+            let mut room = tx.config.store.max_group;
+            while room > 0
+                && let Ok(waiting) = claims.try_recv()
+            {
+                room = room.saturating_sub(waiting.claim.wanted().max(1));
+                parked.push(waiting);
                 tx.effects.look = true;
             }
             if tx.effects.look || tx.effects.due {

@@ -318,3 +318,33 @@ pub async fn a_job_that_is_claimed_as_it_comes_is_like_any_other(open: Open) {
     world.recount().await;
     assert_eq!(world.feed().await.len(), 1);
 }
+
+pub async fn claims_that_share_keep_their_limits(open: Open) {
+    let world = World::new(open).await;
+    let end = CancellationToken::new();
+    let waiting = |claim: Claim| {
+        let wait = Some(ClaimWait { slots: Arc::new(Semaphore::new(10)), end: end.clone() });
+        let (store, now) = (world.store(), world.now);
+        tokio::spawn(async move { store.claim(now, Claim { wait, ..claim }).await.unwrap().len() })
+    };
+    let of_kind = |kind: &str| Claim { kinds: vec![kind.parse().unwrap()], ..World::wish(10) };
+    let claims = [
+        Claim { caps: HashMap::from([("capped".parse().unwrap(), 1)]), ..of_kind("one") },
+        Claim { max_bytes: 3, ..of_kind("two") },
+        of_kind("three"),
+    ];
+    let claims = claims.map(waiting);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let jobs = ["one", "two", "three"].into_iter().flat_map(|kind| {
+        (0..5).map(move |n| job(&format!("{kind}-{n}")).kind(kind).queue("capped").payload("in"))
+    });
+    world.group(jobs).await.unwrap();
+    let mut given = Vec::new();
+    for claim in claims {
+        given.push(claim.await.unwrap());
+    }
+    // A store that lets nobody wait answers all of them with nothing.
+    if given.iter().sum::<usize>() > 0 {
+        assert_eq!(given, [1, 2, 5]);
+    }
+}

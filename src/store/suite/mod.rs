@@ -102,6 +102,7 @@ macro_rules! store_suite {
                 the_next_attempt_hears_of_the_last
                 a_new_run_begins_with_nothing
                 claims_that_wait_share_what_comes
+                claims_that_share_keep_their_limits
                 a_claim_may_wait_for_jobs
                 a_job_that_is_claimed_as_it_comes_is_like_any_other
             }

@@ -188,6 +188,8 @@ impl Course {
 
     /// Lets all jobs end, and compares everything with everything.
     async fn end(mut self, totals: &mut Totals) {
+        totals.deaths += self.worker.deaths;
+        totals.freezes += self.worker.freezes;
         // What was leased to the worker and never reached it is over soon.
         self.server.start_again("[workers]\nlease = \"1s\"\nheartbeat = \"100ms\"\n");
         self.check().await;
@@ -227,6 +229,9 @@ struct Totals {
     crashed: usize,
     /// Successes that a worker beyond the server was told of.
     by_worker: usize,
+    /// Of that worker.
+    deaths: usize,
+    freezes: usize,
     streams: usize,
     told: usize,
 }
@@ -259,7 +264,7 @@ impl fmt::Display for Totals {
         let [p50, p99, max] = [50, 99, 100].map(|percent| at(percent).copied().unwrap_or_default());
         write!(
             f,
-            "{} kills ({} while it started), {} jobs, {:?}, {} attempts crashed, {} done by a worker, {} outcomes told on {} streams, \
+            "{} kills ({} while it started), {} jobs, {:?}, {} attempts crashed, {} done by a worker, which died {} times and froze {} times, {} outcomes told on {} streams, \
              start to SERVING p50 {p50:.1?} p99 {p99:.1?} max {max:.1?}",
             self.kills,
             self.killed_early,
@@ -267,6 +272,8 @@ impl fmt::Display for Totals {
             self.outcomes,
             self.crashed,
             self.by_worker,
+            self.deaths,
+            self.freezes,
             self.told,
             self.streams,
         )

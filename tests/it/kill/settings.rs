@@ -86,7 +86,15 @@ pub fn draw(rng: &mut Rng) -> String {
     writeln!(
         text,
         "{}",
-        together(rng, &["", "lease = \"1s\"\nheartbeat = \"100ms\"", "lease = \"2s\"\nheartbeat = \"10ms\""])
+        together(
+            rng,
+            &[
+                "",
+                "lease = \"200ms\"\nheartbeat = \"20ms\"",
+                "lease = \"1s\"\nheartbeat = \"100ms\"",
+                "lease = \"2s\"\nheartbeat = \"10ms\"",
+            ]
+        )
     )
     .expect("a string");
     table(&mut text, rng, "queues.b", &[("concurrency", &["1", "5"]), ("max_unfinished", &["20"])]);

@@ -1,5 +1,6 @@
 //! A worker beyond the server, which goes on with what it holds when the server is there again. Beside the pool it runs
-//! what is echoed.
+//! what is echoed. Now and then it dies, and another one comes that knows nothing; or it freezes, and says too late what
+//! it had to say.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,7 +8,10 @@ use jobwire::proto::{
     Finish, FinishAck, JobError, Lease, Payload, WorkRequest, WorkResponse, WorkerHeartbeat, WorkerHello,
     finish::Outcome, work_request::Message as Said, work_response::Message as Told,
 };
-use tokio::{sync::mpsc, time::interval};
+use tokio::{
+    sync::mpsc,
+    time::{interval, sleep},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Streaming};
 
@@ -23,6 +27,8 @@ const HEARTBEAT: Duration = Duration::from_millis(30);
 #[derive(Default)]
 pub struct Worker {
     held: BTreeMap<String, Work>,
+    pub deaths: usize,
+    pub freezes: usize,
 }
 
 struct Work {
@@ -38,7 +44,7 @@ impl Worker {
             session.pause().await;
             let (requests, receiver) = mpsc::channel(64);
             let hello = WorkerHello {
-                worker_id: "beyond".into(),
+                worker_id: format!("beyond-{}", self.deaths),
                 kinds: vec!["echo".into()],
                 queues: ["default", "a/mail", "a/web", "b"].map(str::to_owned).into(),
                 max_in_flight: WINDOW,
@@ -66,6 +72,18 @@ impl Worker {
             let reply = tokio::select! {
                 reply = replies.message() => answer(reply.map(Response::new), &["WATCH_LIMIT", "TOO_LARGE"]),
                 _ = beat.tick() => {
+                    match session.rng.u8(..40) {
+                        0 => {
+                            self.deaths += 1;
+                            self.held.clear();
+                            return;
+                        }
+                        1 => {
+                            self.freezes += 1;
+                            sleep(Duration::from_millis(session.rng.u64(..500))).await;
+                        }
+                        _ => {}
+                    }
                     let lease_ids = self.held.keys().cloned().collect();
                     let heartbeat = WorkerHeartbeat { lease_ids, last_lease_sequence: last };
                     say(&requests, Said::Heartbeat(heartbeat)).await;

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding/gzip"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	jobwire "github.com/jobwire/jobwire/clients/go"
@@ -29,10 +31,20 @@ type arguments struct {
 	RequestID   string   `json:"request_id"`
 	JobID       string   `json:"job_id"`
 	Wait        *float64 `json:"wait"`
+	Limit       *float64 `json:"limit"`
 	AfterCursor string   `json:"after_cursor"`
 	OnGap       string   `json:"on_gap"`
 	Count       int      `json:"count"`
 	Concurrency int      `json:"concurrency"`
+	Compress    bool     `json:"compress"`
+}
+
+// options are those of the connections.
+func (a arguments) options() []grpc.DialOption {
+	if a.Compress {
+		return []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.UseCompressor(gzip.Name))}
+	}
+	return nil
 }
 
 type line map[string]any
@@ -79,7 +91,7 @@ func main() {
 }
 
 func ask(ctx context.Context, command, address string, args arguments) error {
-	client, err := jobwire.Dial(address)
+	client, err := jobwire.Dial(address, args.options()...)
 	if err != nil {
 		return err
 	}
@@ -101,6 +113,11 @@ func ask(ctx context.Context, command, address string, args arguments) error {
 		wait := jobwire.Forever
 		if args.Wait != nil {
 			wait = time.Duration(*args.Wait * float64(time.Second))
+		}
+		if args.Limit != nil {
+			bounded, cancel := context.WithTimeout(ctx, time.Duration(*args.Limit*float64(time.Second)))
+			defer cancel()
+			ctx = bounded
 		}
 		reply, err := client.Result(ctx, args.JobID, wait)
 		if err != nil {
@@ -169,7 +186,8 @@ type how struct {
 
 func work(address string, args arguments) error {
 	worker := jobwire.NewWorker(address, jobwire.WorkerOptions{
-		Queues: args.Queues, Concurrency: args.Concurrency, DrainTimeout: 20 * time.Second})
+		Queues: args.Queues, Concurrency: args.Concurrency, DrainTimeout: 20 * time.Second,
+		DialOptions: args.options()})
 	jobwire.Handle(worker, "double", func(_ context.Context, _ *jobwire.Attempt, number int) (int, error) {
 		return number * 2, nil
 	})

@@ -37,8 +37,10 @@ def target(address: str) -> str:
     return f"{match[1]}:{match[2] or _DEFAULT_PORT}"
 
 
-def connect(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+def connect(
+    address: str, credentials: grpc.ChannelCredentials | None, compression: grpc.Compression | None
+) -> grpc.aio.Channel:
     """A channel that connects when it is used."""
     if credentials is None:
-        return grpc.aio.insecure_channel(target(address), options=_OPTIONS)
-    return grpc.aio.secure_channel(target(address), credentials, options=_OPTIONS)
+        return grpc.aio.insecure_channel(target(address), _OPTIONS, compression)
+    return grpc.aio.secure_channel(target(address), credentials, _OPTIONS, compression)

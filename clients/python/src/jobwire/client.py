@@ -57,12 +57,19 @@ _MAX_TRIES = 8
 class Client:
     """A client of one server. Made inside a running event loop; connects when it is used.
 
-    Every method raises `Error`. The address is `http://host:port` or `host:port`; without a port, 50051.
+    Every method raises `Error`. The address is `http://host:port` or `host:port`; without a port, 50051. A server takes
+    requests with `compression`, which may be `grpc.Compression.Gzip`, only if its `http2.accept_gzip` is set.
     """
 
-    def __init__(self, address: str = "localhost", *, credentials: grpc.ChannelCredentials | None = None) -> None:
-        self._calls = channel.connect(address, credentials)
-        self._streams = channel.connect(address, credentials)
+    def __init__(
+        self,
+        address: str = "localhost",
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        compression: grpc.Compression | None = None,
+    ) -> None:
+        self._calls = channel.connect(address, credentials, compression)
+        self._streams = channel.connect(address, credentials, compression)
         self._rpc: Any = JobServiceStub(self._calls)
         self._stream_rpc: Any = JobServiceStub(self._streams)
 

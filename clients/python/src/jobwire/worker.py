@@ -157,10 +157,12 @@ class Worker:
         labels: Mapping[str, str] | None = None,
         drain_timeout: float = 30.0,
         credentials: grpc.ChannelCredentials | None = None,
+        compression: grpc.Compression | None = None,
     ) -> None:
         channel.target(address)
         self._address = address
         self._credentials = credentials
+        self._compression = compression
         self._concurrency = concurrency
         self._queues = list(queues)
         self._labels = dict(labels or {})
@@ -201,7 +203,7 @@ class Worker:
         if not self._handlers:
             raise ValueError("the worker has no handler")
         signals = self._listen_to_signals()
-        connection = channel.connect(self._address, self._credentials)
+        connection = channel.connect(self._address, self._credentials, self._compression)
         link = asyncio.create_task(self._keep_connected(WorkerServiceStub(connection)))
         stop = asyncio.create_task(self._stop.wait())
         try:

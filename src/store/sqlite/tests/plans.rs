@@ -72,10 +72,13 @@ impl Writer {
             lease: Duration::from_secs(30),
             wait: None,
         };
-        self.run(|tx, now| claim::claim(tx, now, &claim, limit))
-            .into_iter()
-            .map(|leased| leased.lease)
-            .collect()
+        self.run(|tx, now| {
+            let mut given = Vec::new();
+            claim::claim(tx, now, &claim, limit, &mut given).map(|()| given)
+        })
+        .into_iter()
+        .map(|leased| leased.lease)
+        .collect()
     }
 
     fn settle(&mut self, leases: &[LeaseId], report: Report) {
