@@ -23,7 +23,6 @@ look() {
     has beanstalkd || packages+=(beanstalkd)
     has gearmand || packages+=(gearman-job-server)
     has redis-server || packages+=(redis-server)
-    has postgres || ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || packages+=(postgresql)
     has cc || packages+=(build-essential)
     has python3 || packages+=(python3)
     python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
@@ -87,6 +86,7 @@ node_packages() {
 }
 
 system
+../../tools/postgres.sh install
 go_programs
 python_packages
 node_packages
