@@ -3,7 +3,11 @@
 use std::{io, process::ExitCode};
 
 use super::settings;
-use crate::{client, server::ServeError, store::sqlite::MaintenanceError};
+use crate::{
+    client,
+    server::ServeError,
+    store::{migrate::MigrateError, postgres, sqlite::MaintenanceError},
+};
 
 /// Wrong arguments or settings.
 pub(super) const USAGE: u8 = 2;
@@ -26,6 +30,10 @@ pub(super) enum Error {
     Serve(#[from] ServeError),
     #[error(transparent)]
     Maintenance(#[from] MaintenanceError),
+    #[error(transparent)]
+    Postgres(#[from] postgres::OpenError),
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
     #[error(transparent)]
     Bench(#[from] crate::bench::Error),
     #[error("cannot read {what}: {source}")]

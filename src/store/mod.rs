@@ -1,5 +1,6 @@
 //! Where jobs and their outcomes live.
 
+pub mod migrate;
 pub mod postgres;
 pub mod sqlite;
 #[cfg(test)]

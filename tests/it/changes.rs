@@ -26,7 +26,7 @@ pub async fn retry(client: &Client, job_id: &str) -> Result<Job, Status> {
     Ok(client.clone().retry_job(request).await?.into_inner().job.expect("a job"))
 }
 
-async fn delete(client: &Client, job_id: &str) -> Result<(), Status> {
+pub async fn delete(client: &Client, job_id: &str) -> Result<(), Status> {
     let request = DeleteJobRequest { job_id: job_id.into(), ..Default::default() };
     client.clone().delete_job(request).await.map(drop)
 }

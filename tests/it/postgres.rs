@@ -12,7 +12,7 @@ use std::{
 };
 
 use jobwire::proto::{DeleteJobRequest, GetJobRequest, RetryJobRequest, SubmitRequest, job::State};
-use tokio_postgres::NoTls;
+use tokio_postgres::{NoTls, config::TargetSessionAttrs};
 use tonic::Code;
 
 use crate::{
@@ -51,17 +51,26 @@ pub fn schema() -> String {
     format!("{url}?application_name={name}&options=-csearch_path%3D{name}")
 }
 
+/// A connection of a test's own to the primary, once there is one.
+pub async fn connect(url: &str) -> tokio_postgres::Client {
+    let url = url.replace("application_name=", "application_name=test_of_");
+    let mut config: tokio_postgres::Config = url.parse().expect("a URL");
+    config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+    let (client, connection) = eventually(async || config.connect(NoTls).await.ok()).await;
+    tokio::spawn(connection);
+    client
+}
+
 /// Executes statements, whether the test has a runtime or not.
 pub fn execute(url: &str, sql: &str) {
     let (url, sql) = (url.to_owned(), sql.to_owned());
-    let work = async move {
-        let url = url.replace("application_name=", "application_name=test_of_");
-        let (client, connection) = tokio_postgres::connect(&url, NoTls).await.expect("PostgreSQL answers");
-        tokio::spawn(connection);
-        client.batch_execute(&sql).await.expect("the statement is sound");
-    };
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    std::thread::spawn(move || runtime().block_on(work)).join().expect("no panic");
+    let work = move || {
+        runtime().block_on(async {
+            connect(&url).await.batch_execute(&sql).await.expect("the statement is sound");
+        });
+    };
+    std::thread::spawn(work).join().expect("no panic");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod change;
 mod claim;
 mod feed;
 mod held;
+mod import;
 mod lines;
 mod list;
 mod listen;
@@ -34,7 +35,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-pub use open::{Durability, OpenError, connect};
+pub use import::Import;
+pub use open::{Durability, OpenError, connect, migrate_schema};
 
 use self::{
     held::Held,
@@ -89,10 +91,9 @@ impl PostgresStore {
     /// # Errors
     /// The database cannot be reached, will not do, or has been used by a newer version.
     pub async fn open(url: &str, config: Arc<Config>, now: Timestamp) -> Result<Arc<Self>, OpenError> {
-        let settings = open::settings(url)?;
-        let client = open::connect_with(&settings).await?;
-        let durability = open::check(&client).await?;
+        let (settings, client, durability) = open::open(url).await?;
         open::migrate(&client).await?;
+        open::check_grants(&client).await?;
         let (log_id, lease_key) = open::identity(&client).await?;
         drop(client);
 

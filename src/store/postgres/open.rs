@@ -1,9 +1,9 @@
 //! Opening: migrations, and what the server's settings promise.
 
-use std::{fmt, time::Duration};
+use std::{fmt, io, time::Duration};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, error::SqlState};
 
 use super::pool::SESSION;
 use crate::store::LogId;
@@ -12,6 +12,7 @@ use crate::store::LogId;
 const MIGRATIONS: [&str; 1] = [include_str!("sql/schema_1.sql")];
 
 const SETTINGS: &str = include_str!("sql/settings.sql");
+const GRANTS: &str = include_str!("sql/grants.sql");
 
 /// The oldest server that will do.
 const OLDEST: i32 = 14;
@@ -34,15 +35,55 @@ pub enum OpenError {
     Old(i32),
     #[error("the database has the encoding {0}: jobwire needs UTF8")]
     Encoding(String),
-    #[error("there is no schema to create tables in: create the one that search_path names")]
+    #[error(
+        "there is no schema that the role may use: create the one that search_path names, or grant usage on it"
+    )]
     NoSchema,
+    #[error(
+        "the server takes no writes: it is a standby, or default_transaction_read_only is on. Name the primary, or all hosts \
+         in one URL: postgres://USER@HOST1,HOST2/DATABASE finds it"
+    )]
+    ReadOnly,
+    #[error(
+        "a pooler hands the sessions of this connection around (pgbouncer with pool_mode = transaction, or the like), and \
+         with them locks, listeners and settings: use pool_mode = session, or the address of the database itself"
+    )]
+    Pooled,
+    #[error(
+        "the database has schema {found} of jobwire, this one needs {}, and the role {role} may not create tables: let their \
+         owner run `jobwire migrate --to postgres://…` first",
+        MIGRATIONS.len()
+    )]
+    MayNotMigrate { found: i32, role: String },
+    #[error("the role {role} may not {missing}: let the owner of the tables grant it, see docs/scaling.md")]
+    NotGranted { role: String, missing: String },
+    #[error(
+        "the schema {schema} holds a jobwire store already, and nothing was taken over: name an empty database, or an \
+         empty schema as in postgres://…/DATABASE?options=-csearch_path%3DSCHEMA"
+    )]
+    NotEmpty { schema: String },
+    #[error(
+        "a store is being taken over into the database, and that has not ended: wait for it; if it was broken off, run \
+         `jobwire migrate` again, or use an empty database"
+    )]
+    Unfinished,
     #[error("the system has no random numbers")]
     NoRandomness,
+}
+
+impl OpenError {
+    /// Whether the server has said no, so that it is known that nothing was done.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Postgres(error) if error.as_db_error().is_some())
+    }
 }
 
 /// What the server says, which the library keeps for itself.
 fn reason(error: &tokio_postgres::Error) -> String {
     match (error.as_db_error(), std::error::Error::source(error)) {
+        (Some(told), _) if *told.code() == SqlState::INSUFFICIENT_PRIVILEGE => {
+            format!("{}; docs/scaling.md lists what a role needs", told.message())
+        }
         (Some(told), _) => told.message().to_owned(),
         (None, Some(source)) => format!("{error}: {source}"),
         (None, None) => error.to_string(),
@@ -59,7 +100,7 @@ pub async fn connect(url: &str) -> Result<Client, OpenError> {
 
 /// The same with settings that are known.
 pub async fn connect_with(config: &Config) -> Result<Client, OpenError> {
-    let (client, connection) = config.connect(NoTls).await?;
+    let (client, connection) = config.connect(NoTls).await.map_err(unreachable)?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection to PostgreSQL has ended");
@@ -67,6 +108,17 @@ pub async fn connect_with(config: &Config) -> Result<Client, OpenError> {
     });
     client.batch_execute(SESSION).await?;
     Ok(client)
+}
+
+fn unreachable(error: tokio_postgres::Error) -> OpenError {
+    let io = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>());
+    // The library's own word for a server that is not the primary: no call of the system has failed.
+    match io {
+        Some(io) if io.kind() == io::ErrorKind::PermissionDenied && io.raw_os_error().is_none() => {
+            OpenError::ReadOnly
+        }
+        _ => error.into(),
+    }
 }
 
 /// The settings of a URL, with what jobwire needs besides.
@@ -87,6 +139,28 @@ pub fn settings(url: &str) -> Result<Config, OpenError> {
     // Of several hosts the primary.
     config.target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite);
     Ok(config)
+}
+
+/// The first session with a database, which will do.
+///
+/// # Errors
+/// It cannot be reached, or will not do.
+pub async fn open(url: &str) -> Result<(Config, Client, Durability), OpenError> {
+    let config = settings(url)?;
+    let client = connect_with(&config).await?;
+    refuse_pooler(&config, &client).await?;
+    let durability = check(&client).await?;
+    Ok((config, client, durability))
+}
+
+/// Brings the schema of a database up to date. Answers with its version.
+///
+/// # Errors
+/// The database cannot be used, its schema is of a later version, or the role may not change it.
+pub async fn migrate_schema(url: &str) -> Result<usize, OpenError> {
+    let (_, client, _) = open(url).await?;
+    migrate(&client).await?;
+    Ok(MIGRATIONS.len())
 }
 
 /// What an acknowledgement is worth.
@@ -153,46 +227,116 @@ pub async fn check(client: &Client) -> Result<Durability, OpenError> {
     Ok(Durability::of(row.get("is_safe"), row.get("is_synchronous"), row.get("has_standby")))
 }
 
+/// Refuses a connection whose statements do not all reach one and the same session, which is not that of any other.
+pub async fn refuse_pooler(config: &Config, client: &Client) -> Result<(), OpenError> {
+    let other = connect_with(config).await?;
+    let first = session(client).await?;
+    for _ in 0..3 {
+        // A transaction keeps the other from giving its session away.
+        other.batch_execute("begin").await?;
+        let (here, there) = (session(client).await?, session(&other).await?);
+        other.batch_execute("commit").await?;
+        if here != first || here == there {
+            return Err(OpenError::Pooled);
+        }
+    }
+    Ok(())
+}
+
+/// The process that serves a statement. Asked without a prepared one: a pooler may lose those.
+async fn session(client: &Client) -> Result<Option<String>, OpenError> {
+    let told = client.simple_query("select pg_backend_pid()").await?;
+    Ok(told.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    }))
+}
+
 /// Brings the schema up to date. Replicas that start together do it one after the other.
 ///
 /// # Errors
-/// It is of a later version.
+/// It is of a later version, the role may not, or another store is being taken over.
 pub async fn migrate(client: &Client) -> Result<(), OpenError> {
-    let turn = "(hashtext('jobwire'), hashtext(current_schema))";
-    client.batch_execute(&format!("select pg_advisory_lock{turn}")).await?;
+    // Whoever takes one over has the turn for as long as that lasts.
+    if version(client).await? < 0 {
+        return Err(OpenError::Unfinished);
+    }
+    take_turn(client).await?;
     let migrated = migrate_alone(client).await;
-    client.batch_execute(&format!("select pg_advisory_unlock{turn}")).await?;
-    migrated
+    client.batch_execute(&format!("select pg_advisory_unlock{TURN}")).await?;
+    if migrated? < 0 { Err(OpenError::Unfinished) } else { Ok(()) }
 }
 
-async fn migrate_alone(client: &Client) -> Result<(), OpenError> {
+/// The lock of those who change the schema.
+const TURN: &str = "(hashtext('jobwire'), hashtext(current_schema))";
+
+/// Waits for the turn, and has it until the session ends.
+pub async fn take_turn(client: &Client) -> Result<(), OpenError> {
+    Ok(client.batch_execute(&format!("select pg_advisory_lock{TURN}")).await?)
+}
+
+pub const BEGIN_IMPORT: &str = "update jobwire set version = -abs(version)";
+pub const END_IMPORT: &str = "update jobwire set version = abs(version)";
+
+/// How many of the migrations the database has seen. Negative while a store is being taken over: then nobody serves.
+async fn version(client: &Client) -> Result<i32, OpenError> {
     let is_new: bool = client.query_one("select to_regclass('jobwire') is null", &[]).await?.get(0);
-    let found: i32 = match is_new {
+    Ok(match is_new {
         true => 0,
         false => client.query_one("select version from jobwire", &[]).await?.get(0),
-    };
-    let done = usize::try_from(found).ok().filter(|&done| done <= MIGRATIONS.len());
+    })
+}
+
+/// Brings the schema up to date, in one's turn. Answers with the version before.
+pub async fn migrate_alone(client: &Client) -> Result<i32, OpenError> {
+    let found = version(client).await?;
+    let done = usize::try_from(found.unsigned_abs()).ok().filter(|&done| done <= MIGRATIONS.len());
     let done = done.ok_or(OpenError::Newer { found })?;
-    for (at, migration) in MIGRATIONS.iter().enumerate().skip(done) {
+    let due = MIGRATIONS.iter().enumerate().skip(done);
+    if due.len() > 0 {
+        let may = "select has_schema_privilege(current_schema, 'create'), current_user::text";
+        let row = client.query_one(may, &[]).await?;
+        if !row.get::<_, bool>(0) {
+            return Err(OpenError::MayNotMigrate { found, role: row.get(1) });
+        }
+    }
+    for (at, migration) in due {
         let version = at + 1;
         let noted = match at {
             0 => format!(
                 "create table jobwire (version int4 not null); insert into jobwire values ({version})"
             ),
-            _ => format!("update jobwire set version = {version}"),
+            _ => format!("update jobwire set version = sign(version) * {version}"),
         };
         client.batch_execute(&format!("begin; {migration}; {noted}; commit")).await?;
     }
-    Ok(())
+    Ok(found)
+}
+
+/// Refuses a role that may not do with the tables what servers do.
+pub async fn check_grants(client: &Client) -> Result<(), OpenError> {
+    let rows = client.query(GRANTS, &[]).await?;
+    let missing: Vec<&str> = rows.iter().map(|row| row.get("missing")).collect();
+    match rows.first() {
+        Some(row) => Err(OpenError::NotGranted { role: row.get("role"), missing: missing.join(", ") }),
+        None => Ok(()),
+    }
+}
+
+/// What a new store is called, and signs with.
+pub fn draw() -> Result<([u8; 8], [u8; 32]), OpenError> {
+    let (mut log_id, mut lease_key) = ([0; 8], [0; 32]);
+    let random = SystemRandom::new();
+    let drawn = random.fill(&mut log_id).and_then(|()| random.fill(&mut lease_key));
+    drawn.map_err(|_| OpenError::NoRandomness)?;
+    Ok((log_id, lease_key))
 }
 
 /// What the store is called, and signs with. Drawn by whoever comes first.
 pub async fn identity(client: &Client) -> Result<(LogId, [u8; 32]), OpenError> {
-    let mut drawn = [0; 40];
-    SystemRandom::new().fill(&mut drawn).map_err(|_| OpenError::NoRandomness)?;
-    let (log_id, lease_key) = drawn.split_at(8);
+    let (log_id, lease_key) = draw()?;
     let found = "insert into feed (log_id, lease_key) select $1, $2 where not exists (select from feed)";
-    client.execute(found, &[&log_id, &lease_key]).await?;
+    client.execute(found, &[&log_id.as_slice(), &lease_key.as_slice()]).await?;
     let row = client.query_one("select log_id, lease_key from feed", &[]).await?;
     let (log_id, lease_key): (&[u8], &[u8]) = (row.get(0), row.get(1));
     let damaged = || OpenError::Store(crate::job::Error::DataLoss("the identity of the store".into()));

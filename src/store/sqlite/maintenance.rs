@@ -23,6 +23,11 @@ pub enum MaintenanceError {
     Exists(PathBuf),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
+    #[error(
+        "{dir} is damaged ({problem}), and nothing was taken over: `jobwire verify {dir}` lists all that is wrong; a backup \
+         can be taken over instead"
+    )]
+    Damaged { dir: PathBuf, problem: String },
     #[error("SQLite: {0}")]
     Sqlite(#[from] rusqlite::Error),
 }
@@ -77,7 +82,8 @@ fn copy(source: &Connection, dir: &Path) -> Result<BackupReport, MaintenanceErro
     Ok(BackupReport { jobs, bytes })
 }
 
-fn io(path: &Path) -> impl FnOnce(io::Error) -> MaintenanceError {
+/// What went wrong with a file.
+pub fn io(path: &Path) -> impl FnOnce(io::Error) -> MaintenanceError {
     let path = path.to_owned();
     move |source| MaintenanceError::Io { path, source }
 }

@@ -6,6 +6,7 @@
 mod change;
 mod checkpoint;
 mod claim;
+mod export;
 mod feed;
 mod fresh;
 mod lines;
@@ -40,6 +41,7 @@ use parking_lot::Mutex;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rusqlite::Connection;
 
+pub use export::Stopped;
 pub use maintenance::{BackupReport, MaintenanceError, VerifyReport, backup, verify};
 pub use open::OpenError;
 

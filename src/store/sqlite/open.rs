@@ -17,6 +17,9 @@ pub const PAGE_SIZE: u64 = 4096;
 
 const LOCK: &str = "lock";
 
+/// There once the store was taken over by another one; says by which.
+pub const MOVED: &str = "moved";
+
 /// "jobw": tells our files from other SQLite databases.
 const APPLICATION_ID: i32 = 0x6a6f_6277;
 
@@ -38,6 +41,11 @@ pub enum OpenError {
     #[error("{0} holds no jobwire store")]
     Missing(PathBuf),
     #[error(
+        "the jobs of {dir} were taken over to {to}: serve them there, with --store; served here too, they would run twice. \
+         If nobody serves them there, remove {dir}/{MOVED}"
+    )]
+    Moved { dir: PathBuf, to: String },
+    #[error(
         "{0} is on a network file system ({1}), where its locks and syncs cannot be relied on: use a local disk"
     )]
     Network(PathBuf, &'static str),
@@ -58,7 +66,7 @@ const MAX_SCHEMA: i32 = MIGRATIONS.len() as i32;
 /// Makes the directory if need be, and locks it for the life of the returned file.
 ///
 /// # Errors
-/// [`OpenError::Locked`] if another process holds it.
+/// [`OpenError::Locked`] if another process holds it, [`OpenError::Moved`] if its jobs are elsewhere.
 pub fn lock_directory(dir: &Path) -> Result<File, OpenError> {
     let io = |path: &Path| {
         let path = path.to_owned();
@@ -78,6 +86,11 @@ pub fn lock_directory(dir: &Path) -> Result<File, OpenError> {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(OpenError::Locked(dir.to_owned())),
         Err(TryLockError::Error(source)) => return Err(OpenError::Io { path, source }),
+    }
+    match fs::read_to_string(dir.join(MOVED)) {
+        Ok(to) => return Err(OpenError::Moved { dir: dir.to_owned(), to }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(OpenError::Io { path: dir.join(MOVED), source }),
     }
     let database = dir.join(DATABASE);
     if !database.exists() {

@@ -1,0 +1,159 @@
+//! From the embedded store to PostgreSQL: all that is kept, under the numbers that cursors, etags and leases refer to. So
+//! these stay valid.
+
+use std::{error::Error, path::Path};
+
+use bytes::BytesMut;
+use rusqlite::types::Value;
+use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+
+use super::{
+    LogId,
+    postgres::{Import, OpenError},
+    sqlite::{MaintenanceError, Stopped, VerifyReport},
+};
+use crate::config::StoreUrl;
+
+/// The columns that all rows of unfinished jobs have, in both stores.
+const LIVE: &str = "num, line, state, run, attempt, version, priority, due, rank, wake, start_by, end_by, bytes, \
+     retention, fence";
+
+/// Each table of PostgreSQL with its columns, and the query for them in SQLite where it is not of the same names.
+const TABLES: [(&str, &str, Option<&str>); 10] = [
+    (
+        "line",
+        "id, queue, kind, scheduled, queued, running, backing_off, succeeded, failed, cancelled, expired, bytes",
+        None,
+    ),
+    (
+        "job",
+        "num, id, line, priority, submitted, content_type, payload, options",
+        Some("SELECT num, id AS job_id, line, priority, submitted, content_type, payload, options FROM job"),
+    ),
+    ("ready", LIVE, Some(const_format::concatcp!("SELECT ", LIVE, " FROM live WHERE state = 2"))),
+    ("waiting", LIVE, Some(const_format::concatcp!("SELECT ", LIVE, " FROM live WHERE state IN (1, 4)"))),
+    (
+        "lease",
+        const_format::concatcp!(LIVE, ", worker, started, until, cancel_reason, replica"),
+        // Granted by the process that is gone: see `import.sql`.
+        Some(const_format::concatcp!(
+            "SELECT ",
+            LIVE,
+            ", worker, started, until, cancel_reason, 0 FROM live WHERE state = 3"
+        )),
+    ),
+    (
+        "uniq",
+        "queue, key, num",
+        Some("SELECT unique_queue, unique_key, num FROM live WHERE unique_key IS NOT NULL"),
+    ),
+    (
+        "done",
+        "seq, num, run, attempt, version, state, fence, worker, started, finished, keep_until, error, content_type, output",
+        None,
+    ),
+    ("failure", "num, run, attempt, worker, started, finished, error", None),
+    ("progress", "num, at, fraction, note, content_type, details", None),
+    ("request", "caller, request_id, num, job_id, asked, own_id, until", None),
+];
+
+/// What a store is called, and where its numbers have come to: the next ones are beyond.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// None: a backup, which begins a log of its own.
+    pub log_id: Option<LogId>,
+    /// None: it was never served.
+    pub lease_key: Option<[u8; 32]>,
+    pub feed_start: i64,
+    /// Milliseconds.
+    pub feed_cut: i64,
+    pub last_num: i64,
+    pub last_seq: i64,
+}
+
+/// Why a store was not taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    #[error(transparent)]
+    Source(#[from] MaintenanceError),
+    #[error(transparent)]
+    Target(#[from] OpenError),
+    #[error(
+        "the connection was lost at the very end ({0}), and nobody knows whether the store was taken over: `jobwire serve \
+         --store` finds out. If that says that a migration has not ended, remove the file `moved` from the directory and \
+         run this again"
+    )]
+    Unknown(OpenError),
+}
+
+/// Takes over the store in `from`, which no server may have open, into an empty database. `tell` hears how many rows of how
+/// many are there. Once this is done, `from` can no longer be served; its database is as it was.
+///
+/// # Errors
+/// The source is in use, damaged or none; the target is not empty, or cannot be used. A target that was not finished is
+/// served by nobody, and this can be run again.
+pub async fn migrate(
+    from: &Path,
+    to: &StoreUrl,
+    mut tell: impl FnMut(u64, u64),
+) -> Result<VerifyReport, MigrateError> {
+    let stopped = Stopped::open(from)?;
+    let queries = TABLES.map(|(table, columns, query)| {
+        (table, columns, query.map_or_else(|| format!("SELECT {columns} FROM {table}"), str::to_owned))
+    });
+    let mut all = 0;
+    for (.., query) in &queries {
+        all += stopped.count(query)?;
+    }
+    let import = Import::begin(to.reveal()).await?;
+    let mut done = 0;
+    for (table, columns, query) in &queries {
+        let mut copy = Box::pin(import.copy(table, columns).await?);
+        let copied = stopped
+            .each(query, async |values| {
+                let cells: Vec<Cell> = values.into_iter().map(Cell).collect();
+                copy.as_mut().write_raw(&cells).await.map_err(OpenError::from)?;
+                done += 1;
+                tell(done, all);
+                Ok::<_, MigrateError>(())
+            })
+            .await;
+        copied?;
+        copy.as_mut().finish().await.map_err(OpenError::from)?;
+    }
+    import.settle(&stopped.origin()?).await?;
+    // First, so that there is no moment at which both could be served.
+    stopped.mark(&to.to_string())?;
+    match import.commit().await {
+        Ok(()) => Ok(stopped.report().clone()),
+        Err(error) if error.is_refusal() => {
+            stopped.unmark()?;
+            Err(error.into())
+        }
+        Err(error) => Err(MigrateError::Unknown(error)),
+    }
+}
+
+/// A value of SQLite, on its way into a column of PostgreSQL.
+#[derive(Debug)]
+struct Cell(Value);
+
+impl ToSql for Cell {
+    fn to_sql(&self, ty: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        match (&self.0, ty) {
+            (Value::Null, _) => Ok(IsNull::Yes),
+            (Value::Integer(number), &Type::INT4) => i32::try_from(*number)?.to_sql(ty, out),
+            (Value::Integer(number), &Type::INT8) => number.to_sql(ty, out),
+            (Value::Real(number), &Type::FLOAT8) => number.to_sql(ty, out),
+            (Value::Text(text), &Type::TEXT) => text.to_sql(ty, out),
+            (Value::Blob(bytes), &Type::BYTEA) => bytes.to_sql(ty, out),
+            (value, ty) => Err(format!("{:?} does not fit into {ty}", value.data_type()).into()),
+        }
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        [Type::INT4, Type::INT8, Type::FLOAT8, Type::TEXT, Type::BYTEA].contains(ty)
+    }
+
+    to_sql_checked!();
+}

@@ -1,0 +1,75 @@
+//! A database that takes over another store: all of it in one transaction, and nobody serves it before that has ended.
+
+use tokio_postgres::{Client, binary_copy::BinaryCopyInWriter, types::Type};
+
+use super::open::{self, OpenError};
+use crate::store::migrate::Origin;
+
+const IMPORT: &str = include_str!("sql/import.sql");
+
+/// A transaction that fills an empty database. Dropped before [`Import::commit`], it leaves the database empty.
+#[derive(Debug)]
+pub struct Import {
+    client: Client,
+}
+
+impl Import {
+    /// Brings the schema up to date, and keeps servers out.
+    ///
+    /// # Errors
+    /// The database cannot be used, or holds a store.
+    pub async fn begin(url: &str) -> Result<Self, OpenError> {
+        let (_, client, _) = open::open(url).await?;
+        open::take_turn(&client).await?;
+        open::migrate_alone(&client).await?;
+        let row = client.query_one("select current_schema()::text, exists (select from feed)", &[]).await?;
+        if row.get(1) {
+            return Err(OpenError::NotEmpty { schema: row.get(0) });
+        }
+        client.batch_execute(open::BEGIN_IMPORT).await?;
+        client.batch_execute("begin").await?;
+        Ok(Self { client })
+    }
+
+    /// Writes rows into a table.
+    ///
+    /// # Errors
+    /// As PostgreSQL says.
+    pub async fn copy(&self, table: &str, columns: &str) -> Result<BinaryCopyInWriter, OpenError> {
+        let types = self.client.prepare(&format!("select {columns} from {table}")).await?;
+        let types: Vec<Type> = types.columns().iter().map(|column| column.type_().clone()).collect();
+        let sink = self.client.copy_in(&format!("copy {table} ({columns}) from stdin binary")).await?;
+        Ok(BinaryCopyInWriter::new(sink, &types))
+    }
+
+    /// Lets the database go on where the other store has ended.
+    ///
+    /// # Errors
+    /// As PostgreSQL says.
+    pub async fn settle(&self, origin: &Origin) -> Result<(), OpenError> {
+        let (log_id, lease_key) = open::draw()?;
+        let log_id = origin.log_id.map_or(log_id, |id| id.0.to_be_bytes());
+        let lease_key = origin.lease_key.unwrap_or(lease_key);
+        self.client
+            .query_one(
+                IMPORT,
+                &[
+                    &log_id.as_slice(),
+                    &lease_key.as_slice(),
+                    &origin.feed_start,
+                    &origin.feed_cut,
+                    &origin.last_seq,
+                    &origin.last_num,
+                ],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// # Errors
+    /// Refused ([`OpenError::is_refusal`]): nothing was taken over. Otherwise nobody knows.
+    pub async fn commit(self) -> Result<(), OpenError> {
+        self.client.batch_execute(open::END_IMPORT).await?;
+        Ok(self.client.batch_execute("commit").await?)
+    }
+}
