@@ -25,6 +25,7 @@ mod submit;
 #[cfg(test)]
 mod tests;
 mod tick;
+mod warnings;
 
 use std::sync::{
     Arc, Weak,
@@ -46,6 +47,7 @@ use self::{
     room::Rooms,
     share::Parked,
     standing::Standing,
+    warnings::Warnings,
 };
 use super::{
     Cancel, Change, Claim, Delete, FeedStart, GroupReply, LeaseId, Leased, LineCounts, ListPage, ListQuery,
@@ -82,6 +84,7 @@ pub struct PostgresStore {
     /// What other processes left behind is looked for once more.
     just_begun: AtomicBool,
     parked: Parked,
+    warnings: Warnings,
 }
 
 impl PostgresStore {
@@ -128,6 +131,7 @@ impl PostgresStore {
             kept_house: Mutex::new(Instant::now()),
             just_begun: AtomicBool::new(true),
             parked: Parked::default(),
+            warnings: Warnings::default(),
             config,
         });
         store.begin(now).await.map_err(failed)?;
@@ -135,6 +139,7 @@ impl PostgresStore {
     }
 
     async fn begin(&self, now: Timestamp) -> pool::Result<()> {
+        self.warn().await?;
         self.lines.refresh(&self.pools.write).await?;
         self.keep_house().await?;
         let spent = self.recover(now).await?;

@@ -47,6 +47,7 @@ impl PostgresStore {
         tick.more |= self.forget_requests(now).await?;
         if self.is_time_to_keep_house() {
             self.keep_house().await?;
+            self.warn().await?;
             // The server may not have known yet that a process was gone which had been killed just before this one began.
             if self.just_begun.swap(false, Ordering::Relaxed) {
                 self.recover(now).await?;

@@ -1,8 +1,14 @@
 //! What is met when a database is opened.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 
-use super::{super::Durability, server::Schema, *};
+use super::{
+    super::{Durability, warnings::look},
+    server::Schema,
+    *,
+};
 use crate::store::postgres::OpenError;
 
 const NOW: Timestamp = Timestamp(1_700_000_000_000);
@@ -68,4 +74,29 @@ async fn the_settings_say_what_an_acknowledgement_is_worth() {
     ] {
         assert_eq!(Durability::of(safe, synchronous, standby), expected);
     }
+}
+
+#[tokio::test]
+async fn what_keeps_a_database_from_serving_well_is_told() {
+    let schema = Schema::new().await;
+    let store = open(schema.url()).await.unwrap();
+    let other = schema.connect().await;
+    let name: String =
+        other.query_one("select current_setting('application_name')", &[]).await.unwrap().get(0);
+    let told = async |patience: u64, needed: usize| -> Vec<String> {
+        let patience = Duration::from_secs(patience);
+        look(&store.pools.read, patience, needed).await.unwrap().into_iter().collect()
+    };
+    let open_by_other = |told: Vec<String>| {
+        told.iter().any(|line| line.contains("a transaction is open since") && line.contains(&name))
+    };
+    assert!(!open_by_other(told(0, 0).await));
+    other.batch_execute("begin isolation level repeatable read; select from feed").await.unwrap();
+    assert!(open_by_other(told(0, 0).await));
+    assert!(!open_by_other(told(600, 0).await));
+    other.batch_execute("commit").await.unwrap();
+    assert!(!open_by_other(told(0, 0).await));
+    let few = |told: Vec<String>| told.iter().any(|line| line.contains("connections to the server are left"));
+    assert!(few(told(0, 100_000).await));
+    assert!(!few(told(0, 0).await));
 }
