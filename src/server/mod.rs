@@ -171,8 +171,8 @@ async fn open_store(config: &Arc<Config>) -> Result<(Arc<dyn Store>, Clock, Stri
         let store = PostgresStore::open(url.reveal(), config.clone(), now).await?;
         let (durability, connections) = (store.durability(), store.connections());
         match durability {
-            Durability::Replicated | Durability::Synced => tracing::info!(connections, "{durability}"),
-            Durability::Asynchronous | Durability::Unsafe => tracing::warn!(connections, "{durability}"),
+            Durability::Replicated => tracing::info!(connections, "{durability}"),
+            _ => tracing::warn!(connections, "{durability}"),
         }
         let clock = Clock::following(store.ahead());
         return Ok((store, clock, url.to_string()));
