@@ -285,7 +285,8 @@ pub struct Leased {
 #[derive(Clone, Debug)]
 pub struct Renewal {
     pub lease: LeaseId,
-    pub until: Timestamp,
+    /// None: it ends when it ends, only the progress is new.
+    pub until: Option<Timestamp>,
     pub progress: Option<Progress>,
 }
 
@@ -303,6 +304,8 @@ pub enum Renewed {
 pub struct Settlement {
     pub lease: LeaseId,
     pub report: Report,
+    /// [`Error::LeaseLost`] unless the time of the lease is over: another process may have prolonged it.
+    pub only_if_over: bool,
     /// 0 up to 1, drawn by the caller.
     pub jitter: f64,
     /// The newest progress of the attempt, for the next one.

@@ -24,6 +24,7 @@ mod listener;
 mod nth_call;
 mod postgres;
 mod powerloss;
+mod replicas;
 mod result;
 mod rot;
 mod states;

@@ -50,7 +50,7 @@ impl PostgresStore {
                 self.recover(now).await?;
             }
         }
-        let next = self.pools.write.query(NEXT, &[]).await?;
+        let next = self.pools.write.query(NEXT, &[&self.replica]).await?;
         tick.next = next.first().and_then(|row| get::<Option<i64>>(row, "next")).map(Timestamp);
         Ok(tick)
     }
@@ -76,7 +76,7 @@ impl PostgresStore {
 
     /// Limits that have passed, leases that have run out.
     async fn elapse(&self, now: Timestamp, revoked: &mut Vec<LeaseId>) -> Result<bool> {
-        let found = self.pools.write.query(ELAPSED, &[&now.0, &SLICE]).await?;
+        let found = self.pools.write.query(ELAPSED, &[&now.0, &SLICE, &self.replica]).await?;
         if found.is_empty() {
             return Ok(false);
         }
