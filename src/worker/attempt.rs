@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Context, ContextParts, Handler, panic_message};
 use crate::{
     config::Limits,
-    engine::{Engine, Held, ProgressHint, Revocation},
+    engine::{Engine, Held, Revocation},
     job::{Cause, Error, Job, JobError, Payload, Progress, Report},
-    store::{Leased, Settlement},
+    store::{Leased, ProgressHint, Settlement},
 };
 
 /// Watchers hear of progress this often at most.

@@ -1,14 +1,16 @@
 //! Several servers on one database, and those who go from one to the other.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use jobwire::proto::{Lease, SubmitRequest, WorkerHello, job::State};
-use tokio::time::sleep;
+use jobwire::proto::{
+    Lease, SubmitRequest, WatchResultsRequest, WorkerHello, job::State, watch_results_response::Event,
+};
+use tokio::time::{sleep, timeout};
 
 use crate::{
-    calls::{get, place, reach_when},
+    calls::{Watch, get, place, reach_when},
     postgres::schema,
-    support::Server,
+    support::{PATIENCE, Server, submit},
     workers::{SHORT, Worker, checkpoint, hello, task},
 };
 
@@ -62,4 +64,41 @@ async fn progress_told_elsewhere_does_not_end_a_lease() {
     worker.succeed(&lease).await;
     let job = get(&client, &id).await;
     assert_eq!((job.state(), job.attempt, job.attempts.len()), (State::Succeeded, 1, 0), "{job:?}");
+}
+
+/// Transitions and progress come from where the work is. The first may be missed: that somebody watches is heard of first.
+#[tokio::test]
+async fn hints_reach_those_who_watch_at_another_server() {
+    let url = schema();
+    let (idle, busy) =
+        (Server::on_database(&url, "[workers]\nconcurrency = 0\n"), Server::on_database(&url, ""));
+    let request =
+        WatchResultsRequest { include_progress: true, include_transitions: true, ..Default::default() };
+    let mut watch = Watch::open(&idle.client().await, request).await;
+    watch.replay().await;
+    let client = busy.client().await;
+    let mut told = BTreeSet::new();
+    let all = async {
+        while told.len() < 2 {
+            let id = place(&client, submit("sleep", r#"{"duration":"500ms"}"#)).await;
+            loop {
+                match watch.event().await {
+                    Event::Changed(job) if job.state() == State::Running => {
+                        assert_eq!(job.job_id, id);
+                        told.insert("transition");
+                    }
+                    Event::Progress(hint) => {
+                        assert_eq!((hint.job_id.as_str(), hint.run, hint.attempt), (id.as_str(), 1, 1));
+                        told.insert("progress");
+                    }
+                    Event::Finished(job) => {
+                        assert_eq!(job.job_id, id);
+                        break;
+                    }
+                    _ => {}
+                }
+            }
+        }
+    };
+    timeout(PATIENCE, all).await.expect("both are told");
 }

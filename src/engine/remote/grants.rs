@@ -11,9 +11,8 @@ use tokio::sync::Notify;
 
 use super::{Granted, Named, Session, Stopped, failure, settlement};
 use crate::{
-    engine::ProgressHint,
     job::{Job, JobId, Progress, Report, Timestamp, WorkerId},
-    store::{LeaseId, Leased, Renewal, Settlement},
+    store::{LeaseId, Leased, ProgressHint, Renewal, Settlement},
 };
 
 /// Leases that one look at the time deals with.

@@ -12,20 +12,25 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream};
-use parking_lot::Mutex;
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::mpsc,
     task::JoinHandle,
     time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 
-use super::{lines::Lines, open::OpenError, pool::SESSION};
+use super::{
+    hints::{self, Hints, Round},
+    lines::Lines,
+    open::OpenError,
+    pool::SESSION,
+};
 use crate::store::{Position, Signals};
 
 const REGISTER: &str = include_str!("sql/register.sql");
 const HEAD: &str = "select greatest(last, coalesce((select max(seq) from done), 0)) from feed";
 const HOLD: &str = include_str!("sql/hold.sql");
+const TELL: &str = "select pg_notify($1 || '_' || r.id, n.note) from unnest($2::int8[]) as r (id), unnest($3::text[]) as n (note)";
 
 /// Hints go out together, at most so often.
 const DEBOUNCE: Duration = Duration::from_millis(5);
@@ -33,36 +38,11 @@ const DEBOUNCE: Duration = Duration::from_millis(5);
 /// How often the clock is compared and the sign of life is looked after.
 const BEAT: Duration = Duration::from_secs(5);
 
+/// A replica that said it has watchers has them for so long, unless it says so again.
+const BELIEVED: Duration = Duration::from_secs(15);
+
 /// Between attempts to connect again.
 const PAUSE: Duration = Duration::from_millis(500);
-
-/// What is to be told to the other replicas.
-#[derive(Debug, Default)]
-pub struct Hints {
-    pending: Mutex<Hint>,
-    wake: Notify,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Hint {
-    head: Option<Position>,
-    due: bool,
-}
-
-impl Hints {
-    pub fn post(&self, head: Option<Position>, due: bool) {
-        if head.is_some() || due {
-            let mut pending = self.pending.lock();
-            pending.head = pending.head.max(head);
-            pending.due |= due;
-            self.wake.notify_one();
-        }
-    }
-
-    fn take(&self) -> Hint {
-        std::mem::take(&mut *self.pending.lock())
-    }
-}
 
 /// The connection.
 #[derive(Debug)]
@@ -105,6 +85,7 @@ impl Listener {
     ) -> Result<Self, OpenError> {
         let session = Session::open(config).await?;
         let replica: i64 = session.client.query_one(REGISTER, &[]).await?.get("id");
+        session.listen_for(replica).await?;
         compare_clocks(&session.client, &ahead).await?;
         let listening = Listening { config: config.clone(), replica, signals, hints, lines, ahead };
         Ok(Self { replica, task: tokio::spawn(listening.run(session)) })
@@ -132,6 +113,11 @@ impl Session {
         client.batch_execute(&format!("listen {channel}")).await?;
         Ok(Self { client, notes, channel, driver })
     }
+
+    /// Listens to what is told to this replica alone.
+    async fn listen_for(&self, replica: i64) -> Result<(), OpenError> {
+        Ok(self.client.batch_execute(&format!("listen {}_{replica}", self.channel)).await?)
+    }
 }
 
 struct Listening {
@@ -152,7 +138,7 @@ impl Listening {
                     let Err(error) = self.follow(open).await;
                     tracing::warn!(error = %error, "the connection for hints is lost: looking by the clock until it is back");
                 }
-                None => match Session::open(&self.config).await {
+                None => match self.open().await {
                     Ok(open) => {
                         // Nobody knows what was missed.
                         self.take_in(None, true);
@@ -165,6 +151,12 @@ impl Listening {
                 },
             }
         }
+    }
+
+    async fn open(&self) -> Result<Session, OpenError> {
+        let session = Session::open(&self.config).await?;
+        session.listen_for(self.replica).await?;
+        Ok(session)
     }
 
     async fn follow(&self, mut session: Session) -> Result<std::convert::Infallible, OpenError> {
@@ -181,28 +173,47 @@ impl Listening {
                     self.tell(&session).await?;
                     sleep(DEBOUNCE).await;
                 }
+                () = self.signals.listened.notified() => self.tell(&session).await?,
                 _ = beat.tick() => {
                     session.client.query(HOLD, &[&self.replica]).await?;
                     compare_clocks(&session.client, &self.ahead).await?;
                     let head: i64 = session.client.query_one(HEAD, &[]).await?.get(0);
                     self.take_in(Some(Position(head)), false);
+                    if self.signals.is_listened_to() {
+                        self.tell(&session).await?;
+                    }
                 }
             }
         }
     }
 
     async fn tell(&self, session: &Session) -> Result<(), OpenError> {
-        let Hint { head, due } = self.hints.take();
-        let text = format!("{} {} {}", self.replica, head.map_or(0, |head| head.0), u8::from(due));
-        session.client.query("select pg_notify($1, $2)", &[&session.channel, &text]).await?;
+        let Round { head, due, notes } = self.hints.take();
+        let watches = self.signals.is_listened_to();
+        let head = head.map_or(0, |head| head.0);
+        if head > 0 || due || watches {
+            let text = format!("{} {head} {} {}", self.replica, u8::from(due), u8::from(watches));
+            session.client.query("select pg_notify($1, $2)", &[&session.channel, &text]).await?;
+        }
+        if !notes.is_empty() {
+            session.client.query(TELL, &[&session.channel, &self.hints.watching(), &notes]).await?;
+        }
         Ok(())
     }
 
     fn heard(&self, note: &str) {
+        if note.starts_with('{') {
+            return hints::hear(note, &self.signals);
+        }
         let parts: Vec<i64> = note.split(' ').filter_map(|part| part.parse().ok()).collect();
         match parts[..] {
             [replica, ..] if replica == self.replica => {}
-            [_, head, due] => self.take_in(Some(Position(head)), due != 0),
+            [replica, head, due, watches] => {
+                self.take_in(Some(Position(head)), due != 0);
+                if watches != 0 {
+                    self.hints.watches(replica, BELIEVED);
+                }
+            }
             // From a replica that says more than we know.
             _ => self.take_in(None, true),
         }

@@ -7,6 +7,7 @@
 mod change;
 mod claim;
 mod feed;
+mod hints;
 mod lines;
 mod list;
 mod listen;
@@ -35,15 +36,17 @@ use tokio::time::Instant;
 pub use open::{Durability, OpenError};
 
 use self::{
+    hints::Hints,
     lines::Lines,
-    listen::{Hints, Listener},
+    listen::Listener,
     pool::{CONNECTIONS, Failure, Pools},
     room::Rooms,
     share::Parked,
 };
 use super::{
     Cancel, Change, Claim, Delete, FeedStart, GroupReply, LeaseId, Leased, LineCounts, ListPage, ListQuery,
-    LogId, OutcomePage, Position, Renewal, Renewed, Retry, Settlement, Signals, Store, Submission, Tick,
+    LogId, OutcomePage, Position, ProgressHint, Renewal, Renewed, Retry, Settlement, Signals, Store,
+    Submission, Tick,
 };
 use crate::{
     config::Config,
@@ -161,12 +164,21 @@ impl PostgresStore {
     fn news(&self, head: Option<Position>, due: bool, changed: impl Iterator<Item = JobId>) {
         self.signals.advance(head, due);
         self.hints.post(head, due);
-        if self.signals.changed.receiver_count() > 0 {
+        let (here, elsewhere) = (self.signals.changed.receiver_count() > 0, self.hints.is_watched());
+        if here || elsewhere {
             for job in changed {
+                if elsewhere {
+                    self.hints.post_changed(job.clone());
+                }
                 // Only hints: without a listener, or with a slow one, they are lost.
                 let _ = self.signals.changed.send(job);
             }
         }
+    }
+
+    /// Whether somebody may want to hear of changes.
+    fn is_watched(&self) -> bool {
+        self.signals.changed.receiver_count() > 0 || self.hints.is_watched()
     }
 }
 
@@ -289,6 +301,13 @@ impl Store for PostgresStore {
 
     fn signals(&self) -> &Signals {
         &self.signals
+    }
+
+    fn tell_progress(&self, hint: Arc<ProgressHint>) {
+        if self.hints.is_watched() {
+            self.hints.post_progress(hint.clone());
+        }
+        let _ = self.signals.progress.send(hint);
     }
 
     async fn close(&self) {

@@ -101,7 +101,7 @@ impl PostgresStore {
     }
 
     async fn promote(&self, now: Timestamp) -> Result<bool> {
-        let is_heard = self.signals.changed.receiver_count() > 0;
+        let is_heard = self.is_watched();
         let found = self.pools.write.query(PROMOTE, &[&now.0, &SLICE, &is_heard]).await?;
         let changed = found.iter().filter_map(|row| get::<Option<&str>>(row, "id")?.parse().ok());
         self.news(None, !found.is_empty(), changed);
