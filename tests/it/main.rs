@@ -26,6 +26,7 @@ mod postgres;
 mod powerloss;
 mod replicas;
 mod result;
+mod rolling;
 mod rot;
 mod states;
 mod stop;

@@ -171,26 +171,12 @@ impl Server {
 
     /// A connection of its own, for any service.
     pub async fn channel(&self) -> Channel {
-        self.endpoint().connect().await.expect("the server accepts connections")
-    }
-
-    fn endpoint(&self) -> Endpoint {
-        Endpoint::from_shared(format!("http://{}", self.address)).expect("an address")
+        endpoint(&self.address).connect().await.expect("the server accepts connections")
     }
 
     /// A connection of its own.
     pub async fn client(&self) -> Client {
         client_of(self.channel().await)
-    }
-
-    /// The same, connected only when it is used: the server may be gone by then.
-    pub fn lazy_client(&self) -> Client {
-        client_of(self.endpoint().timeout(LOST).connect_lazy())
-    }
-
-    /// WorkerService, connected only when it is used.
-    pub fn lazy_workers(&self) -> Workers {
-        Workers::new(self.endpoint().connect_lazy()).max_decoding_message_size(8 << 20)
     }
 
     /// `kill -9`.
@@ -266,6 +252,16 @@ fn free_address() -> String {
     let free = |address: &String| TcpListener::bind(address).is_ok();
     let mut addresses = std::iter::repeat_with(|| format!("127.0.0.1:{}", fastrand::u16(12_000..20_000)));
     addresses.find(free).expect("there is no end of them")
+}
+
+/// Clients with connections of their own, made only when they are used: nobody may be there by then.
+pub fn lazy_clients(address: &str) -> (Client, Workers) {
+    let client = client_of(endpoint(address).timeout(LOST).connect_lazy());
+    (client, Workers::new(endpoint(address).connect_lazy()).max_decoding_message_size(8 << 20))
+}
+
+fn endpoint(address: &str) -> Endpoint {
+    Endpoint::from_shared(format!("http://{address}")).expect("an address")
 }
 
 fn client_of(channel: Channel) -> Client {

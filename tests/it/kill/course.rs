@@ -17,7 +17,7 @@ use super::{
     watchers::Watcher,
     workers::Worker,
 };
-use crate::support::{PATIENCE, Server};
+use crate::support::{Client, PATIENCE, Workers, lazy_clients};
 
 /// No fault is waited for any longer.
 const LONGEST_WAIT: Duration = Duration::from_millis(600);
@@ -49,16 +49,16 @@ impl Course {
     }
 
     /// What was learned is there, and what was sent before is known.
-    pub async fn check(&mut self, servers: &[Server]) {
-        let mut client = self.rng.choice(servers).expect("there is a server").lazy_client();
+    pub async fn check(&mut self, addresses: &[String]) {
+        let (mut client, _) = lazy_clients(self.rng.choice(addresses).expect("there is a server"));
         check::look(&mut client, &self.ledger, &mut self.rng, &mut self.looked).await;
         check::repeat(&mut client, &self.ledger, &mut self.rng).await;
     }
 
     /// What the clients of one load share.
-    fn session(&mut self, servers: &[Server]) -> Session {
+    fn session(&mut self, addresses: &[String]) -> Session {
         Session {
-            ways: ways(servers),
+            ways: ways(addresses),
             ledger: self.ledger.clone(),
             rng: self.rng.fork(),
             over: CancellationToken::new(),
@@ -68,10 +68,10 @@ impl Course {
     }
 
     /// Sets clients to work.
-    pub fn load(&mut self, servers: &[Server]) -> Load {
-        let all = self.session(servers);
+    pub fn load(&mut self, addresses: &[String]) -> Load {
+        let all = self.session(addresses);
         // Each with connections and draws of its own.
-        let mut session = || Session { ways: ways(servers), rng: self.rng.fork(), ..all.clone() };
+        let mut session = || Session { ways: ways(addresses), rng: self.rng.fork(), ..all.clone() };
         let over = &all.over;
         let mut tasks = JoinSet::new();
         for _ in 0..2 {
@@ -122,11 +122,11 @@ impl Course {
     }
 
     /// Lets all jobs end, and compares everything with everything. `verify`: all of the store.
-    pub async fn end(mut self, servers: &[Server], totals: &mut Totals, verify: impl AsyncFnOnce()) {
-        self.check(servers).await;
-        let mut client = servers[0].lazy_client();
+    pub async fn end(mut self, addresses: &[String], totals: &mut Totals, verify: impl AsyncFnOnce()) {
+        self.check(addresses).await;
+        let (mut client, _) = lazy_clients(&addresses[0]);
         check::end_endless(&mut client, &self.ledger).await;
-        let session = self.session(servers);
+        let session = self.session(addresses);
         let mut at_work = JoinSet::new();
         for worker in std::mem::take(&mut self.workers) {
             at_work.spawn(worker.work(Session { rng: self.rng.fork(), ..session.clone() }));
@@ -140,7 +140,7 @@ impl Course {
         totals.crashed += check::check_jobs(&mut client, &self.ledger).await;
         let mut watchers = Vec::new();
         for watcher in std::mem::take(&mut self.watchers).into_iter().chain([Watcher::of_the_end()]) {
-            let rest = watcher.watch(self.session(servers), true);
+            let rest = watcher.watch(self.session(addresses), true);
             watchers.push(timeout(PATIENCE, rest).await.expect("the feed has an end"));
         }
         let feed = watchers.pop().expect("the last one").seen;
@@ -150,8 +150,8 @@ impl Course {
     }
 }
 
-fn ways(servers: &[Server]) -> Vec<(crate::support::Client, crate::support::Workers)> {
-    servers.iter().map(|server| (server.lazy_client(), server.lazy_workers())).collect()
+fn ways(addresses: &[String]) -> Vec<(Client, Workers)> {
+    addresses.iter().map(|address| lazy_clients(address)).collect()
 }
 
 /// Runs a client, which must end soon after the load.

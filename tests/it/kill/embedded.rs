@@ -17,12 +17,12 @@ async fn nothing_acknowledged_is_lost_and_nothing_told_changes() {
 
 struct Kills {
     course: Course,
-    server: [Server; 1],
+    server: Server,
 }
 
 impl Kills {
     fn new(rng: Rng) -> Self {
-        Self { course: Course::new(rng, 1), server: [Server::unstarted()] }
+        Self { course: Course::new(rng, 1), server: Server::unstarted() }
     }
 
     async fn run(mut self, kills: usize, totals: &mut Totals) {
@@ -32,31 +32,36 @@ impl Kills {
                 let longest = totals.longest_recent_start() * 3 / 2;
                 let after = longest.mul_f64(self.course.rng.f64().powi(2));
                 let settings = settings::draw(&mut self.course.rng, settings::LEASES);
-                self.server[0].start_and_kill(&settings, after);
+                self.server.start_and_kill(&settings, after);
                 totals.fault("kill while it starts");
             } else {
                 self.start(totals);
-                self.course.check(&self.server).await;
-                let load = self.course.load(&self.server);
+                self.course.check(&self.addresses()).await;
+                let load = self.course.load(&self.addresses());
                 self.course.wait_to_strike(&load).await;
-                self.server[0].kill();
+                self.server.kill();
                 self.course.unload(load, true).await;
                 totals.fault("kill");
             }
             if self.course.rng.bool() && self.course.looked > 0 {
-                check::verify(&self.server[0]);
+                check::verify(&self.server);
             }
         }
         // What was leased to the worker and never reached it is over soon.
-        self.server[0].start_again("[workers]\nlease = \"1s\"\nheartbeat = \"100ms\"\n");
-        let Self { course, server } = self;
-        course.end(&server, totals, async || check::verify(&server[0])).await;
+        self.server.start_again("[workers]\nlease = \"1s\"\nheartbeat = \"100ms\"\n");
+        let addresses = self.addresses();
+        self.course.end(&addresses, totals, async || check::verify(&self.server)).await;
+    }
+
+    /// Another one after each start.
+    fn addresses(&self) -> [String; 1] {
+        [self.server.address().to_owned()]
     }
 
     fn start(&mut self, totals: &mut Totals) {
         let settings = settings::draw(&mut self.course.rng, settings::LEASES);
         let begin = Instant::now();
-        self.server[0].start_again(&settings);
+        self.server.start_again(&settings);
         totals.starts.push(begin.elapsed());
     }
 }

@@ -44,6 +44,7 @@ struct Fleet<'a> {
     cluster: &'a mut Cluster,
     url: String,
     servers: Vec<Server>,
+    addresses: Vec<String>,
     /// A transaction that nobody ends.
     idle: Option<Connection>,
 }
@@ -51,8 +52,9 @@ struct Fleet<'a> {
 impl<'a> Fleet<'a> {
     fn start(mut rng: Rng, cluster: &'a mut Cluster, totals: &mut Totals) -> Self {
         let url = cluster.schema();
-        let servers = (0..rng.usize(2..=3)).map(|_| Server::replica(&url)).collect();
-        let mut fleet = Self { course: Course::new(rng, 2), cluster, url, servers, idle: None };
+        let servers: Vec<_> = (0..rng.usize(2..=3)).map(|_| Server::replica(&url)).collect();
+        let addresses = servers.iter().map(|server| server.address().to_owned()).collect();
+        let mut fleet = Self { course: Course::new(rng, 2), cluster, url, servers, addresses, idle: None };
         (0..fleet.servers.len()).for_each(|at| fleet.start_again(at, totals));
         fleet
     }
@@ -66,8 +68,8 @@ impl<'a> Fleet<'a> {
 
     async fn run(mut self, faults: usize, totals: &mut Totals) {
         for _ in 0..faults {
-            self.course.check(&self.servers).await;
-            let load = self.course.load(&self.servers);
+            self.course.check(&self.addresses).await;
+            let load = self.course.load(&self.addresses);
             self.course.wait_to_strike(&load).await;
             let what = self.fault(totals).await;
             totals.fault(what);
@@ -81,8 +83,7 @@ impl<'a> Fleet<'a> {
                 self.servers[at].start_again("[workers]\nlease = \"1s\"\nheartbeat = \"100ms\"\n")
             });
         }
-        let Self { course, url, servers, .. } = self;
-        course.end(&servers, totals, async || verify(&url).await).await;
+        self.course.end(&self.addresses, totals, async || verify(&self.url).await).await;
     }
 
     /// Something bad, and its end. Answers with its name.
@@ -164,7 +165,8 @@ impl<'a> Fleet<'a> {
     }
 }
 
-async fn verify(url: &str) {
+/// Everything in a store, once nothing moves.
+pub async fn verify(url: &str) {
     let found = connect(url).await.query(VERIFY, &[]).await.expect("PostgreSQL answers");
     let found: Vec<(&str, i64)> = found.iter().map(|row| (row.get(0), row.get(1))).collect();
     assert!(found.is_empty(), "{found:?}");

@@ -12,8 +12,7 @@ select 'an outcome of a run that goes on', num from live join done using (num, r
 union all
 select 'a unique key without an unfinished job', num from uniq where not exists (select from live where live.num = uniq.num)
 union all
-select 'progress without an unfinished job', num from progress
-where not exists (select from live where live.num = progress.num)
+select 'progress without a job', num from progress where not exists (select from job where job.num = progress.num)
 union all
 select 'a failure without a job', num from failure where not exists (select from job where job.num = failure.num)
 union all
