@@ -73,6 +73,8 @@ struct Inner {
     draining: CancellationToken,
     /// Waits and watches end.
     closing: CancellationToken,
+    /// Whether the store answers.
+    reachable: tokio::sync::watch::Sender<bool>,
     tasks: TaskTracker,
 }
 
@@ -107,6 +109,7 @@ impl Engine {
             watchers: Arc::new(Semaphore::new(config.watch.max_watchers)),
             draining: CancellationToken::new(),
             closing: CancellationToken::new(),
+            reachable: tokio::sync::watch::Sender::new(true),
             tasks: TaskTracker::new(),
             config,
             store,
@@ -179,6 +182,11 @@ impl Engine {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// Whether the store answers, and when that changes. One that has failed for good is another matter.
+    pub fn reachable(&self) -> tokio::sync::watch::Receiver<bool> {
+        self.0.reachable.subscribe()
     }
 
     /// Wakes whenever jobs may have become due.

@@ -8,6 +8,7 @@ mod changes;
 mod clock;
 mod command_line;
 mod crowd;
+mod database;
 mod disk;
 mod end_to_end;
 mod examples;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use jobwire::proto::{DeleteJobRequest, GetJobRequest, RetryJobRequest, SubmitRequest, job::State};
-use tokio_postgres::{NoTls, config::TargetSessionAttrs};
+use tokio_postgres::{NoTls, config::TargetSessionAttrs, error::SqlState};
 use tonic::Code;
 
 use crate::{
@@ -66,6 +66,42 @@ impl Cluster {
         execute(&self.url, &format!("create schema {name}"));
         format!("{}?application_name={name}&options=-csearch_path%3D{name}", self.url)
     }
+}
+
+impl Cluster {
+    /// Takes every connection there is, once `last` has done something over one of them. They are free again when the
+    /// answer is dropped.
+    pub async fn take_all_connections(
+        &self,
+        last: impl AsyncFn(&tokio_postgres::Client),
+    ) -> Vec<tokio_postgres::Client> {
+        let mut held = vec![connect(&self.url).await];
+        let mut freed = false;
+        loop {
+            match tokio_postgres::connect(&self.url, NoTls).await {
+                Ok((client, connection)) => {
+                    tokio::spawn(connection);
+                    held.push(client);
+                }
+                Err(error) => {
+                    assert_eq!(error.code(), Some(&SqlState::TOO_MANY_CONNECTIONS), "{error}");
+                    if freed {
+                        return held;
+                    }
+                }
+            }
+            if held.len() > 250 && !freed {
+                last(&held[0]).await;
+                freed = true;
+            }
+        }
+    }
+}
+
+/// Lets the servers of PostgreSQL write into a directory.
+pub fn give(dir: &Path) {
+    // As root they run as somebody else.
+    let _ = Command::new("chown").arg("postgres").arg(dir).status();
 }
 
 impl Drop for Cluster {

@@ -1,6 +1,6 @@
 //! Several servers on one database, and those who go from one to the other.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, process::Command, time::Duration};
 
 use jobwire::proto::{
     Lease, SubmitRequest, WatchResultsRequest, WorkerHello, job::State, watch_results_response::Event,
@@ -8,8 +8,8 @@ use jobwire::proto::{
 use tokio::time::{sleep, timeout};
 
 use crate::{
-    calls::{Watch, get, place, reach_when},
-    postgres::schema,
+    calls::{Watch, eventually, get, place, reach, reach_when, result},
+    postgres::{Cluster, connect, schema},
     support::{PATIENCE, Server, submit},
     workers::{SHORT, Worker, checkpoint, hello, task},
 };
@@ -101,4 +101,27 @@ async fn hints_reach_those_who_watch_at_another_server() {
         }
     };
     timeout(PATIENCE, all).await.expect("both are told");
+}
+
+/// The database forgets its locks when one of its processes crashes, and knows of nobody then: that proves no death.
+#[tokio::test]
+async fn a_server_that_the_database_has_forgotten_is_not_taken_for_dead() {
+    let cluster = Cluster::start(&[]);
+    let url = cluster.schema();
+    let server = Server::on_database(&url, "");
+    let client = server.client().await;
+    let id = place(&client, submit("sleep", r#"{"duration":"3s"}"#)).await;
+    reach(&client, &id, State::Running).await;
+    // It cannot take its lock again yet.
+    server.signal("STOP");
+    let crashed = connect(&url).await;
+    let pid: i32 = crashed.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
+    assert!(Command::new("kill").args(["-KILL", &pid.to_string()]).status().unwrap().success());
+    eventually(async || crashed.is_closed().then_some(())).await;
+    let other = Server::on_database(&url, "[workers]\nconcurrency = 0\n");
+    assert_eq!(get(&other.client().await, &id).await.state(), State::Running);
+    server.signal("CONT");
+    result(&other.client().await, &id).await;
+    let job = get(&other.client().await, &id).await;
+    assert_eq!((job.state(), job.attempt, job.attempts.len()), (State::Succeeded, 1, 0), "{job:?}");
 }

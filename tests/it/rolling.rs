@@ -29,8 +29,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     calls::eventually,
-    kill::{Course, Totals, verify},
-    support::{PATIENCE, program, submit},
+    kill::{Ask, Course, Shared, Totals, verify},
+    support::{PATIENCE, program},
 };
 
 const SERVERS: usize = 3;
@@ -114,11 +114,20 @@ fn free_ports(count: usize) -> u16 {
     std::iter::repeat_with(|| fastrand::u16(12_000..19_000)).find(free).expect("there is no end of them")
 }
 
+/// The queue of what is submitted through the library.
+const QUEUE: &str = "steady";
+
 /// Submits through the library until it is over. Answers with the jobs.
-async fn submit_all(client: Client, over: CancellationToken) -> Vec<String> {
-    let mut ids = Vec::new();
+async fn submit_all(client: Client, ledger: Shared, over: CancellationToken) -> Vec<String> {
+    let (mut ids, mut rng) = (Vec::new(), Rng::new());
     while !over.is_cancelled() {
-        let reply = client.submit(submit("double", &ids.len().to_string())).await.expect("it is repeated");
+        let (number, request) = ledger.lock().ask(|number| {
+            let mut ask = Ask::steady(&mut rng, number);
+            ask.request.spec.as_mut().expect("a spec").queue = QUEUE.into();
+            ask
+        });
+        let reply = client.submit(request).await.expect("it is repeated");
+        ledger.lock().acknowledge(number, &reply);
         ids.push(reply.job.expect("a job").job_id);
     }
     ids
@@ -126,7 +135,7 @@ async fn submit_all(client: Client, over: CancellationToken) -> Vec<String> {
 
 /// Every outcome of theirs, as often as it was told; ends when they are as many as `count` says.
 async fn watch_all(client: Client, count: tokio::sync::watch::Receiver<usize>) -> BTreeMap<String, usize> {
-    let filter = Some(JobFilter { kinds: vec!["double".into()], ..Default::default() });
+    let filter = Some(JobFilter { queues: vec![QUEUE.into()], ..Default::default() });
     let start = Some(Start::Earliest(true));
     let heartbeat_interval = Some(crate::support::seconds(1.0));
     let mut watch =
@@ -151,16 +160,17 @@ async fn a_rolling_restart_loses_nothing() {
     let client = Client::connect(&address).await.expect("nginx is there");
 
     let mut handlers = Handlers::new(&Workers::default());
-    handlers.add("double", async |_: Context, number: i64| Ok::<_, JobError>(number * 2)).unwrap();
+    handlers.add("echo", async |_: Context, input: serde_json::Value| Ok::<_, JobError>(input)).unwrap();
     let (over, done) = (CancellationToken::new(), CancellationToken::new());
     let worker = Worker::new(&address, handlers).expect("an address").concurrency(4);
     let worker = tokio::spawn(worker.run(done.clone().cancelled_owned()));
-    let submitters: Vec<_> = (0..2).map(|_| tokio::spawn(submit_all(client.clone(), over.clone()))).collect();
+    let mut totals = Totals::default();
+    let mut course = Course::new(Rng::new(), 2);
+    let submit = || tokio::spawn(submit_all(client.clone(), course.ledger.clone(), over.clone()));
+    let submitters = [submit(), submit()];
     let (count, counted) = tokio::sync::watch::channel(usize::MAX);
     let watcher = tokio::spawn(watch_all(client.clone(), counted));
 
-    let mut totals = Totals::default();
-    let mut course = Course::new(Rng::new(), 2);
     for number in 1..=SERVERS {
         let load = course.load(std::slice::from_ref(&address));
         course.wait_to_strike(&load).await;

@@ -221,6 +221,20 @@ impl Server {
         self.await_address();
     }
 
+    /// Starts one that is known by its address, and does not wait until it serves.
+    pub fn begin(&mut self) {
+        self.relaunch("");
+    }
+
+    /// Waits until it serves.
+    pub async fn serves(mut self) -> Self {
+        let wait = tokio::task::spawn_blocking(move || {
+            self.await_address();
+            self
+        });
+        wait.await.expect("it serves")
+    }
+
     /// Starts again, and kills it after this time, however far it has come.
     pub fn start_and_kill(&mut self, config: &str, after: Duration) {
         self.relaunch(config);

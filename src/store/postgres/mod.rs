@@ -193,7 +193,10 @@ fn failed(failure: Failure) -> OpenError {
 impl Store for PostgresStore {
     async fn submit(&self, now: Timestamp, groups: Vec<Vec<Submission>>) -> Result<Vec<GroupReply>, Error> {
         self.at(now);
-        Ok(self.submit_groups(now, groups).await?)
+        self.submit_groups(now, groups).await.map_err(|failure| match failure.is_full() {
+            true => Error::StoreFull { free: 0, reserve: self.config.store.reserve_bytes },
+            false => failure.into(),
+        })
     }
 
     async fn claim(&self, now: Timestamp, claim: Claim) -> Result<Vec<Leased>, Error> {

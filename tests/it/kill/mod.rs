@@ -17,7 +17,7 @@ use std::{fmt, str::FromStr};
 
 use fastrand::Rng;
 
-pub use self::{course::Course, replicas::verify, totals::Totals};
+pub use self::{asks::Ask, course::Course, ledger::Shared, replicas::verify, totals::Totals};
 
 /// Then all that happened to a store is compared, and the next one begins: what is kept in memory stays bounded, and
 /// what a seed repeats is short.
