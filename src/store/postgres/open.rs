@@ -1,6 +1,6 @@
 //! Opening: migrations, and what the server's settings promise.
 
-use std::{fmt, time::Duration};
+use std::{fmt, io, time::Duration};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio_postgres::{Client, Config, NoTls};
@@ -38,6 +38,23 @@ pub enum OpenError {
     NoSchema,
     #[error("the system has no random numbers")]
     NoRandomness,
+}
+
+impl OpenError {
+    /// Whether it may be different in a moment: the server cannot be reached, starts, or has no connection to give.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Postgres(error) => match error.code() {
+                Some(state) => ["08", "53", "57P"].iter().any(|class| state.code().starts_with(class)),
+                None => {
+                    error.is_closed()
+                        || std::error::Error::source(error).is_some_and(|cause| cause.is::<io::Error>())
+                }
+            },
+            Self::Store(error) => matches!(error, crate::job::Error::StoreUnavailable(_)),
+            _ => false,
+        }
+    }
 }
 
 /// What the server says, which the library keeps for itself.
