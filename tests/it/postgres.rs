@@ -2,9 +2,9 @@
 //! too with `JOBWIRE_TEST_STORE=postgres`.
 
 use std::{
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     sync::{
         LazyLock,
         atomic::{AtomicU32, Ordering},
@@ -12,7 +12,7 @@ use std::{
 };
 
 use jobwire::proto::{DeleteJobRequest, GetJobRequest, RetryJobRequest, SubmitRequest, job::State};
-use tokio_postgres::{NoTls, config::TargetSessionAttrs};
+use tokio_postgres::{NoTls, config::TargetSessionAttrs, error::SqlState};
 use tonic::Code;
 
 use crate::{
@@ -21,21 +21,98 @@ use crate::{
     watch::after,
 };
 
-/// One for all tests of this process; it stops when the pipe to it is closed, so with this process.
-static CLUSTER: LazyLock<(Child, String)> = LazyLock::new(|| {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/postgres.sh");
-    let mut child = Command::new(script)
-        .arg("serve")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("tools/postgres.sh can be run");
-    let mut url = String::new();
-    let stdout = child.stdout.take().expect("stdout is piped");
-    BufReader::new(stdout).read_line(&mut url).expect("stdout is text");
-    assert!(url.starts_with("postgres://"), "no PostgreSQL: see above");
-    (child, url.trim().to_owned())
-});
+/// A PostgreSQL that stops when the pipe to it is closed: when it is dropped, or with this process.
+pub struct Cluster {
+    child: Child,
+    said: BufReader<ChildStdout>,
+    url: String,
+}
+
+impl Cluster {
+    /// With these arguments to `tools/postgres.sh serve`.
+    pub fn start(arguments: &[&str]) -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/postgres.sh");
+        let mut child = Command::new(script)
+            .arg("serve")
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("tools/postgres.sh can be run");
+        let said = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        let mut cluster = Self { child, said, url: String::new() };
+        cluster.url = cluster.line();
+        assert!(cluster.url.starts_with("postgres://"), "no PostgreSQL: see above");
+        cluster
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.said.read_line(&mut line).expect("stdout is text");
+        line.trim().to_owned()
+    }
+
+    /// Has a command carried out that `tools/postgres.sh` takes.
+    pub fn order(&mut self, command: &str) {
+        let stdin = self.child.stdin.as_mut().expect("stdin is piped");
+        writeln!(stdin, "{command}").expect("it serves");
+        assert_eq!(self.line(), "ok", "{command}");
+    }
+
+    /// The URL of a schema of its own, empty as yet.
+    pub fn schema(&self) -> String {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        execute(&self.url, &format!("create schema {name}"));
+        format!("{}?application_name={name}&options=-csearch_path%3D{name}", self.url)
+    }
+}
+
+impl Cluster {
+    /// Takes every connection there is, once `last` has done something over one of them. They are free again when the
+    /// answer is dropped.
+    pub async fn take_all_connections(
+        &self,
+        last: impl AsyncFn(&tokio_postgres::Client),
+    ) -> Vec<tokio_postgres::Client> {
+        let mut held = vec![connect(&self.url).await];
+        let mut freed = false;
+        loop {
+            match tokio_postgres::connect(&self.url, NoTls).await {
+                Ok((client, connection)) => {
+                    tokio::spawn(connection);
+                    held.push(client);
+                }
+                Err(error) => {
+                    assert_eq!(error.code(), Some(&SqlState::TOO_MANY_CONNECTIONS), "{error}");
+                    if freed {
+                        return held;
+                    }
+                }
+            }
+            if held.len() > 250 && !freed {
+                last(&held[0]).await;
+                freed = true;
+            }
+        }
+    }
+}
+
+/// Lets the servers of PostgreSQL write into a directory.
+pub fn give(dir: &Path) {
+    // As root they run as somebody else.
+    let _ = Command::new("chown").arg("postgres").arg(dir).status();
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// One for all tests of this process.
+static CLUSTER: LazyLock<Cluster> = LazyLock::new(|| Cluster::start(&[]));
 
 /// Whether servers keep their jobs in PostgreSQL.
 pub fn is_asked_for() -> bool {
@@ -44,11 +121,13 @@ pub fn is_asked_for() -> bool {
 
 /// The URL of a schema of its own, empty as yet.
 pub fn schema() -> String {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));
-    let url = &CLUSTER.1;
-    execute(url, &format!("create schema {name}"));
-    format!("{url}?application_name={name}&options=-csearch_path%3D{name}")
+    CLUSTER.schema()
+}
+
+/// What the servers of a schema call themselves.
+pub fn application(url: &str) -> &str {
+    let (_, name) = url.split_once("application_name=").expect("the URL of a schema");
+    name.split('&').next().expect("there is a first part")
 }
 
 /// A connection of a test's own to the primary, once there is one.
@@ -143,7 +222,7 @@ async fn a_database_that_goes_away_is_missed_and_found_again() {
     let server = Server::on_database(&url, "");
     let client = server.client().await;
     finish(&client, submit("echo", "1")).await;
-    let name = url.split("application_name=").nth(1).unwrap().split('&').next().unwrap();
+    let name = application(&url);
     let cut =
         format!("select pg_terminate_backend(pid) from pg_stat_activity where application_name = '{name}'");
     for round in 0..3 {

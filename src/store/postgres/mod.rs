@@ -8,6 +8,7 @@ mod change;
 mod claim;
 mod feed;
 mod held;
+mod hints;
 mod import;
 mod lines;
 mod list;
@@ -41,8 +42,9 @@ pub use open::{Durability, OpenError, connect, migrate_schema};
 
 use self::{
     held::Held,
+    hints::{Hint, Hints},
     lines::Lines,
-    listen::{Hint, Hints, Listener, Listening},
+    listen::{Listener, Listening},
     pool::{CONNECTIONS, Failure, Pools},
     room::Rooms,
     share::Parked,
@@ -51,7 +53,8 @@ use self::{
 };
 use super::{
     Cancel, Change, Claim, Delete, FeedStart, GroupReply, LeaseId, Leased, LineCounts, ListPage, ListQuery,
-    LogId, OutcomePage, Position, Renewal, Renewed, Retry, Settlement, Signals, Store, Submission, Tick,
+    LogId, OutcomePage, Position, ProgressHint, Renewal, Renewed, Retry, Settlement, Signals, Store,
+    Submission, Tick,
 };
 use crate::{
     config::Config,
@@ -182,12 +185,21 @@ impl PostgresStore {
         self.standing.tell(&hint.standing);
         self.signals.advance(hint.head, hint.due);
         self.hints.post(hint);
-        if self.signals.changed.receiver_count() > 0 {
+        let (here, elsewhere) = (self.signals.changed.receiver_count() > 0, self.hints.is_watched());
+        if here || elsewhere {
             for job in changed {
+                if elsewhere {
+                    self.hints.post_changed(job.clone());
+                }
                 // Only hints: without a listener, or with a slow one, they are lost.
                 let _ = self.signals.changed.send(job);
             }
         }
+    }
+
+    /// Whether somebody may want to hear of changes.
+    fn is_watched(&self) -> bool {
+        self.signals.changed.receiver_count() > 0 || self.hints.is_watched()
     }
 }
 
@@ -202,7 +214,10 @@ fn failed(failure: Failure) -> OpenError {
 impl Store for PostgresStore {
     async fn submit(&self, now: Timestamp, groups: Vec<Vec<Submission>>) -> Result<Vec<GroupReply>, Error> {
         self.at(now);
-        Ok(self.submit_groups(now, groups).await?)
+        self.submit_groups(now, groups).await.map_err(|failure| match failure.is_full() {
+            true => Error::StoreFull { free: 0, reserve: self.config.store.reserve_bytes },
+            false => failure.into(),
+        })
     }
 
     async fn claim(&self, now: Timestamp, claim: Claim) -> Result<Vec<Leased>, Error> {
@@ -310,6 +325,13 @@ impl Store for PostgresStore {
 
     fn signals(&self) -> &Signals {
         &self.signals
+    }
+
+    fn tell_progress(&self, hint: Arc<ProgressHint>) {
+        if self.hints.is_watched() {
+            self.hints.post_progress(hint.clone());
+        }
+        let _ = self.signals.progress.send(hint);
     }
 
     async fn close(&self) {

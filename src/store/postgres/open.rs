@@ -72,9 +72,28 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether the server has said no, so that it is known that nothing was done.
+    /// Whether the server has said no, so that it is known that nothing was done. It has not where it only takes its leave:
+    /// then what it was at may have been done.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Postgres(error) if error.as_db_error().is_some())
+        let Self::Postgres(error) = self else { return false };
+        error.code().is_some_and(|state| !["08", "57"].iter().any(|class| state.code().starts_with(class)))
+    }
+
+    /// Whether it may be different in a moment: the server cannot be reached, starts, or has no connection to give.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Postgres(error) => match error.code() {
+                Some(state) => ["08", "53", "57P"].iter().any(|class| state.code().starts_with(class)),
+                None => {
+                    error.is_closed()
+                        || std::error::Error::source(error).is_some_and(|cause| cause.is::<io::Error>())
+                }
+            },
+            Self::Store(error) => matches!(error, crate::job::Error::StoreUnavailable(_)),
+            // A standby may be the primary in a moment.
+            Self::ReadOnly => true,
+            _ => false,
+        }
     }
 }
 
