@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     job::{Cancelled, Error, Job, JobId, JobSpec, Live, Retried, State, Suspension, Timestamp, View},
-    store::{Cancel, Change, Delete, LeaseId, Retry},
+    store::{Cancel, Change, Delete, LeaseId, Position, Retry},
 };
 
 const LOCK: &str = include_str!("sql/lock.sql");
@@ -228,9 +228,12 @@ impl PostgresStore {
                 answers[at] = delete_one(&mut named, &deletes[at]);
             }
             let Named { nums, removals, .. } = named;
-            let removals: Vec<_> =
-                removals.into_iter().map(|(num, (upto, version))| (num, upto, Some(version))).collect();
-            let removed = self.remove(&removals).await?;
+            let changes: Vec<_> =
+                removals.iter().map(|(&num, &(upto, version))| (num, upto, Some(version))).collect();
+            let removed = self.remove(&changes).await?;
+            for (id, num) in nums.iter().filter(|(_, num)| removed.contains(num)) {
+                self.hints.post_deleted(id.clone(), Position(removals[num].0));
+            }
             open.retain(|&at| {
                 let num = nums.get(&deletes[at].job_id).filter(|_| answers[at].is_ok());
                 num.is_some_and(|num| !removed.contains(num))

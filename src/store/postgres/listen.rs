@@ -1,12 +1,12 @@
 //! Hints between replicas, and a sign of life: the one connection that a replica keeps for itself.
 //!
-//! A hint says that jobs may be due, or how far the feed has come. It is sent apart from what it tells of, and may be
-//! lost: behind each is a slow look. The lock that the connection holds says that this process lives.
+//! A hint says that jobs may be due, how far the feed has come, or what became of a job. It is sent apart from what it
+//! tells of, and may be lost: behind each is a slow look. The lock that the connection holds says that this process lives.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -49,6 +49,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 struct Session {
     client: Client,
     notes: mpsc::Receiver<String>,
+    /// More came than was taken.
+    overflown: Arc<AtomicBool>,
     channel: String,
     driver: JoinHandle<()>,
 }
@@ -95,13 +97,16 @@ impl Listener {
 impl Session {
     async fn open(config: &Config) -> Result<Self, OpenError> {
         let (client, mut connection) = config.connect(NoTls).await?;
-        // What does not fit is lost, as hints may be.
         let (sender, notes) = mpsc::channel(256);
+        let overflown = Arc::new(AtomicBool::new(false));
+        let lost = overflown.clone();
         let driver = tokio::spawn(async move {
             let mut messages = stream::poll_fn(move |context| connection.poll_message(context));
             while let Some(Ok(message)) = messages.next().await {
-                if let AsyncMessage::Notification(note) = message {
-                    let _ = sender.try_send(note.payload().to_owned());
+                if let AsyncMessage::Notification(note) = message
+                    && sender.try_send(note.payload().to_owned()).is_err()
+                {
+                    lost.store(true, Ordering::Relaxed);
                 }
             }
         });
@@ -111,7 +116,7 @@ impl Session {
         let channel: String =
             client.query_one("select 'jobwire_' || 'feed'::regclass::oid", &[]).await?.get(0);
         client.batch_execute(&format!("listen {channel}")).await?;
-        Ok(Self { client, notes, channel, driver })
+        Ok(Self { client, notes, overflown, channel, driver })
     }
 
     /// Listens to what is told to this replica alone.
@@ -140,8 +145,8 @@ impl Listening {
                 }
                 None => match self.open().await {
                     Ok(open) => {
-                        // Nobody knows what was missed.
-                        self.take_in(None, true);
+                        self.miss();
+                        self.hints.post_missed();
                         session = Some(open);
                     }
                     Err(error) => {
@@ -179,6 +184,9 @@ impl Listening {
                     compare_clocks(&session.client, &self.ahead).await?;
                     let head: i64 = session.client.query_one(HEAD, &[]).await?.get(0);
                     self.take_in(Some(Position(head)), false);
+                    if session.overflown.swap(false, Ordering::Relaxed) {
+                        self.miss();
+                    }
                     if self.signals.is_listened_to() {
                         self.tell(&session).await?;
                     }
@@ -188,15 +196,18 @@ impl Listening {
     }
 
     async fn tell(&self, session: &Session) -> Result<(), OpenError> {
-        let Round { head, due, notes } = self.hints.take();
+        let Round { head, due, deleted, watched } = self.hints.take();
         let watches = self.signals.is_listened_to();
         let head = head.map_or(0, |head| head.0);
         if head > 0 || due || watches {
             let text = format!("{} {head} {} {}", self.replica, u8::from(due), u8::from(watches));
             session.client.query("select pg_notify($1, $2)", &[&session.channel, &text]).await?;
         }
-        if !notes.is_empty() {
-            session.client.query(TELL, &[&session.channel, &self.hints.watching(), &notes]).await?;
+        for note in deleted {
+            session.client.query("select pg_notify($1, $2)", &[&session.channel, &note]).await?;
+        }
+        if !watched.is_empty() {
+            session.client.query(TELL, &[&session.channel, &self.hints.watching(), &watched]).await?;
         }
         Ok(())
     }
@@ -217,6 +228,12 @@ impl Listening {
             // From a replica that says more than we know.
             _ => self.take_in(None, true),
         }
+    }
+
+    /// Nobody knows what was missed.
+    fn miss(&self) {
+        self.take_in(None, true);
+        let _ = self.signals.deleted.send(None);
     }
 
     fn take_in(&self, head: Option<Position>, due: bool) {
