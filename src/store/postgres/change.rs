@@ -7,12 +7,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
     PostgresStore,
+    hints::Hint,
     moves::{Present, Unit},
     pool::{Failure, Result, Step},
     rows::{self, Fixed, JobRow, LiveRow, get, millis},
+    standing::Span,
 };
 use crate::{
-    job::{Cancelled, Error, Job, JobId, JobSpec, Live, Retried, State, Suspension, Timestamp, View},
+    job::{
+        Cancelled, Error, Job, JobId, JobSpec, Live, LiveState, Retried, State, Suspension, Timestamp, View,
+    },
     store::{Cancel, Change, Delete, LeaseId, Position, Retry},
 };
 
@@ -203,7 +207,9 @@ impl PostgresStore {
             .await?;
         let begun: HashSet<i64> = rows.iter().map(|row| get(row, "num")).collect();
         let changed = runs.iter().filter(|run| begun.contains(&run.num)).map(|run| run.id.clone());
-        self.news(None, !begun.is_empty(), changed);
+        let due = runs.iter().filter(|run| begun.contains(&run.num) && run.live.state == LiveState::Queued);
+        let standing = due.map(|run| Span::at(run.line, run.live.rank()));
+        self.news(Hint { due: !begun.is_empty(), ..Hint::standing(standing) }, changed);
         Ok(begun)
     }
 
@@ -232,7 +238,9 @@ impl PostgresStore {
                 removals.iter().map(|(&num, &(upto, version))| (num, upto, Some(version))).collect();
             let removed = self.remove(&changes).await?;
             for (id, num) in nums.iter().filter(|(_, num)| removed.contains(num)) {
-                self.hints.post_deleted(id.clone(), Position(removals[num].0));
+                if let Some(&(upto, _)) = removals.get(num) {
+                    self.hints.post_deleted(id.clone(), Position(upto));
+                }
             }
             open.retain(|&at| {
                 let num = nums.get(&deletes[at].job_id).filter(|_| answers[at].is_ok());

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt,
     sync::Arc,
     time::Duration,
 };
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::Instant};
 
+use super::standing::{Span, by_line};
 use crate::{
     job::{JobId, Payload, Progress, Timestamp},
     store::{Position, ProgressHint, Signals},
@@ -22,12 +24,78 @@ use crate::{
 /// Bytes of one note. PostgreSQL takes 8,000.
 const NOTE: usize = 7900;
 
+/// Lines that one hint names. With more it only says that there are jobs.
+const LINES: usize = 100;
+
 /// Notes of one round for watchers, and jobs that wait to be told of: what is more is lost, as hints may be.
 const NOTES: usize = 16;
 const MAX_JOBS: usize = 1024;
 
 /// Jobs whose ids fit into the notes of one round, however long they are.
 const MOST_DELETED: usize = 500;
+
+/// What a commit means to others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hint {
+    /// The feed has come so far.
+    pub head: Option<Position>,
+    /// Jobs may be due, or be so soon.
+    pub due: bool,
+    /// Those that are stand here,
+    pub standing: Vec<Span>,
+    /// or anywhere.
+    pub anywhere: bool,
+}
+
+impl Hint {
+    /// Jobs stand in line that did not before.
+    pub fn standing(spans: impl Iterator<Item = Span>) -> Self {
+        let standing = by_line(spans);
+        Self { due: !standing.is_empty(), standing, ..Self::default() }
+    }
+
+    /// Jobs may be due anywhere.
+    pub fn anywhere() -> Self {
+        Self { due: true, anywhere: true, ..Self::default() }
+    }
+
+    fn join(&mut self, other: Self) {
+        self.head = self.head.max(other.head);
+        self.due |= other.due;
+        self.standing = by_line(self.standing.drain(..).chain(other.standing));
+        self.anywhere |= other.anywhere;
+        if self.standing.len() > LINES {
+            self.anywhere = true;
+            self.standing.clear();
+        }
+    }
+}
+
+/// Head, 1 if jobs may be due, 1 if they may be anywhere, and for each span three numbers.
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let head = self.head.map_or(0, |head| head.0);
+        write!(f, "{head} {} {}", u8::from(self.due), u8::from(self.anywhere))?;
+        self.standing.iter().try_for_each(|span| write!(f, " {} {} {}", span.line, span.low, span.high))
+    }
+}
+
+/// Of a replica that says more than we know, that jobs may be due anywhere.
+impl From<&[i64]> for Hint {
+    fn from(numbers: &[i64]) -> Self {
+        let [head, due, anywhere, spans @ ..] = numbers else { return Self::anywhere() };
+        let standing = spans.chunks(3).map(|span| match *span {
+            [line, low, high] => Some(Span { line: i32::try_from(line).ok()?, low, high }),
+            _ => None,
+        });
+        match standing.collect() {
+            Some(standing) => {
+                Self { head: Some(Position(*head)), due: *due != 0, standing, anywhere: *anywhere != 0 }
+            }
+            None => Self::anywhere(),
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 pub struct Hints {
@@ -39,9 +107,8 @@ pub struct Hints {
 
 #[derive(Debug, Default)]
 struct Pending {
-    head: Option<Position>,
-    due: bool,
-    /// With the positions of their newest outcomes.
+    hint: Hint,
+    /// Deleted jobs, with the positions of their newest outcomes.
     deleted: HashMap<JobId, Position>,
     /// There were more of them.
     missed: bool,
@@ -52,8 +119,7 @@ struct Pending {
 /// All that there is to tell at one time.
 #[derive(Debug)]
 pub struct Round {
-    pub head: Option<Position>,
-    pub due: bool,
+    pub hint: Hint,
     /// For all replicas.
     pub deleted: Vec<String>,
     /// For replicas that have watchers.
@@ -85,11 +151,9 @@ struct Step {
 }
 
 impl Hints {
-    pub fn post(&self, head: Option<Position>, due: bool) {
-        if head.is_some() || due {
-            let mut pending = self.pending.lock();
-            pending.head = pending.head.max(head);
-            pending.due |= due;
+    pub fn post(&self, hint: Hint) {
+        if hint != Hint::default() {
+            self.pending.lock().hint.join(hint);
             self.wake.notify_one();
         }
     }
@@ -147,13 +211,12 @@ impl Hints {
     }
 
     pub fn take(&self) -> Round {
-        let Pending { head, due, deleted, missed, changed, progress } =
-            std::mem::take(&mut *self.pending.lock());
+        let Pending { hint, deleted, missed, changed, progress } = std::mem::take(&mut *self.pending.lock());
         let gone = deleted.iter().map(|(job, upto)| Told::Deleted(job.to_string(), upto.0));
         let deleted = if missed { notes([Told::Missed(())].into_iter()) } else { notes(gone) };
         let changed = changed.into_iter().map(|job| Told::Changed(job.to_string()));
         let lines = changed.chain(progress.values().map(|hint| told(hint)));
-        Round { head, due, deleted, watched: notes(lines) }
+        Round { hint, deleted, watched: notes(lines) }
     }
 }
 
@@ -233,7 +296,8 @@ mod tests {
         hints.post_progress(hint("b", "older", None));
         hints.post_progress(sent.clone());
         hints.post_deleted("c".parse().unwrap(), Position(9));
-        let Round { head: None, due: false, deleted, watched } = hints.take() else { panic!() };
+        let Round { hint, deleted, watched } = hints.take();
+        assert_eq!(hint, Hint::default());
         assert_eq!((deleted.len(), watched.len()), (1, 1));
         hear(&watched[0], &signals);
         hear(&deleted[0], &signals);
@@ -245,6 +309,25 @@ mod tests {
         assert!(progress.try_recv().is_err() && hints.take().watched.is_empty());
         hear("more than we know\n{\"changed\":\"\"}", &signals);
         assert!(changed.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_hint_is_read_as_it_was_written() {
+        let read = |hint: &Hint| {
+            let text = hint.to_string();
+            Hint::from(&text.split(' ').map(|number| number.parse().unwrap()).collect::<Vec<_>>()[..])
+        };
+        let mut hint = Hint::standing(
+            [(1, 5), (1, -7), (3, i64::MAX)].map(|(line, rank)| Span::at(line, rank)).into_iter(),
+        );
+        hint.head = Some(Position(9));
+        hint.standing.sort_by_key(|span| span.line);
+        assert_eq!(hint.standing, [Span { line: 1, low: -7, high: 5 }, Span::at(3, i64::MAX)]);
+        assert_eq!(read(&hint), hint);
+        assert!(read(&Hint::anywhere()).anywhere);
+        assert!(Hint::from(&[1, 1, 0, 5][..]).anywhere);
+        hint.join(Hint::standing((0..).map(|line| Span::at(line, 0)).take(2 * LINES)));
+        assert!(hint.due && hint.anywhere && hint.to_string().len() < NOTE);
     }
 
     #[test]

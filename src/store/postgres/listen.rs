@@ -20,10 +20,11 @@ use tokio::{
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 
 use super::{
-    hints::{self, Hints, Round},
+    hints::{self, Hint, Hints, Round},
     lines::Lines,
     open::OpenError,
     pool::SESSION,
+    standing::Standing,
 };
 use crate::store::{Position, Signals};
 
@@ -76,21 +77,13 @@ impl Drop for Listener {
 }
 
 impl Listener {
-    /// Registers this process as a replica, and listens from now on. `ahead`: how many milliseconds the database's clock is
-    /// ahead of the machine's, kept up to date.
-    pub async fn start(
-        config: &Config,
-        signals: Arc<Signals>,
-        hints: Arc<Hints>,
-        lines: Arc<Lines>,
-        ahead: Arc<AtomicI64>,
-    ) -> Result<Self, OpenError> {
+    /// Registers this process as a replica, and listens from now on.
+    pub async fn start(config: &Config, listening: Listening) -> Result<Self, OpenError> {
         let session = Session::open(config).await?;
         let replica: i64 = session.client.query_one(REGISTER, &[]).await?.get("id");
         session.listen_for(replica).await?;
-        compare_clocks(&session.client, &ahead).await?;
-        let listening = Listening { config: config.clone(), replica, signals, hints, lines, ahead };
-        Ok(Self { replica, task: tokio::spawn(listening.run(session)) })
+        compare_clocks(&session.client, &listening.ahead).await?;
+        Ok(Self { replica, task: tokio::spawn(listening.run(config.clone(), replica, session)) })
     }
 }
 
@@ -119,31 +112,39 @@ impl Session {
         Ok(Self { client, notes, overflown, channel, driver })
     }
 
-    /// Listens to what is told to this replica alone.
+    /// One that listens to what is told to this replica alone too.
+    async fn open_for(config: &Config, replica: i64) -> Result<Self, OpenError> {
+        let session = Self::open(config).await?;
+        session.listen_for(replica).await?;
+        Ok(session)
+    }
+
     async fn listen_for(&self, replica: i64) -> Result<(), OpenError> {
         Ok(self.client.batch_execute(&format!("listen {}_{replica}", self.channel)).await?)
     }
 }
 
-struct Listening {
-    config: Config,
-    replica: i64,
-    signals: Arc<Signals>,
-    hints: Arc<Hints>,
-    lines: Arc<Lines>,
-    ahead: Arc<AtomicI64>,
+/// Who is told what others say, and who has something to say to them.
+pub struct Listening {
+    pub signals: Arc<Signals>,
+    pub hints: Arc<Hints>,
+    pub lines: Arc<Lines>,
+    pub standing: Arc<Standing>,
+    /// Milliseconds that the database's clock is ahead of the machine's, kept up to date.
+    pub ahead: Arc<AtomicI64>,
 }
 
 impl Listening {
-    async fn run(self, first: Session) {
+    async fn run(self, config: Config, replica: i64, first: Session) {
         let mut session = Some(first);
         loop {
             match session.take() {
                 Some(open) => {
-                    let Err(error) = self.follow(open).await;
+                    let Err(error) = self.follow(replica, open).await;
+                    self.standing.hear(true);
                     tracing::warn!(error = %error, "the connection for hints is lost: looking by the clock until it is back");
                 }
-                None => match self.open().await {
+                None => match Session::open_for(&config, replica).await {
                     Ok(open) => {
                         self.miss();
                         self.hints.post_missed();
@@ -158,49 +159,46 @@ impl Listening {
         }
     }
 
-    async fn open(&self) -> Result<Session, OpenError> {
-        let session = Session::open(&self.config).await?;
-        session.listen_for(self.replica).await?;
-        Ok(session)
-    }
-
-    async fn follow(&self, mut session: Session) -> Result<std::convert::Infallible, OpenError> {
+    async fn follow(
+        &self,
+        replica: i64,
+        mut session: Session,
+    ) -> Result<std::convert::Infallible, OpenError> {
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 note = session.notes.recv() => match note {
-                    Some(note) => self.heard(&note),
+                    Some(note) => self.heard(replica, &note),
                     // It has ended: the next statement says why.
                     None => drop(session.client.simple_query("").await?),
                 },
                 () = self.hints.wake.notified() => {
-                    self.tell(&session).await?;
+                    self.tell(replica, &session).await?;
                     sleep(DEBOUNCE).await;
                 }
-                () = self.signals.listened.notified() => self.tell(&session).await?,
+                () = self.signals.listened.notified() => self.tell(replica, &session).await?,
                 _ = beat.tick() => {
-                    session.client.query(HOLD, &[&self.replica]).await?;
+                    session.client.query(HOLD, &[&replica]).await?;
                     compare_clocks(&session.client, &self.ahead).await?;
                     let head: i64 = session.client.query_one(HEAD, &[]).await?.get(0);
-                    self.take_in(Some(Position(head)), false);
+                    self.take_in(Hint { head: Some(Position(head)), ..Hint::default() });
                     if session.overflown.swap(false, Ordering::Relaxed) {
                         self.miss();
                     }
                     if self.signals.is_listened_to() {
-                        self.tell(&session).await?;
+                        self.tell(replica, &session).await?;
                     }
                 }
             }
         }
     }
 
-    async fn tell(&self, session: &Session) -> Result<(), OpenError> {
-        let Round { head, due, deleted, watched } = self.hints.take();
+    async fn tell(&self, replica: i64, session: &Session) -> Result<(), OpenError> {
+        let Round { hint, deleted, watched } = self.hints.take();
         let watches = self.signals.is_listened_to();
-        let head = head.map_or(0, |head| head.0);
-        if head > 0 || due || watches {
-            let text = format!("{} {head} {} {}", self.replica, u8::from(due), u8::from(watches));
+        if watches || hint != Hint::default() {
+            let text = format!("{replica} {} {hint}", u8::from(watches));
             session.client.query("select pg_notify($1, $2)", &[&session.channel, &text]).await?;
         }
         for note in deleted {
@@ -212,35 +210,39 @@ impl Listening {
         Ok(())
     }
 
-    fn heard(&self, note: &str) {
+    fn heard(&self, replica: i64, note: &str) {
         if note.starts_with('{') {
             return hints::hear(note, &self.signals);
         }
-        let parts: Vec<i64> = note.split(' ').filter_map(|part| part.parse().ok()).collect();
-        match parts[..] {
-            [replica, ..] if replica == self.replica => {}
-            [replica, head, due, watches] => {
-                self.take_in(Some(Position(head)), due != 0);
-                if watches != 0 {
-                    self.hints.watches(replica, BELIEVED);
+        let numbers: Vec<i64> = note.split(' ').filter_map(|part| part.parse().ok()).collect();
+        match &numbers[..] {
+            [sender, ..] if *sender == replica => {}
+            [sender, watches, hint @ ..] => {
+                self.take_in(hint.into());
+                if *watches != 0 {
+                    self.hints.watches(*sender, BELIEVED);
                 }
             }
             // From a replica that says more than we know.
-            _ => self.take_in(None, true),
+            _ => self.take_in(Hint::anywhere()),
         }
     }
 
     /// Nobody knows what was missed.
     fn miss(&self) {
-        self.take_in(None, true);
+        self.take_in(Hint::anywhere());
         let _ = self.signals.deleted.send(None);
     }
 
-    fn take_in(&self, head: Option<Position>, due: bool) {
-        if due {
+    fn take_in(&self, hint: Hint) {
+        if hint.due {
             self.lines.heard();
         }
-        self.signals.advance(head, due);
+        if hint.anywhere {
+            self.standing.hear(false);
+        }
+        self.standing.tell(&hint.standing);
+        self.signals.advance(hint.head, hint.due);
     }
 }
 

@@ -7,6 +7,7 @@
 mod change;
 mod claim;
 mod feed;
+mod held;
 mod hints;
 mod lines;
 mod list;
@@ -19,6 +20,7 @@ mod room;
 mod rows;
 mod settle;
 mod share;
+mod standing;
 mod submit;
 #[cfg(test)]
 mod tests;
@@ -33,15 +35,17 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-pub use open::{Durability, OpenError};
+pub use open::{Durability, OpenError, connect};
 
 use self::{
-    hints::Hints,
+    held::Held,
+    hints::{Hint, Hints},
     lines::Lines,
-    listen::Listener,
+    listen::{Listener, Listening},
     pool::{CONNECTIONS, Failure, Pools},
     room::Rooms,
     share::Parked,
+    standing::Standing,
 };
 use super::{
     Cancel, Change, Claim, Delete, FeedStart, GroupReply, LeaseId, Leased, LineCounts, ListPage, ListQuery,
@@ -62,6 +66,8 @@ pub struct PostgresStore {
     pools: Pools,
     lines: Arc<Lines>,
     room: Rooms,
+    held: Held,
+    standing: Arc<Standing>,
     hints: Arc<Hints>,
     listener: Mutex<Option<Listener>>,
     /// The number of this process among the replicas.
@@ -87,7 +93,7 @@ impl PostgresStore {
     /// The database cannot be reached, will not do, or has been used by a newer version.
     pub async fn open(url: &str, config: Arc<Config>, now: Timestamp) -> Result<Arc<Self>, OpenError> {
         let settings = open::settings(url)?;
-        let client = open::connect(&settings).await?;
+        let client = open::connect_with(&settings).await?;
         let durability = open::check(&client).await?;
         open::migrate(&client).await?;
         let (log_id, lease_key) = open::identity(&client).await?;
@@ -95,9 +101,15 @@ impl PostgresStore {
 
         let (signals, hints) = (Arc::new(Signals::new(Position(0))), Arc::new(Hints::default()));
         let ahead = Arc::new(AtomicI64::new(0));
-        let lines = Arc::new(Lines::new(config.clone()));
-        let listener =
-            Listener::start(&settings, signals.clone(), hints.clone(), lines.clone(), ahead.clone()).await?;
+        let (lines, standing) = (Arc::new(Lines::new(config.clone())), Arc::new(Standing::default()));
+        let listening = Listening {
+            signals: signals.clone(),
+            hints: hints.clone(),
+            lines: lines.clone(),
+            standing: standing.clone(),
+            ahead: ahead.clone(),
+        };
+        let listener = Listener::start(&settings, listening).await?;
         let pools = Pools::new(&settings).map_err(failed)?;
         let store = Arc::new_cyclic(|me| Self {
             me: me.clone(),
@@ -105,6 +117,8 @@ impl PostgresStore {
             pools,
             lines,
             room: Rooms::new(config.clone()),
+            held: Held::default(),
+            standing,
             hints,
             replica: listener.replica,
             listener: Mutex::new(Some(listener)),
@@ -161,9 +175,10 @@ impl PostgresStore {
     }
 
     /// Tells those who listen, here and at other replicas, what has come of a commit.
-    fn news(&self, head: Option<Position>, due: bool, changed: impl Iterator<Item = JobId>) {
-        self.signals.advance(head, due);
-        self.hints.post(head, due);
+    fn news(&self, hint: Hint, changed: impl Iterator<Item = JobId>) {
+        self.standing.tell(&hint.standing);
+        self.signals.advance(hint.head, hint.due);
+        self.hints.post(hint);
         let (here, elsewhere) = (self.signals.changed.receiver_count() > 0, self.hints.is_watched());
         if here || elsewhere {
             for job in changed {
