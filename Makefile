@@ -70,9 +70,9 @@ release-check: ## Build the release binary and check its size
 	printf 'jobwire: %s bytes (at most %s), built in %s s\n' "$$size" $(MAX_SIZE) "$$seconds"; \
 	[ "$$size" -lt $(MAX_SIZE) ] || { echo 'The binary is too large: `cargo bloat --release --crates` shows what fills it.'; exit 1; }
 
-kills: ## Kill the release binary again and again: KILLS=2000 for long, SEED=n to repeat
+kills: ## Kill the release binary again and again: KILLS=2000 for long, SEED=n to repeat, STORE=postgres for several
 	JOBWIRE_BIN=$(BINARY) JOBWIRE_TEST_KILLS=$(KILLS) $(if $(SEED),JOBWIRE_TEST_SEED=$(SEED)) \
-		cargo test --locked --test it kill:: -- --nocapture
+		cargo test --locked --test it kill::$(if $(filter postgres,$(STORE)),replicas,embedded):: -- --nocapture
 
 transcripts: ## The contract's transcripts with the real grpcurl
 	JOBWIRE_BIN=$(BINARY) tests/transcripts.sh

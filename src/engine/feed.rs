@@ -105,6 +105,19 @@ impl Feed {
         self.ring.write().forget(job, upto);
     }
 
+    /// Forgets what other processes have deleted, for ever.
+    pub async fn forget_others(&self) {
+        let mut deleted = self.store.signals().deleted.subscribe();
+        loop {
+            match deleted.recv().await {
+                Ok(Some((job, upto))) => self.forget(&job, upto),
+                // Nobody knows what: the store does.
+                Ok(None) | Err(broadcast::error::RecvError::Lagged(_)) => self.ring.write().clear(),
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    }
+
     /// Keeps the ring up with the store, and wakes those who wait for one job. Runs until the store fails.
     pub async fn follow(&self, waits: &Waits) {
         let mut head = self.store.signals().head.subscribe();
@@ -178,6 +191,13 @@ impl Ring {
             _ => self.end,
         };
         Some(Stretch { outcomes, upto, start: None })
+    }
+
+    /// What is asked for is read from the store until there are new outcomes.
+    fn clear(&mut self) {
+        self.outcomes.clear();
+        self.by_job.clear();
+        (self.after, self.bytes) = (self.end, 0);
     }
 
     fn newest(&self, job: &JobId) -> Option<Arc<Job>> {

@@ -127,6 +127,8 @@ impl Engine {
         let (heartbeat, lease) = (workers.heartbeat, workers.lease);
         let follow = self.0.clone();
         self.spawn_duty(tasks, async move { follow.feed.follow(&follow.waits).await });
+        let forget = self.0.clone();
+        self.spawn_duty(tasks, async move { forget.feed.forget_others().await });
         let keep = self.0.clone();
         self.spawn_duty(
             tasks,

@@ -162,6 +162,9 @@ pub struct Signals {
     pub progress: broadcast::Sender<Arc<ProgressHint>>,
     /// Somebody has begun to listen to `changed` or `progress`.
     pub listened: Notify,
+    /// Jobs that other processes have deleted, with the positions up to which their outcomes have left the feed; None if
+    /// something was missed.
+    pub deleted: broadcast::Sender<Option<(JobId, Position)>>,
     /// Outcomes right after their commit, in the order of the feed, each as [`Store::outcomes`] has it. A store may
     /// leave some out, but none between the first and the last of a message.
     pub outcomes: broadcast::Sender<Arc<Vec<Outcome>>>,
@@ -178,6 +181,7 @@ impl Signals {
             changed: broadcast::Sender::new(1024),
             progress: broadcast::Sender::new(1024),
             listened: Notify::new(),
+            deleted: broadcast::Sender::new(1024),
             outcomes: broadcast::Sender::new(16),
             failed: watch::Sender::new(None),
         }

@@ -3,12 +3,13 @@
 use std::{collections::BTreeSet, process::Command, time::Duration};
 
 use jobwire::proto::{
-    Lease, SubmitRequest, WatchResultsRequest, WorkerHello, job::State, watch_results_response::Event,
+    DeleteJobRequest, Lease, SubmitRequest, WatchResultsRequest, WorkerHello, job::State,
+    watch_results_request::Start, watch_results_response::Event,
 };
 use tokio::time::{sleep, timeout};
 
 use crate::{
-    calls::{Watch, eventually, get, place, reach, reach_when, result},
+    calls::{Watch, eventually, finish, get, place, reach, reach_when, result},
     postgres::{Cluster, connect, schema},
     support::{PATIENCE, Server, submit},
     workers::{SHORT, Worker, checkpoint, hello, task},
@@ -124,4 +125,25 @@ async fn a_server_that_the_database_has_forgotten_is_not_taken_for_dead() {
     result(&other.client().await, &id).await;
     let job = get(&other.client().await, &id).await;
     assert_eq!((job.state(), job.attempt, job.attempts.len()), (State::Succeeded, 1, 0), "{job:?}");
+}
+
+/// A server has the newest outcomes in memory. Those of a job that is deleted at another one leave that too.
+#[tokio::test]
+async fn what_is_deleted_at_another_server_is_told_no_more() {
+    let url = schema();
+    let (a, b) = (Server::on_database(&url, ""), Server::on_database(&url, ""));
+    let (one, other) = (a.client().await, b.client().await);
+    let mut watch = Watch::open(&other, Default::default()).await;
+    watch.replay().await;
+    let gone = finish(&one, submit("echo", "1")).await.job_id;
+    let stays = finish(&one, submit("echo", "2")).await.job_id;
+    // By then it is in the memory of both.
+    assert_eq!([watch.finished().await.job_id, watch.finished().await.job_id], [gone.clone(), stays.clone()]);
+    let delete = DeleteJobRequest { job_id: gone, ..Default::default() };
+    one.clone().delete_job(delete).await.unwrap();
+    let left = async || {
+        let start = Some(Start::Earliest(true));
+        Watch::open(&other, WatchResultsRequest { start, ..Default::default() }).await.replay().await
+    };
+    eventually(async || (left().await == [stays.clone()]).then_some(())).await;
 }

@@ -17,7 +17,7 @@ use crate::{
     job::{
         Cancelled, Error, Job, JobId, JobSpec, Live, LiveState, Retried, State, Suspension, Timestamp, View,
     },
-    store::{Cancel, Change, Delete, LeaseId, Retry},
+    store::{Cancel, Change, Delete, LeaseId, Position, Retry},
 };
 
 const LOCK: &str = include_str!("sql/lock.sql");
@@ -234,9 +234,14 @@ impl PostgresStore {
                 answers[at] = delete_one(&mut named, &deletes[at]);
             }
             let Named { nums, removals, .. } = named;
-            let removals: Vec<_> =
-                removals.into_iter().map(|(num, (upto, version))| (num, upto, Some(version))).collect();
-            let removed = self.remove(&removals).await?;
+            let changes: Vec<_> =
+                removals.iter().map(|(&num, &(upto, version))| (num, upto, Some(version))).collect();
+            let removed = self.remove(&changes).await?;
+            for (id, num) in nums.iter().filter(|(_, num)| removed.contains(num)) {
+                if let Some(&(upto, _)) = removals.get(num) {
+                    self.hints.post_deleted(id.clone(), Position(upto));
+                }
+            }
             open.retain(|&at| {
                 let num = nums.get(&deletes[at].job_id).filter(|_| answers[at].is_ok());
                 num.is_some_and(|num| !removed.contains(num))

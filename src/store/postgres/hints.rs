@@ -1,6 +1,6 @@
 //! What is to be told to other replicas, collected until the listener's connection tells it.
 //!
-//! That jobs are due and how far the feed has come concerns all of them. What a watcher may hear of jobs beside their
+//! That jobs are due, how far the feed has come and what has left it concerns all of them. What a watcher may hear of jobs beside their
 //! outcomes goes to replicas that have such watchers, and have said so.
 
 use std::{
@@ -30,6 +30,9 @@ const LINES: usize = 100;
 /// Notes of one round for watchers, and jobs that wait to be told of: what is more is lost, as hints may be.
 const NOTES: usize = 16;
 const MAX_JOBS: usize = 1024;
+
+/// Jobs whose ids fit into the notes of one round, however long they are.
+const MOST_DELETED: usize = 500;
 
 /// What a commit means to others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -105,6 +108,10 @@ pub struct Hints {
 #[derive(Debug, Default)]
 struct Pending {
     hint: Hint,
+    /// Deleted jobs, with the positions of their newest outcomes.
+    deleted: HashMap<JobId, Position>,
+    /// There were more of them.
+    missed: bool,
     changed: HashSet<JobId>,
     progress: HashMap<JobId, Arc<ProgressHint>>,
 }
@@ -113,14 +120,20 @@ struct Pending {
 #[derive(Debug)]
 pub struct Round {
     pub hint: Hint,
+    /// For all replicas.
+    pub deleted: Vec<String>,
     /// For replicas that have watchers.
-    pub notes: Vec<String>,
+    pub watched: Vec<String>,
 }
 
 /// One line of a note.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Told {
+    /// A job, and up to where its outcomes have left the feed.
+    Deleted(String, i64),
+    /// More than can be said.
+    Missed(()),
     Changed(String),
     Progress(Step),
 }
@@ -143,6 +156,23 @@ impl Hints {
             self.pending.lock().hint.join(hint);
             self.wake.notify_one();
         }
+    }
+
+    /// A job is gone, and its outcomes up to a position have left the feed.
+    pub fn post_deleted(&self, job: JobId, upto: Position) {
+        let mut pending = self.pending.lock();
+        if pending.deleted.len() < MOST_DELETED {
+            pending.deleted.insert(job, upto);
+        } else {
+            pending.missed = true;
+        }
+        self.wake.notify_one();
+    }
+
+    /// What was to be told of deleted jobs may be lost.
+    pub fn post_missed(&self) {
+        self.pending.lock().missed = true;
+        self.wake.notify_one();
     }
 
     /// A job has changed without an outcome.
@@ -181,10 +211,12 @@ impl Hints {
     }
 
     pub fn take(&self) -> Round {
-        let Pending { hint, changed, progress } = std::mem::take(&mut *self.pending.lock());
+        let Pending { hint, deleted, missed, changed, progress } = std::mem::take(&mut *self.pending.lock());
+        let gone = deleted.iter().map(|(job, upto)| Told::Deleted(job.to_string(), upto.0));
+        let deleted = if missed { notes([Told::Missed(())].into_iter()) } else { notes(gone) };
         let changed = changed.into_iter().map(|job| Told::Changed(job.to_string()));
         let lines = changed.chain(progress.values().map(|hint| told(hint)));
-        Round { hint, notes: notes(lines) }
+        Round { hint, deleted, watched: notes(lines) }
     }
 }
 
@@ -224,6 +256,10 @@ pub fn hear(note: &str, signals: &Signals) {
     for line in note.lines() {
         // One that cannot be read is from a replica that says more than we know. Nobody may be listening.
         match serde_json::from_str(line) {
+            Ok(Told::Deleted(job, upto)) => {
+                drop(job.parse().map(|job| signals.deleted.send(Some((job, Position(upto))))));
+            }
+            Ok(Told::Missed(())) => drop(signals.deleted.send(None)),
             Ok(Told::Changed(job)) => drop(job.parse().map(|job| signals.changed.send(job))),
             Ok(Told::Progress(step)) => drop(heard(step).map(|hint| signals.progress.send(hint.into()))),
             Err(_) => {}
@@ -254,19 +290,23 @@ mod tests {
     fn what_is_told_is_heard() {
         let (hints, signals) = (Hints::default(), Signals::new(Position(0)));
         let (mut changed, mut progress) = (signals.changed.subscribe(), signals.progress.subscribe());
+        let mut gone = signals.deleted.subscribe();
         let sent = hint("b", "half\nof it", Some(Payload::new(Payload::BYTES, vec![0, 255, 10])));
         hints.post_changed("a".parse().unwrap());
         hints.post_progress(hint("b", "older", None));
         hints.post_progress(sent.clone());
-        let Round { hint, notes } = hints.take();
+        hints.post_deleted("c".parse().unwrap(), Position(9));
+        let Round { hint, deleted, watched } = hints.take();
         assert_eq!(hint, Hint::default());
-        assert_eq!(notes.len(), 1);
-        hear(&notes[0], &signals);
+        assert_eq!((deleted.len(), watched.len()), (1, 1));
+        hear(&watched[0], &signals);
+        hear(&deleted[0], &signals);
+        assert_eq!(gone.try_recv().unwrap(), Some(("c".parse().unwrap(), Position(9))));
         assert_eq!(changed.try_recv().unwrap().as_str(), "a");
         let heard = progress.try_recv().unwrap();
         assert_eq!((&heard.job_id, heard.run, heard.attempt), (&sent.job_id, 2, 3));
         assert_eq!(heard.progress, sent.progress);
-        assert!(progress.try_recv().is_err() && hints.take().notes.is_empty());
+        assert!(progress.try_recv().is_err() && hints.take().watched.is_empty());
         hear("more than we know\n{\"changed\":\"\"}", &signals);
         assert!(changed.try_recv().is_err());
     }
@@ -302,8 +342,19 @@ mod tests {
                 Some(large.clone()),
             ));
         }
-        let notes = hints.take().notes;
+        let notes = hints.take().watched;
         assert_eq!(notes.len(), NOTES);
         assert!(notes.iter().all(|note| note.len() <= NOTE && !note.is_empty()));
+        // What has left the feed must not be lost in silence.
+        let (signals, long) = (Signals::new(Position(0)), "x".repeat(100));
+        let mut gone = signals.deleted.subscribe();
+        for count in [MOST_DELETED, MOST_DELETED + 1] {
+            for n in 0..count {
+                hints.post_deleted(format!("{long}-{n}").parse().unwrap(), Position(1));
+            }
+            hints.take().deleted.iter().for_each(|note| hear(note, &signals));
+            let told: Vec<_> = std::iter::from_fn(|| gone.try_recv().ok()).collect();
+            assert!(told.len() == count || told == [None], "{}", told.len());
+        }
     }
 }

@@ -1,12 +1,12 @@
 //! Hints between replicas, and a sign of life: the one connection that a replica keeps for itself.
 //!
-//! A hint says that jobs may be due, or how far the feed has come. It is sent apart from what it tells of, and may be
-//! lost: behind each is a slow look. The lock that the connection holds says that this process lives.
+//! A hint says that jobs may be due, how far the feed has come, or what became of a job. It is sent apart from what it
+//! tells of, and may be lost: behind each is a slow look. The lock that the connection holds says that this process lives.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -50,6 +50,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 struct Session {
     client: Client,
     notes: mpsc::Receiver<String>,
+    /// More came than was taken.
+    overflown: Arc<AtomicBool>,
     channel: String,
     driver: JoinHandle<()>,
 }
@@ -88,13 +90,16 @@ impl Listener {
 impl Session {
     async fn open(config: &Config) -> Result<Self, OpenError> {
         let (client, mut connection) = config.connect(NoTls).await?;
-        // What does not fit is lost, as hints may be.
         let (sender, notes) = mpsc::channel(256);
+        let overflown = Arc::new(AtomicBool::new(false));
+        let lost = overflown.clone();
         let driver = tokio::spawn(async move {
             let mut messages = stream::poll_fn(move |context| connection.poll_message(context));
             while let Some(Ok(message)) = messages.next().await {
-                if let AsyncMessage::Notification(note) = message {
-                    let _ = sender.try_send(note.payload().to_owned());
+                if let AsyncMessage::Notification(note) = message
+                    && sender.try_send(note.payload().to_owned()).is_err()
+                {
+                    lost.store(true, Ordering::Relaxed);
                 }
             }
         });
@@ -104,7 +109,7 @@ impl Session {
         let channel: String =
             client.query_one("select 'jobwire_' || 'feed'::regclass::oid", &[]).await?.get(0);
         client.batch_execute(&format!("listen {channel}")).await?;
-        Ok(Self { client, notes, channel, driver })
+        Ok(Self { client, notes, overflown, channel, driver })
     }
 
     /// One that listens to what is told to this replica alone too.
@@ -141,8 +146,8 @@ impl Listening {
                 }
                 None => match Session::open_for(&config, replica).await {
                     Ok(open) => {
-                        // Nobody knows what was missed.
-                        self.take_in(Hint::anywhere());
+                        self.miss();
+                        self.hints.post_missed();
                         session = Some(open);
                     }
                     Err(error) => {
@@ -178,6 +183,9 @@ impl Listening {
                     compare_clocks(&session.client, &self.ahead).await?;
                     let head: i64 = session.client.query_one(HEAD, &[]).await?.get(0);
                     self.take_in(Hint { head: Some(Position(head)), ..Hint::default() });
+                    if session.overflown.swap(false, Ordering::Relaxed) {
+                        self.miss();
+                    }
                     if self.signals.is_listened_to() {
                         self.tell(replica, &session).await?;
                     }
@@ -187,14 +195,17 @@ impl Listening {
     }
 
     async fn tell(&self, replica: i64, session: &Session) -> Result<(), OpenError> {
-        let Round { hint, notes } = self.hints.take();
+        let Round { hint, deleted, watched } = self.hints.take();
         let watches = self.signals.is_listened_to();
         if watches || hint != Hint::default() {
             let text = format!("{replica} {} {hint}", u8::from(watches));
             session.client.query("select pg_notify($1, $2)", &[&session.channel, &text]).await?;
         }
-        if !notes.is_empty() {
-            session.client.query(TELL, &[&session.channel, &self.hints.watching(), &notes]).await?;
+        for note in deleted {
+            session.client.query("select pg_notify($1, $2)", &[&session.channel, &note]).await?;
+        }
+        if !watched.is_empty() {
+            session.client.query(TELL, &[&session.channel, &self.hints.watching(), &watched]).await?;
         }
         Ok(())
     }
@@ -215,6 +226,12 @@ impl Listening {
             // From a replica that says more than we know.
             _ => self.take_in(Hint::anywhere()),
         }
+    }
+
+    /// Nobody knows what was missed.
+    fn miss(&self) {
+        self.take_in(Hint::anywhere());
+        let _ = self.signals.deleted.send(None);
     }
 
     fn take_in(&self, hint: Hint) {

@@ -140,7 +140,8 @@ pub async fn a_lease_beyond_the_process_outlives_it(open: Open) {
     assert_eq!(world.pass(secs(29)).await.revoked, []);
     assert_eq!(world.renew(a.lease, secs(30), None).await, Renewed::Held);
     assert_eq!(world.renew(b.lease, secs(1), None).await, Renewed::Cancelled);
-    assert_eq!(world.pass(secs(1)).await.revoked, [b.lease]);
+    // What another process gave may be left to that one for a second.
+    assert_eq!(world.pass(secs(2)).await.revoked, [b.lease]);
     assert_eq!(world.state("b").await, State::CANCELLED);
     world.succeed(a).await;
     world.pass(secs(3000)).await;

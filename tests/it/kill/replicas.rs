@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Faults of one run, unless JOBWIRE_TEST_KILLS says.
-const FAULTS: usize = 15;
+const FAULTS: usize = 10;
 
 /// Short: a server freezes for longer.
 const LEASES: &[&str] = &[

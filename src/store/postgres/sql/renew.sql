@@ -1,4 +1,5 @@
--- Prolongs leases (those without a new end stay as they are) and stores the newest progress. Answers with those that are held, and whether a cancel was asked for.
+-- Prolongs leases (those without a new end stay as they are) and stores the newest progress. Answers with those that are
+-- held, and whether a cancel was asked for.
 with asked as materialized (
   select * from unnest(
     $1::int8[], $2::int8[], $3::int8[], $4::int8[], $5::float8[], $6::text[], $7::text[], $8::bytea[])
