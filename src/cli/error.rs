@@ -3,7 +3,11 @@
 use std::{io, process::ExitCode};
 
 use super::settings;
-use crate::{client, server::ServeError, store::sqlite::MaintenanceError};
+use crate::{
+    client,
+    server::ServeError,
+    store::{postgres::OpenError, sqlite::MaintenanceError},
+};
 
 /// Wrong arguments or settings.
 pub(super) const USAGE: u8 = 2;
@@ -26,6 +30,8 @@ pub(super) enum Error {
     Serve(#[from] ServeError),
     #[error(transparent)]
     Maintenance(#[from] MaintenanceError),
+    #[error(transparent)]
+    Postgres(#[from] OpenError),
     #[error(transparent)]
     Bench(#[from] crate::bench::Error),
     #[error("cannot read {what}: {source}")]

@@ -15,6 +15,7 @@ mod info;
 mod json;
 mod list;
 mod logs;
+mod new_log;
 mod outcome;
 mod payload;
 mod progress;
@@ -72,6 +73,7 @@ enum Command {
     Info(info::Info),
     Backup(backup::Backup),
     Verify(verify::Verify),
+    NewLog(new_log::NewLog),
     Bench(bench::Bench),
     #[command(subcommand)]
     Config(config::Config),
@@ -109,6 +111,7 @@ impl Command {
             Self::Info(command) => command.run(shell).await,
             Self::Backup(command) => command.run(shell),
             Self::Verify(command) => command.run(shell),
+            Self::NewLog(command) => command.run(shell).await,
             Self::Bench(command) => command.run(shell).await,
             Self::Config(command) => command.run(shell),
             Self::Completions(command) => command.run(shell),

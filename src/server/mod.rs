@@ -169,10 +169,10 @@ async fn open_store(config: &Arc<Config>) -> Result<(Arc<dyn Store>, Clock, Stri
     let now = Clock::default().now();
     if let Some(url) = &config.store.url {
         let store = PostgresStore::open(url.reveal(), config.clone(), now).await?;
-        let (durability, connections) = (store.durability(), store.connections());
+        let (durability, connections, tls) = (store.durability(), store.connections(), store.is_encrypted());
         match durability {
-            Durability::Replicated | Durability::Synced => tracing::info!(connections, "{durability}"),
-            Durability::Asynchronous | Durability::Unsafe => tracing::warn!(connections, "{durability}"),
+            Durability::Replicated | Durability::Synced => tracing::info!(connections, tls, "{durability}"),
+            Durability::Asynchronous | Durability::Unsafe => tracing::warn!(connections, tls, "{durability}"),
         }
         let clock = Clock::following(store.ahead());
         return Ok((store, clock, url.to_string()));

@@ -1,10 +1,13 @@
 //! Servers on PostgreSQL: several on one database, and what happens when it goes away. The tests of the services run on it
 //! too with `JOBWIRE_TEST_STORE=postgres`.
 
+mod failover;
+mod tls;
+
 use std::{
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     sync::{
         LazyLock,
         atomic::{AtomicU32, Ordering},
@@ -12,7 +15,7 @@ use std::{
 };
 
 use jobwire::proto::{DeleteJobRequest, GetJobRequest, RetryJobRequest, SubmitRequest, job::State};
-use tokio_postgres::NoTls;
+use tokio_postgres::{NoTls, config::TargetSessionAttrs};
 use tonic::Code;
 
 use crate::{
@@ -21,21 +24,62 @@ use crate::{
     watch::after,
 };
 
-/// One for all tests of this process; it stops when the pipe to it is closed, so with this process.
-static CLUSTER: LazyLock<(Child, String)> = LazyLock::new(|| {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/postgres.sh");
-    let mut child = Command::new(script)
-        .arg("serve")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("tools/postgres.sh can be run");
-    let mut url = String::new();
-    let stdout = child.stdout.take().expect("stdout is piped");
-    BufReader::new(stdout).read_line(&mut url).expect("stdout is text");
-    assert!(url.starts_with("postgres://"), "no PostgreSQL: see above");
-    (child, url.trim().to_owned())
-});
+/// A PostgreSQL that stops when the pipe to it is closed: when it is dropped, or with this process.
+pub struct Cluster {
+    child: Child,
+    said: BufReader<ChildStdout>,
+    url: String,
+}
+
+impl Cluster {
+    /// With these arguments to `tools/postgres.sh serve`.
+    pub fn start(arguments: &[&str]) -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/postgres.sh");
+        let mut child = Command::new(script)
+            .arg("serve")
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("tools/postgres.sh can be run");
+        let said = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        let mut cluster = Self { child, said, url: String::new() };
+        cluster.url = cluster.line();
+        assert!(cluster.url.starts_with("postgres://"), "no PostgreSQL: see above");
+        cluster
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.said.read_line(&mut line).expect("stdout is text");
+        line.trim().to_owned()
+    }
+
+    /// Has a command carried out that `tools/postgres.sh` takes.
+    pub fn order(&mut self, command: &str) {
+        let stdin = self.child.stdin.as_mut().expect("stdin is piped");
+        writeln!(stdin, "{command}").expect("it serves");
+        assert_eq!(self.line(), "ok", "{command}");
+    }
+
+    /// The URL of a schema of its own, empty as yet.
+    pub fn schema(&self) -> String {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        execute(&self.url, &format!("create schema {name}"));
+        format!("{}?application_name={name}&options=-csearch_path%3D{name}", self.url)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// One for all tests of this process.
+static CLUSTER: LazyLock<Cluster> = LazyLock::new(|| Cluster::start(&[]));
 
 /// Whether servers keep their jobs in PostgreSQL.
 pub fn is_asked_for() -> bool {
@@ -44,24 +88,29 @@ pub fn is_asked_for() -> bool {
 
 /// The URL of a schema of its own, empty as yet.
 pub fn schema() -> String {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));
-    let url = &CLUSTER.1;
-    execute(url, &format!("create schema {name}"));
-    format!("{url}?application_name={name}&options=-csearch_path%3D{name}")
+    CLUSTER.schema()
+}
+
+/// A connection of a test's own to the primary, once there is one.
+pub async fn connect(url: &str) -> tokio_postgres::Client {
+    let url = url.replace("application_name=", "application_name=test_of_");
+    let mut config: tokio_postgres::Config = url.parse().expect("a URL");
+    config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+    let (client, connection) = eventually(async || config.connect(NoTls).await.ok()).await;
+    tokio::spawn(connection);
+    client
 }
 
 /// Executes statements, whether the test has a runtime or not.
 pub fn execute(url: &str, sql: &str) {
     let (url, sql) = (url.to_owned(), sql.to_owned());
-    let work = async move {
-        let url = url.replace("application_name=", "application_name=test_of_");
-        let (client, connection) = tokio_postgres::connect(&url, NoTls).await.expect("PostgreSQL answers");
-        tokio::spawn(connection);
-        client.batch_execute(&sql).await.expect("the statement is sound");
-    };
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    std::thread::spawn(move || runtime().block_on(work)).join().expect("no panic");
+    let work = move || {
+        runtime().block_on(async {
+            connect(&url).await.batch_execute(&sql).await.expect("the statement is sound");
+        });
+    };
+    std::thread::spawn(work).join().expect("no panic");
 }
 
 #[tokio::test]

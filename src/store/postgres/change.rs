@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
-    PostgresStore,
+    database::Database,
     moves::{Present, Unit},
     pool::{Failure, Result, Step},
     rows::{self, Fixed, JobRow, LiveRow, get, millis},
@@ -47,7 +47,6 @@ impl Rerun {
         let live = LiveRow {
             num: self.num,
             line: self.line,
-            bytes: self.bytes,
             retention: self.spec.retention,
             live: self.live.clone(),
         };
@@ -80,7 +79,7 @@ impl Named {
     }
 }
 
-impl PostgresStore {
+impl Database {
     async fn named(&self, ids: impl Iterator<Item = &JobId>) -> Result<Named> {
         let ids: Vec<JobId> = ids.collect::<HashSet<_>>().into_iter().cloned().collect();
         let rows: Vec<_> = self.jobs_by_id(&ids, View::Result).await?.jobs.into_iter().flatten().collect();

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    PostgresStore,
+    database::Database,
     lines::Line,
     pool::Result,
     rows::{self, get},
@@ -22,7 +22,7 @@ const CLAIM: &str = include_str!("sql/claim.sql");
 /// The lines of a queue that were asked for, and how many jobs to take from them.
 type Turn = (Vec<Arc<Line>>, usize);
 
-impl PostgresStore {
+impl Database {
     /// At most `most` of what the claim wants, at once.
     pub async fn claim_upto(&self, now: Timestamp, claim: &Claim, most: usize) -> Result<Vec<Leased>> {
         let turns = self.turns(now, claim, claim.wanted().min(most)).await?;

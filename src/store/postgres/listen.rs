@@ -18,9 +18,9 @@ use tokio::{
     task::JoinHandle,
     time::{MissedTickBehavior, interval, sleep},
 };
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
+use tokio_postgres::{AsyncMessage, Client};
 
-use super::{lines::Lines, open::OpenError, pool::SESSION};
+use super::{epoch::Guard, lines::Lines, link::Link, open::OpenError, pool::SESSION};
 use crate::store::{Position, Signals};
 
 const REGISTER: &str = include_str!("sql/register.sql");
@@ -97,23 +97,24 @@ impl Listener {
     /// Registers this process as a replica, and listens from now on. `ahead`: how many milliseconds the database's clock is
     /// ahead of the machine's, kept up to date.
     pub async fn start(
-        config: &Config,
+        link: &Link,
+        guard: Arc<Guard>,
         signals: Arc<Signals>,
         hints: Arc<Hints>,
         lines: Arc<Lines>,
         ahead: Arc<AtomicI64>,
     ) -> Result<Self, OpenError> {
-        let session = Session::open(config).await?;
+        let session = Session::open(link, &guard).await?;
         let replica: i64 = session.client.query_one(REGISTER, &[]).await?.get("id");
         compare_clocks(&session.client, &ahead).await?;
-        let listening = Listening { config: config.clone(), replica, signals, hints, lines, ahead };
+        let listening = Listening { link: link.clone(), guard, replica, signals, hints, lines, ahead };
         Ok(Self { replica, task: tokio::spawn(listening.run(session)) })
     }
 }
 
 impl Session {
-    async fn open(config: &Config) -> Result<Self, OpenError> {
-        let (client, mut connection) = config.connect(NoTls).await?;
+    async fn open(link: &Link, guard: &Guard) -> Result<Self, OpenError> {
+        let (client, mut connection) = link.connect().await?;
         // What does not fit is lost, as hints may be.
         let (sender, notes) = mpsc::channel(256);
         let driver = tokio::spawn(async move {
@@ -125,6 +126,7 @@ impl Session {
             }
         });
         client.batch_execute(SESSION).await?;
+        guard.check(&client).await?;
         // Hints need not be synced.
         client.batch_execute("set synchronous_commit = off").await?;
         let channel: String =
@@ -135,7 +137,8 @@ impl Session {
 }
 
 struct Listening {
-    config: Config,
+    link: Link,
+    guard: Arc<Guard>,
     replica: i64,
     signals: Arc<Signals>,
     hints: Arc<Hints>,
@@ -152,7 +155,7 @@ impl Listening {
                     let Err(error) = self.follow(open).await;
                     tracing::warn!(error = %error, "the connection for hints is lost: looking by the clock until it is back");
                 }
-                None => match Session::open(&self.config).await {
+                None => match Session::open(&self.link, &self.guard).await {
                     Ok(open) => {
                         // Nobody knows what was missed.
                         self.take_in(None, true);
@@ -182,6 +185,7 @@ impl Listening {
                     sleep(DEBOUNCE).await;
                 }
                 _ = beat.tick() => {
+                    self.guard.check(&session.client).await?;
                     session.client.query(HOLD, &[&self.replica]).await?;
                     compare_clocks(&session.client, &self.ahead).await?;
                     let head: i64 = session.client.query_one(HEAD, &[]).await?.get(0);
@@ -218,13 +222,15 @@ impl Listening {
 
 /// The database's clock is the one that counts.
 async fn compare_clocks(client: &Client, ahead: &AtomicI64) -> Result<(), OpenError> {
-    let here = || {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-    };
-    let before = here();
+    let before = machine_time();
     let there: i64 =
         client.query_one("select (extract(epoch from clock_timestamp()) * 1000)::int8", &[]).await?.get(0);
-    ahead.store(there - (before + here()) / 2, Ordering::Relaxed);
+    ahead.store(there - (before + machine_time()) / 2, Ordering::Relaxed);
     Ok(())
+}
+
+/// Milliseconds since 1970, as this machine has it.
+pub fn machine_time() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

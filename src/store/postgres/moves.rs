@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::{
-    PostgresStore,
+    database::Database,
     lines::Lines,
     pool::Result,
     rows::{JobRow, get},
@@ -241,7 +241,7 @@ impl Columns {
     }
 }
 
-impl PostgresStore {
+impl Database {
     /// Carries out a unit: all jobs that are still as they were read are moved, in one transaction.
     pub async fn carry_out(&self, now: Timestamp, unit: &Unit) -> Result<Moved> {
         let mut columns = Columns::default();

@@ -1,11 +1,11 @@
 //! Opening: migrations, and what the server's settings promise.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use ring::rand::{SecureRandom as _, SystemRandom};
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::Client;
 
-use super::pool::SESSION;
+use super::{link::Link, pool::SESSION};
 use crate::store::LogId;
 
 /// Each takes the schema one version further. Never edit one that was released: add the next.
@@ -36,6 +36,17 @@ pub enum OpenError {
     Encoding(String),
     #[error("there is no schema to create tables in: create the one that search_path names")]
     NoSchema,
+    #[error("TLS to the database: {0}")]
+    Tls(String),
+    #[error(
+        "the database has failed over, or its log was begun anew: it is opened again, try again in a moment"
+    )]
+    Moved,
+    #[error(
+        "the server that answers is not the primary any more: it knows nothing of the newest failover. Stop it; if it was \
+         restored on purpose, restart jobwire"
+    )]
+    Outdated,
     #[error("the system has no random numbers")]
     NoRandomness,
 }
@@ -50,8 +61,8 @@ fn reason(error: &tokio_postgres::Error) -> String {
 }
 
 /// A connection of its own, driven until its client is dropped.
-pub async fn connect(config: &Config) -> Result<Client, OpenError> {
-    let (client, connection) = config.connect(NoTls).await?;
+pub async fn connect(link: &Link) -> Result<Client, OpenError> {
+    let (client, connection) = link.connect().await?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection to PostgreSQL has ended");
@@ -59,26 +70,6 @@ pub async fn connect(config: &Config) -> Result<Client, OpenError> {
     });
     client.batch_execute(SESSION).await?;
     Ok(client)
-}
-
-/// The settings of a URL, with what jobwire needs besides.
-pub fn settings(url: &str) -> Result<Config, OpenError> {
-    let mut config: Config = url.parse().map_err(OpenError::Url)?;
-    if config.get_application_name().is_none() {
-        config.application_name("jobwire");
-    }
-    if config.get_connect_timeout().is_none() {
-        config.connect_timeout(Duration::from_secs(5));
-    }
-    // A peer that is gone without a word is noticed within half a minute.
-    config
-        .keepalives_idle(Duration::from_secs(10))
-        .keepalives_interval(Duration::from_secs(5))
-        .keepalives_retries(4);
-    config.tcp_user_timeout(Duration::from_secs(30));
-    // Of several hosts the primary.
-    config.target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite);
-    Ok(config)
 }
 
 /// What an acknowledgement is worth.
@@ -145,6 +136,12 @@ pub async fn check(client: &Client) -> Result<Durability, OpenError> {
     Ok(Durability::of(row.get("is_safe"), row.get("is_synchronous"), row.get("has_standby")))
 }
 
+/// Whether what is said to the server is encrypted.
+pub async fn is_encrypted(client: &Client) -> Result<bool, OpenError> {
+    let row = client.query_opt("select ssl from pg_stat_ssl where pid = pg_backend_pid()", &[]).await?;
+    Ok(row.is_some_and(|row| row.get(0)))
+}
+
 /// Brings the schema up to date. Replicas that start together do it one after the other.
 ///
 /// # Errors
@@ -180,14 +177,29 @@ async fn migrate_alone(client: &Client) -> Result<(), OpenError> {
 
 /// What the store is called, and signs with. Drawn by whoever comes first.
 pub async fn identity(client: &Client) -> Result<(LogId, [u8; 32]), OpenError> {
-    let mut drawn = [0; 40];
-    SystemRandom::new().fill(&mut drawn).map_err(|_| OpenError::NoRandomness)?;
+    let drawn: [u8; 40] = draw()?;
     let (log_id, lease_key) = drawn.split_at(8);
     let found = "insert into feed (log_id, lease_key) select $1, $2 where not exists (select from feed)";
     client.execute(found, &[&log_id, &lease_key]).await?;
     let row = client.query_one("select log_id, lease_key from feed", &[]).await?;
     let (log_id, lease_key): (&[u8], &[u8]) = (row.get(0), row.get(1));
-    let damaged = || OpenError::Store(crate::job::Error::DataLoss("the identity of the store".into()));
-    let log_id = LogId(u64::from_be_bytes(log_id.try_into().map_err(|_| damaged())?));
-    Ok((log_id, lease_key.try_into().map_err(|_| damaged())?))
+    Ok((LogId::of(log_id)?, lease_key.try_into().map_err(|_| damaged())?))
+}
+
+/// Random bytes.
+pub fn draw<const N: usize>() -> Result<[u8; N], OpenError> {
+    let mut drawn = [0; N];
+    SystemRandom::new().fill(&mut drawn).map_err(|_| OpenError::NoRandomness)?;
+    Ok(drawn)
+}
+
+fn damaged() -> OpenError {
+    OpenError::Store(crate::job::Error::DataLoss("the identity of the store".into()))
+}
+
+impl LogId {
+    /// As it is stored.
+    pub(super) fn of(bytes: &[u8]) -> Result<Self, OpenError> {
+        Ok(Self(u64::from_be_bytes(bytes.try_into().map_err(|_| damaged())?)))
+    }
 }

@@ -19,7 +19,7 @@ async fn replicas_that_start_together_migrate_once() {
     for store in &stores {
         assert_eq!((store.log_id(), store.lease_key()), (stores[0].log_id(), stores[0].lease_key()));
     }
-    let mut replicas: Vec<i64> = stores.iter().map(|store| store.replica).collect();
+    let mut replicas: Vec<i64> = stores.iter().map(|store| store.database().replica).collect();
     replicas.sort_unstable();
     replicas.dedup();
     assert_eq!(replicas.len(), 6);
