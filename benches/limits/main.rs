@@ -1,14 +1,16 @@
-//! jobwire against its limits: an empty tonic server, and SQLite without anything around it.
+//! jobwire against its limits: an empty tonic server, and SQLite or PostgreSQL without anything around it.
 //!
 //! ```sh
 //! cargo bench --bench limits                  # all rows
 //! cargo bench --bench limits -- get wait      # some
+//! cargo bench --bench limits -- postgres --store postgres://…   # a database to try it in
 //! ```
 //!
 //! A limit and what is held against it are measured in turn, several rounds; the ratio quoted is the median of the
 //! rounds' ratios, so that a machine that slows down meanwhile slows both.
 
 mod empty;
+mod postgres;
 mod sqlite;
 
 use std::{path::Path, time::Duration};
@@ -30,6 +32,9 @@ struct Options {
     seconds: u64,
     #[arg(long, default_value_t = 5_000_000)]
     backlog: u64,
+    /// The PostgreSQL database that row `postgres` needs; its schema jobwire_bench is emptied
+    #[arg(long, required_if_eq("rows", "postgres"))]
+    store: Option<String>,
     /// Serve empty calls: what this program starts to measure
     #[arg(long, hide = true)]
     serve_empty: bool,
@@ -50,6 +55,7 @@ enum Row {
     Start,
     IdleWatchers,
     Backlog,
+    Postgres,
 }
 
 const USUAL: [Row; 9] = [
@@ -72,7 +78,7 @@ async fn main() -> Result<(), Error> {
     }
     let load =
         Load { duration: Duration::from_secs(options.seconds), backlog: options.backlog, ..Load::default() };
-    let bench = Bench { rounds: options.rounds, load };
+    let bench = Bench { rounds: options.rounds, load, store: options.store };
     println!("| what | measured | against | limit | ratio | wanted |");
     println!("|---|---|---|---|---|---|");
     let rows = if options.rows.is_empty() { &USUAL[..] } else { &options.rows };
@@ -85,6 +91,7 @@ async fn main() -> Result<(), Error> {
 struct Bench {
     rounds: usize,
     load: Load,
+    store: Option<String>,
 }
 
 /// A limit and what is held against it, in one unit.
@@ -131,6 +138,7 @@ impl Bench {
                 let each = report.more.get("bytes_each").copied().unwrap_or(f64::NAN) / 1024.0;
                 println!("| {} | {each:.1} KiB each | | | | at most 64 KiB |", report.name);
             }
+            Row::Postgres => self.postgres(self.store.as_deref().unwrap_or_default()).await?,
             Row::Backlog => {
                 let mut target = Target::start(Path::new(JOBWIRE), None).await?;
                 for report in bench::run(Scenario::Backlog, &mut target, load).await? {
@@ -141,6 +149,22 @@ impl Bench {
                     );
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// The store of many replicas, on a database that other programs do not use meanwhile.
+    async fn postgres(&self, url: &str) -> Result<(), Error> {
+        for (loops, name) in [(1, "bare PostgreSQL loop"), (2, "two of them")] {
+            let pairs = self
+                .rounds(async || {
+                    let limit = postgres::lifecycles(url, loops, self.load.duration).await?;
+                    let mut target = Target::start_on(Path::new(JOBWIRE), url).await?;
+                    let reports = bench::run(Scenario::StreamLifecycle, &mut target, &self.load).await?;
+                    Ok(Pair { limit, ours: per_second(&first(reports)?)? })
+                })
+                .await?;
+            rate("lifecycle, StreamSubmit, on PostgreSQL", name, &pairs, 0.50);
         }
         Ok(())
     }
@@ -157,8 +181,7 @@ impl Bench {
     /// A scenario on a fresh server of default settings.
     async fn ours(&self, scenario: Scenario) -> Result<Report, Error> {
         let mut target = Target::start(Path::new(JOBWIRE), None).await?;
-        let reports = bench::run(scenario, &mut target, &self.load).await?;
-        reports.into_iter().next().ok_or_else(|| Error::Unexpected("nothing was measured".into()))
+        first(bench::run(scenario, &mut target, &self.load).await?)
     }
 
     async fn of_echo(&self, scenario: Scenario) -> Result<Pair, Error> {
@@ -223,6 +246,10 @@ impl Bench {
         }
         Ok(())
     }
+}
+
+fn first(reports: Vec<Report>) -> Result<Report, Error> {
+    reports.into_iter().next().ok_or_else(|| Error::Unexpected("nothing was measured".into()))
 }
 
 fn per_second(report: &Report) -> Result<f64, Error> {

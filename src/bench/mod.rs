@@ -25,7 +25,7 @@ use clap::ValueEnum;
 pub use self::{
     error::Error,
     report::{Latency, Report},
-    target::Target,
+    target::{Target, empty_schema},
 };
 
 /// What is measured.

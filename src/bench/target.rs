@@ -18,6 +18,10 @@ use tonic_health::pb::{
 };
 
 use super::Error;
+use crate::store::postgres;
+
+/// Where servers that are measured keep their jobs in a database: emptied before each of them, left for a look after.
+const SCHEMA: &str = "jobwire_bench";
 
 /// How long a server may take to start.
 const START: Duration = Duration::from_secs(120);
@@ -32,6 +36,8 @@ struct Own {
     program: PathBuf,
     process: Child,
     dir: TempDir,
+    /// The URL of its store, if that is a database.
+    store: Option<String>,
 }
 
 /// What a server has used so far.
@@ -57,8 +63,21 @@ impl Target {
             Some(dir) => tempfile::tempdir_in(dir)?,
             None => tempfile::tempdir()?,
         };
-        let (process, address) = spawn(program, dir.path()).await?;
-        let own = Own { program: program.to_owned(), process, dir };
+        Self::spawned(program, dir, None).await
+    }
+
+    /// Starts `program serve` on a free port with its jobs in a schema of a PostgreSQL database that is emptied before.
+    ///
+    /// # Errors
+    /// If the database cannot be used, or the server does not listen soon.
+    pub async fn start_on(program: &Path, store: &str) -> Result<Self, Error> {
+        let store = empty_schema(store).await?;
+        Self::spawned(program, tempfile::tempdir()?, Some(store)).await
+    }
+
+    async fn spawned(program: &Path, dir: TempDir, store: Option<String>) -> Result<Self, Error> {
+        let (process, address) = spawn(program, dir.path(), store.as_deref()).await?;
+        let own = Own { program: program.to_owned(), process, dir, store };
         let target = Self { address, own: Some(own) };
         target.serving().await?;
         Ok(target)
@@ -72,7 +91,7 @@ impl Target {
         let own = self.own.as_mut().ok_or(Error::NeedsOwn("a restart"))?;
         own.process.kill().await?;
         let start = Instant::now();
-        (own.process, self.address) = spawn(&own.program, own.dir.path()).await?;
+        (own.process, self.address) = spawn(&own.program, own.dir.path(), own.store.as_deref()).await?;
         self.serving().await?;
         Ok(start.elapsed())
     }
@@ -137,10 +156,28 @@ pub async fn channel(address: &str) -> Result<Channel, Error> {
         .await?)
 }
 
-async fn spawn(program: &Path, dir: &Path) -> Result<(Child, String), Error> {
-    let mut process = Command::new(program)
-        .args(["serve", "--listen", "127.0.0.1:0", "--data"])
-        .arg(dir.join("data"))
+/// The URL of an empty schema in the database of another URL.
+///
+/// # Errors
+/// If the database cannot be used.
+pub async fn empty_schema(url: &str) -> Result<String, Error> {
+    let unusable = |error: postgres::OpenError| Error::Start(error.to_string());
+    let client = postgres::connect(url).await.map_err(unusable)?;
+    let afresh = format!("drop schema if exists {SCHEMA} cascade; create schema {SCHEMA}");
+    client.batch_execute(&afresh).await.map_err(|error| unusable(error.into()))?;
+    let separator = if url.contains('?') { '&' } else { '?' };
+    Ok(format!("{url}{separator}options=-csearch_path%3D{SCHEMA}"))
+}
+
+async fn spawn(program: &Path, dir: &Path, store: Option<&str>) -> Result<(Child, String), Error> {
+    let mut command = Command::new(program);
+    command.args(["serve", "--listen", "127.0.0.1:0"]);
+    match store {
+        // Not as an argument, which everybody on the machine can read.
+        Some(url) => command.env("JOBWIRE_STORE", url),
+        None => command.arg("--data").arg(dir.join("data")),
+    };
+    let mut process = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(std::fs::File::options().create(true).append(true).open(dir.join("log"))?)

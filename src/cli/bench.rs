@@ -11,6 +11,7 @@ Examples:
   jobwire bench lifecycle latency -o json
   jobwire bench get --running --server jobs.example.org:50051
   jobwire bench backlog --backlog 5000000
+  jobwire bench stream-lifecycle --store postgres://jobwire@db.example.org/jobwire
 
 Each scenario starts a server of its own with default settings in an empty directory, unless --running says otherwise.";
 
@@ -40,6 +41,9 @@ pub(super) struct Bench {
     /// Where servers of our own put their data; by default the directory for temporary files
     #[arg(long, value_name = "DIR", conflicts_with = "running")]
     dir: Option<PathBuf>,
+    /// Let servers of our own keep their jobs in this PostgreSQL database, in the schema jobwire_bench, emptied each time
+    #[arg(long, value_name = "URL", conflicts_with_all = ["running", "dir"])]
+    store: Option<String>,
     /// How long each scenario is measured
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::duration)]
     duration: Duration,
@@ -94,7 +98,10 @@ impl Bench {
             return Ok(Target::at(shell.address()?));
         }
         let program = env::current_exe().map_err(Error::Start)?;
-        Ok(Target::start(&program, self.dir.as_deref()).await?)
+        Ok(match &self.store {
+            Some(url) => Target::start_on(&program, url).await?,
+            None => Target::start(&program, self.dir.as_deref()).await?,
+        })
     }
 
     fn load(&self) -> Load {

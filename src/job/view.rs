@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{JobError, JobId, JobSpec, Payload, State, Timestamp, WorkerId};
+use super::{Ending, JobError, JobId, JobSpec, Payload, State, Timestamp, WorkerId};
 
 /// How much of a job a reader wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,6 +81,23 @@ impl Job {
     /// The etag of a job with this version.
     pub fn etag_of(version: i64) -> String {
         format!("{version:x}")
+    }
+
+    /// The job at the end of its run, in [`View::Result`].
+    pub fn ended(&self, ending: &Ending, version: i64, finish: Timestamp, delete: Timestamp) -> Self {
+        Self {
+            spec: self.spec.omit_payload(),
+            state: State::Final(ending.state),
+            output: ending.output.clone(),
+            error: ending.error.clone(),
+            progress: None,
+            cancel_requested: false,
+            next_attempt_time: None,
+            finish_time: Some(finish),
+            delete_time: Some(delete),
+            version,
+            ..self.clone()
+        }
     }
 }
 

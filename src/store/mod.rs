@@ -145,6 +145,9 @@ pub struct Position(pub i64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LogId(pub u64);
 
+/// Outputs that are told in one message at most.
+const TOLD_BYTES: usize = 1 << 20;
+
 /// Wake-ups. They coalesce and may be lost: whoever follows one also looks by itself from time to time.
 #[derive(Debug)]
 pub struct Signals {
@@ -184,6 +187,16 @@ impl Signals {
         }
         if due {
             self.due.send_modify(|count| *count = count.wrapping_add(1));
+        }
+    }
+
+    /// Tells outcomes that were just committed, before the head goes beyond them: whoever looks because of it need not ask
+    /// the store. Outputs that are large altogether are left for those who follow the feed to read by themselves.
+    pub fn tell(&self, outcomes: Vec<Outcome>) {
+        let sizes = outcomes.iter().filter_map(|outcome| Some(outcome.job.output.as_ref()?.size));
+        if !outcomes.is_empty() && sizes.sum::<usize>() <= TOLD_BYTES {
+            // Nobody may be listening.
+            let _ = self.outcomes.send(Arc::new(outcomes));
         }
     }
 
@@ -262,6 +275,20 @@ impl Claim {
     /// Whether it is for jobs of this queue and kind.
     pub fn asks_for(&self, queue: &QueueName, kind: &Kind) -> bool {
         self.queues.as_ref().is_none_or(|queues| queues.contains(queue)) && self.kinds.contains(kind)
+    }
+
+    /// The same claim after it was given some: less room in its queues, less for inputs.
+    fn beside(&self, given: &[Leased]) -> Self {
+        let mut rest = self.clone();
+        for Leased { job, .. } in given {
+            if let Some(cap) = rest.caps.get_mut(&job.spec.queue) {
+                *cap = cap.saturating_sub(1);
+            }
+            if rest.max_bytes < usize::MAX {
+                rest.max_bytes = rest.max_bytes.saturating_sub(job.spec.payload.size);
+            }
+        }
+        rest
     }
 
     /// How many jobs are wanted now.

@@ -7,12 +7,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
     database::Database,
+    listen::Hint,
     moves::{Present, Unit},
     pool::{Failure, Result, Step},
     rows::{self, Fixed, JobRow, LiveRow, get, millis},
+    standing::Span,
 };
 use crate::{
-    job::{Cancelled, Error, Job, JobId, JobSpec, Live, Retried, State, Suspension, Timestamp, View},
+    job::{
+        Cancelled, Error, Job, JobId, JobSpec, Live, LiveState, Retried, State, Suspension, Timestamp, View,
+    },
     store::{Cancel, Change, Delete, LeaseId, Retry},
 };
 
@@ -202,7 +206,9 @@ impl Database {
             .await?;
         let begun: HashSet<i64> = rows.iter().map(|row| get(row, "num")).collect();
         let changed = runs.iter().filter(|run| begun.contains(&run.num)).map(|run| run.id.clone());
-        self.news(None, !begun.is_empty(), changed);
+        let due = runs.iter().filter(|run| begun.contains(&run.num) && run.live.state == LiveState::Queued);
+        let standing = due.map(|run| Span::at(run.line, run.live.rank()));
+        self.news(Hint { due: !begun.is_empty(), ..Hint::standing(standing) }, changed);
         Ok(begun)
     }
 

@@ -1,15 +1,17 @@
 //! Handing out leases.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
 use super::{
     database::Database,
     lines::Line,
+    listen::Hint,
     pool::Result,
     rows::{self, get},
+    standing::{Look, Span},
 };
 use crate::{
     job::{QueueName, Timestamp},
@@ -19,67 +21,96 @@ use crate::{
 const PEEK: &str = include_str!("sql/peek.sql");
 const CLAIM: &str = include_str!("sql/claim.sql");
 
-/// The lines of a queue that were asked for, and how many jobs to take from them.
-type Turn = (Vec<Arc<Line>>, usize);
+/// Where the due jobs of a queue may stand, and how many of them to take.
+type Turn = (Vec<Span>, usize);
 
 impl Database {
     /// At most `most` of what the claim wants, at once.
     pub async fn claim_upto(&self, now: Timestamp, claim: &Claim, most: usize) -> Result<Vec<Leased>> {
-        let turns = self.turns(now, claim, claim.wanted().min(most)).await?;
+        let wanted = claim.wanted().min(most);
+        if wanted == 0 {
+            return Ok(Vec::new());
+        }
+        self.lines.keep_up(&self.pools.claim).await?;
+        let lines = self.lines.matching(|queue, kind| claim.asks_for(queue, kind));
+        let look = self.standing.look(lines.iter().map(|line| line.id), claim.wait.is_none());
+        let turns = self.turns(now, claim, wanted, &lines, &look).await?;
         if turns.is_empty() {
             return Ok(Vec::new());
         }
-        let (mut lines, mut turn, mut quotas) = (Vec::new(), Vec::new(), Vec::new());
-        for (at, (of_queue, quota)) in turns.iter().enumerate() {
-            for line in of_queue {
-                lines.push(line.id);
+        let (mut line, mut turn, mut quotas) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut low, mut high) = (Vec::new(), Vec::new());
+        for (at, (spans, quota)) in turns.iter().enumerate() {
+            for span in spans {
+                line.push(span.line);
                 turn.push(at as i32);
                 quotas.push(*quota as i64);
+                low.push(span.low);
+                high.push(span.high);
             }
         }
         let bytes = i64::try_from(claim.max_bytes).unwrap_or(i64::MAX);
-        let until = now.after(claim.lease);
+        let (worker, until) = (claim.worker.as_str(), now.after(claim.lease));
         let found = self
             .pools
             .claim
             .query(
                 CLAIM,
-                &[&lines, &turn, &quotas, &now.0, &bytes, &claim.worker.as_str(), &self.replica, &until.0],
+                &[&line, &turn, &quotas, &now.0, &bytes, &worker, &self.replica, &until.0, &low, &high],
             )
             .await?;
-        let mut leased = Vec::with_capacity(found.len());
+        let (mut leased, mut held) = (Vec::with_capacity(found.len()), Vec::with_capacity(found.len()));
+        // Of each turn how many there were, and the last one's rank.
+        let mut taken = vec![(0, i64::MIN); turns.len()];
         for row in &found {
             let (live, job) = rows::leased(row, &self.lines)?;
             let line = self.lines.get(live.line)?;
+            let lease = LeaseId { job: live.num, fence: live.live.fence };
+            let (count, last) = &mut taken[get::<i32>(row, "turn") as usize];
+            (*count, *last) = (*count + 1, live.live.rank());
             leased.push(Leased {
-                lease: LeaseId { job: live.num, fence: live.live.fence },
+                lease,
                 attempt_timeout: job.spec.attempt_timeout.unwrap_or(line.policy.attempt_timeout),
                 job: Arc::new(job),
             });
+            held.push((lease, live));
         }
-        self.news(None, false, leased.iter().map(|leased| leased.job.id.clone()));
+        self.held.keep(held.into_iter());
+        let sizes = leased.iter().map(|leased| leased.job.spec.payload.size);
+        if sizes.sum::<usize>() < claim.max_bytes {
+            for ((spans, quota), (count, last)) in turns.iter().zip(taken) {
+                let upto = (count == *quota).then_some(last);
+                spans.iter().for_each(|span| self.standing.taken(&look, span.line, upto));
+            }
+        }
+        self.news(Hint::default(), leased.iter().map(|leased| leased.job.id.clone()));
         Ok(leased)
     }
 
     /// Whose turn it is, and for how many jobs.
-    async fn turns(&self, now: Timestamp, claim: &Claim, wanted: usize) -> Result<Vec<Turn>> {
-        if wanted == 0 {
-            return Ok(Vec::new());
-        }
-        self.lines.keep_up(&self.pools.claim).await?;
-        let mut queues: BTreeMap<QueueName, (Vec<Arc<Line>>, usize)> = BTreeMap::new();
-        for line in self.lines.matching(|queue, kind| claim.asks_for(queue, kind)) {
-            let cap = claim.caps.get(&line.queue).copied().unwrap_or(wanted);
-            queues.entry(line.queue.clone()).or_insert((Vec::new(), cap)).0.push(line);
+    async fn turns(
+        &self,
+        now: Timestamp,
+        claim: &Claim,
+        wanted: usize,
+        lines: &[Arc<Line>],
+        look: &Look,
+    ) -> Result<Vec<Turn>> {
+        let queue_of: HashMap<i32, &QueueName> = lines.iter().map(|line| (line.id, &line.queue)).collect();
+        let mut queues: BTreeMap<&QueueName, Turn> = BTreeMap::new();
+        for span in &look.spans {
+            let queue = queue_of[&span.line];
+            let cap = claim.caps.get(queue).copied().unwrap_or(wanted);
+            queues.entry(queue).or_insert((Vec::new(), cap)).0.push(*span);
         }
         queues.retain(|_, (_, cap)| *cap > 0);
         if queues.len() > 1 {
             // Only those that have something, with how much that is.
-            let lines: Vec<_> = queues.values().flat_map(|(lines, _)| lines).cloned().collect();
-            let due = self.due_jobs(now, &lines, wanted).await?;
-            queues.retain(|_, (lines, available)| {
-                lines.retain(|line| due.contains_key(&line.id));
-                *available = lines.iter().map(|line| due[&line.id]).sum::<usize>().min(*available);
+            let due = self.due_jobs(now, look, wanted).await?;
+            queues.retain(|_, (spans, available)| {
+                spans.retain(|span| due.contains_key(&span.line));
+                let lines: BTreeSet<i32> = spans.iter().map(|span| span.line).collect();
+                *available = lines.iter().map(|line| due[line]).sum::<usize>().min(*available);
                 *available > 0
             });
         }
@@ -92,20 +123,26 @@ impl Database {
         Ok(turns)
     }
 
-    /// How many due jobs there are in each of these lines, up to a number. Lines without any are left out.
-    pub async fn due_jobs(
-        &self,
-        now: Timestamp,
-        lines: &[Arc<Line>],
-        most: usize,
-    ) -> Result<HashMap<i32, usize>> {
-        if lines.is_empty() || most == 0 {
+    /// How many due jobs there are in each line that is looked at, up to a number. Lines without any are left out.
+    pub async fn due_jobs(&self, now: Timestamp, look: &Look, most: usize) -> Result<HashMap<i32, usize>> {
+        if look.spans.is_empty() || most == 0 {
             return Ok(HashMap::new());
         }
-        let ids: Vec<i32> = lines.iter().map(|line| line.id).collect();
-        let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let found = self.pools.claim.query(PEEK, &[&ids, &now.0, &most]).await?;
-        let due = found.iter().map(|row| (get(row, "line"), get::<i64>(row, "due") as usize));
-        Ok(due.filter(|&(_, due)| due > 0).collect())
+        let lines: Vec<i32> = look.spans.iter().map(|span| span.line).collect();
+        let low: Vec<i64> = look.spans.iter().map(|span| span.low).collect();
+        let high: Vec<i64> = look.spans.iter().map(|span| span.high).collect();
+        let limit = i64::try_from(most).unwrap_or(i64::MAX);
+        let found = self.pools.claim.query(PEEK, &[&lines, &now.0, &limit, &low, &high]).await?;
+        let mut due: HashMap<i32, usize> = HashMap::new();
+        for row in &found {
+            *due.entry(get(row, "line")).or_default() += get::<i64>(row, "due") as usize;
+        }
+        due.retain(|&line, due| {
+            if *due == 0 {
+                self.standing.taken(look, line, None);
+            }
+            *due > 0
+        });
+        Ok(due)
     }
 }

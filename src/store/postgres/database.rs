@@ -11,18 +11,20 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     epoch::{Epoch, Guard},
+    held::Held,
     lines::Lines,
     link::Link,
-    listen::{Hints, Listener, machine_time},
+    listen::{Hint, Hints, Listener, Listening, machine_time},
     open::{self, Durability, OpenError},
     pool::{self, Failure, Pools},
     room::Rooms,
     share::Parked,
+    standing::Standing,
 };
 use crate::{
     config::Config,
     job::{JobId, Timestamp},
-    store::{Breaks, LogId, Position, Signals},
+    store::{Breaks, LogId, Signals},
 };
 
 /// What a replica keeps from one epoch to the next.
@@ -57,6 +59,8 @@ pub struct Database {
     pub pools: Pools,
     pub lines: Arc<Lines>,
     pub room: Rooms,
+    pub held: Held,
+    pub standing: Arc<Standing>,
     pub hints: Arc<Hints>,
     pub listener: Mutex<Option<Listener>>,
     /// The number of this process among the replicas.
@@ -82,7 +86,7 @@ impl Database {
         now: Timestamp,
     ) -> Result<Option<Arc<Self>>, OpenError> {
         let Common { config, link, signals, ahead, moved, .. } = &**common;
-        let mut client = open::connect(link).await?;
+        let mut client = open::connect_with(link).await?;
         let durability = open::check(&client).await?;
         open::migrate(&client).await?;
         let is_encrypted = open::is_encrypted(&client).await?;
@@ -97,17 +101,18 @@ impl Database {
         }
 
         let guard = Arc::new(Guard::new(epoch, moved.clone()));
+        let (lines, standing) = (Arc::new(Lines::new(config.clone())), Arc::new(Standing::default()));
         let hints = Arc::new(Hints::default());
-        let lines = Arc::new(Lines::new(config.clone()));
-        let listener = Listener::start(
-            link,
-            guard.clone(),
-            signals.clone(),
-            hints.clone(),
-            lines.clone(),
-            ahead.clone(),
-        )
-        .await?;
+        let listening = Listening {
+            link: link.clone(),
+            guard: guard.clone(),
+            signals: signals.clone(),
+            hints: hints.clone(),
+            lines: lines.clone(),
+            standing: standing.clone(),
+            ahead: ahead.clone(),
+        };
+        let listener = Listener::start(listening).await?;
         let pools = Pools::new(link, &guard).map_err(failed)?;
         let database = Arc::new_cyclic(|me| Self {
             me: me.clone(),
@@ -119,6 +124,8 @@ impl Database {
             pools,
             lines,
             room: Rooms::new(config.clone()),
+            held: Held::default(),
+            standing,
             hints,
             replica: listener.replica,
             listener: Mutex::new(Some(listener)),
@@ -162,9 +169,10 @@ impl Database {
     }
 
     /// Tells those who listen, here and at other replicas, what has come of a commit.
-    pub fn news(&self, head: Option<Position>, due: bool, changed: impl Iterator<Item = JobId>) {
-        self.signals.advance(head, due);
-        self.hints.post(head, due);
+    pub fn news(&self, hint: Hint, changed: impl Iterator<Item = JobId>) {
+        self.standing.tell(&hint.standing);
+        self.signals.advance(hint.head, hint.due);
+        self.hints.post(hint);
         if self.signals.changed.receiver_count() > 0 {
             for job in changed {
                 // Only hints: without a listener, or with a slow one, they are lost.

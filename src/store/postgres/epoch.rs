@@ -10,10 +10,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio_postgres::Client;
 
-use super::{
-    link::Link,
-    open::{self, OpenError},
-};
+use super::open::{self, OpenError};
 use crate::{
     job::Timestamp,
     store::{Break, Breaks, LogId, Position},
@@ -60,7 +57,7 @@ impl Epoch {
 /// # Errors
 /// As [`PostgresStore::open`](super::PostgresStore::open).
 pub async fn new_log(url: &str) -> Result<LogId, OpenError> {
-    let mut client = open::connect(&Link::of(url)?).await?;
+    let mut client = open::connect(url).await?;
     open::check(&client).await?;
     open::migrate(&client).await?;
     open::identity(&client).await?;

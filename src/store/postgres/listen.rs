@@ -4,6 +4,7 @@
 //! lost: behind each is a slow look. The lock that the connection holds says that this process lives.
 
 use std::{
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -20,7 +21,14 @@ use tokio::{
 };
 use tokio_postgres::{AsyncMessage, Client};
 
-use super::{epoch::Guard, lines::Lines, link::Link, open::OpenError, pool::SESSION};
+use super::{
+    epoch::Guard,
+    lines::Lines,
+    link::Link,
+    open::OpenError,
+    pool::SESSION,
+    standing::{Span, Standing, by_line},
+};
 use crate::store::{Position, Signals};
 
 const REGISTER: &str = include_str!("sql/register.sql");
@@ -36,6 +44,72 @@ const BEAT: Duration = Duration::from_secs(5);
 /// Between attempts to connect again.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// Lines that one hint names. With more it only says that there are jobs: a payload of NOTIFY has 8,000 bytes at most.
+const LINES: usize = 100;
+
+/// What a commit means to others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hint {
+    /// The feed has come so far.
+    pub head: Option<Position>,
+    /// Jobs may be due, or be so soon.
+    pub due: bool,
+    /// Those that are stand here,
+    pub standing: Vec<Span>,
+    /// or anywhere.
+    pub anywhere: bool,
+}
+
+impl Hint {
+    /// Jobs stand in line that did not before.
+    pub fn standing(spans: impl Iterator<Item = Span>) -> Self {
+        let standing = by_line(spans);
+        Self { due: !standing.is_empty(), standing, ..Self::default() }
+    }
+
+    /// Jobs may be due anywhere.
+    fn anywhere() -> Self {
+        Self { due: true, anywhere: true, ..Self::default() }
+    }
+
+    fn join(&mut self, other: Self) {
+        self.head = self.head.max(other.head);
+        self.due |= other.due;
+        self.standing = by_line(self.standing.drain(..).chain(other.standing));
+        self.anywhere |= other.anywhere;
+        if self.standing.len() > LINES {
+            self.anywhere = true;
+            self.standing.clear();
+        }
+    }
+}
+
+/// Head, 1 if jobs may be due, 1 if they may be anywhere, and for each span three numbers.
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let head = self.head.map_or(0, |head| head.0);
+        write!(f, "{head} {} {}", u8::from(self.due), u8::from(self.anywhere))?;
+        self.standing.iter().try_for_each(|span| write!(f, " {} {} {}", span.line, span.low, span.high))
+    }
+}
+
+/// Of a replica that says more than we know, that jobs may be due anywhere.
+impl From<&[i64]> for Hint {
+    fn from(numbers: &[i64]) -> Self {
+        let [head, due, anywhere, spans @ ..] = numbers else { return Self::anywhere() };
+        let standing = spans.chunks(3).map(|span| match *span {
+            [line, low, high] => Some(Span { line: i32::try_from(line).ok()?, low, high }),
+            _ => None,
+        });
+        match standing.collect() {
+            Some(standing) => {
+                Self { head: Some(Position(*head)), due: *due != 0, standing, anywhere: *anywhere != 0 }
+            }
+            None => Self::anywhere(),
+        }
+    }
+}
+
 /// What is to be told to the other replicas.
 #[derive(Debug, Default)]
 pub struct Hints {
@@ -43,18 +117,10 @@ pub struct Hints {
     wake: Notify,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Hint {
-    head: Option<Position>,
-    due: bool,
-}
-
 impl Hints {
-    pub fn post(&self, head: Option<Position>, due: bool) {
-        if head.is_some() || due {
-            let mut pending = self.pending.lock();
-            pending.head = pending.head.max(head);
-            pending.due |= due;
+    pub fn post(&self, hint: Hint) {
+        if hint != Hint::default() {
+            self.pending.lock().join(hint);
             self.wake.notify_one();
         }
     }
@@ -94,21 +160,12 @@ impl Drop for Listener {
 }
 
 impl Listener {
-    /// Registers this process as a replica, and listens from now on. `ahead`: how many milliseconds the database's clock is
-    /// ahead of the machine's, kept up to date.
-    pub async fn start(
-        link: &Link,
-        guard: Arc<Guard>,
-        signals: Arc<Signals>,
-        hints: Arc<Hints>,
-        lines: Arc<Lines>,
-        ahead: Arc<AtomicI64>,
-    ) -> Result<Self, OpenError> {
-        let session = Session::open(link, &guard).await?;
+    /// Registers this process as a replica, and listens from now on.
+    pub async fn start(listening: Listening) -> Result<Self, OpenError> {
+        let session = Session::open(&listening.link, &listening.guard).await?;
         let replica: i64 = session.client.query_one(REGISTER, &[]).await?.get("id");
-        compare_clocks(&session.client, &ahead).await?;
-        let listening = Listening { link: link.clone(), guard, replica, signals, hints, lines, ahead };
-        Ok(Self { replica, task: tokio::spawn(listening.run(session)) })
+        compare_clocks(&session.client, &listening.ahead).await?;
+        Ok(Self { replica, task: tokio::spawn(listening.run(replica, session)) })
     }
 }
 
@@ -136,29 +193,32 @@ impl Session {
     }
 }
 
-struct Listening {
-    link: Link,
-    guard: Arc<Guard>,
-    replica: i64,
-    signals: Arc<Signals>,
-    hints: Arc<Hints>,
-    lines: Arc<Lines>,
-    ahead: Arc<AtomicI64>,
+/// Who is told what others say, and who has something to say to them.
+pub struct Listening {
+    pub link: Link,
+    pub guard: Arc<Guard>,
+    pub signals: Arc<Signals>,
+    pub hints: Arc<Hints>,
+    pub lines: Arc<Lines>,
+    pub standing: Arc<Standing>,
+    /// Milliseconds that the database's clock is ahead of the machine's, kept up to date.
+    pub ahead: Arc<AtomicI64>,
 }
 
 impl Listening {
-    async fn run(self, first: Session) {
+    async fn run(self, replica: i64, first: Session) {
         let mut session = Some(first);
         loop {
             match session.take() {
                 Some(open) => {
-                    let Err(error) = self.follow(open).await;
+                    let Err(error) = self.follow(replica, open).await;
+                    self.standing.hear(true);
                     tracing::warn!(error = %error, "the connection for hints is lost: looking by the clock until it is back");
                 }
                 None => match Session::open(&self.link, &self.guard).await {
                     Ok(open) => {
                         // Nobody knows what was missed.
-                        self.take_in(None, true);
+                        self.take_in(Hint::anywhere());
                         session = Some(open);
                     }
                     Err(error) => {
@@ -170,53 +230,59 @@ impl Listening {
         }
     }
 
-    async fn follow(&self, mut session: Session) -> Result<std::convert::Infallible, OpenError> {
+    async fn follow(
+        &self,
+        replica: i64,
+        mut session: Session,
+    ) -> Result<std::convert::Infallible, OpenError> {
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 note = session.notes.recv() => match note {
-                    Some(note) => self.heard(&note),
+                    Some(note) => self.heard(replica, &note),
                     // It has ended: the next statement says why.
                     None => drop(session.client.simple_query("").await?),
                 },
                 () = self.hints.wake.notified() => {
-                    self.tell(&session).await?;
+                    self.tell(replica, &session).await?;
                     sleep(DEBOUNCE).await;
                 }
                 _ = beat.tick() => {
                     self.guard.check(&session.client).await?;
-                    session.client.query(HOLD, &[&self.replica]).await?;
+                    session.client.query(HOLD, &[&replica]).await?;
                     compare_clocks(&session.client, &self.ahead).await?;
                     let head: i64 = session.client.query_one(HEAD, &[]).await?.get(0);
-                    self.take_in(Some(Position(head)), false);
+                    self.take_in(Hint { head: Some(Position(head)), ..Hint::default() });
                 }
             }
         }
     }
 
-    async fn tell(&self, session: &Session) -> Result<(), OpenError> {
-        let Hint { head, due } = self.hints.take();
-        let text = format!("{} {} {}", self.replica, head.map_or(0, |head| head.0), u8::from(due));
+    async fn tell(&self, replica: i64, session: &Session) -> Result<(), OpenError> {
+        let text = format!("{replica} {}", self.hints.take());
         session.client.query("select pg_notify($1, $2)", &[&session.channel, &text]).await?;
         Ok(())
     }
 
-    fn heard(&self, note: &str) {
-        let parts: Vec<i64> = note.split(' ').filter_map(|part| part.parse().ok()).collect();
-        match parts[..] {
-            [replica, ..] if replica == self.replica => {}
-            [_, head, due] => self.take_in(Some(Position(head)), due != 0),
-            // From a replica that says more than we know.
-            _ => self.take_in(None, true),
+    fn heard(&self, replica: i64, note: &str) {
+        let numbers: Vec<i64> = note.split(' ').filter_map(|part| part.parse().ok()).collect();
+        match &numbers[..] {
+            [sender, ..] if *sender == replica => {}
+            [_, hint @ ..] => self.take_in(hint.into()),
+            [] => self.take_in(Hint::anywhere()),
         }
     }
 
-    fn take_in(&self, head: Option<Position>, due: bool) {
-        if due {
+    fn take_in(&self, hint: Hint) {
+        if hint.due {
             self.lines.heard();
         }
-        self.signals.advance(head, due);
+        if hint.anywhere {
+            self.standing.hear(false);
+        }
+        self.standing.tell(&hint.standing);
+        self.signals.advance(hint.head, hint.due);
     }
 }
 

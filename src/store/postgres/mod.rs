@@ -11,6 +11,7 @@ mod claim;
 mod database;
 mod epoch;
 mod feed;
+mod held;
 mod lines;
 mod link;
 mod list;
@@ -23,6 +24,7 @@ mod room;
 mod rows;
 mod settle;
 mod share;
+mod standing;
 mod submit;
 #[cfg(test)]
 mod tests;
@@ -41,7 +43,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::{sync::Notify, task::JoinHandle, time::sleep};
 
 pub use epoch::new_log;
-pub use open::{Durability, OpenError};
+pub use open::{Durability, OpenError, connect};
 
 use self::{
     database::{Common, Database},

@@ -1,17 +1,19 @@
 //! A unit of work: jobs as they were read, what the rules make of them one after the other, and the moves that come of it
 //! in the end, as one statement.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use super::{
     database::Database,
     lines::Lines,
+    listen::Hint,
     pool::Result,
     rows::{JobRow, get},
+    standing::Span,
 };
 use crate::{
     job::{Attempt, Ending, FinalState, JobError, Live, LiveState, Next, Progress, State, Step, Timestamp},
-    store::{Position, written},
+    store::{Outcome, Position, written},
 };
 
 const MOVE: &str = include_str!("sql/move.sql");
@@ -59,23 +61,30 @@ pub struct Job {
 impl Job {
     /// The job as the unit leaves it: what follows at once, by other hands, is not told.
     pub fn as_left(&self, lines: &Lines, now: Timestamp) -> Result<crate::job::Job> {
-        let mut job = self.row.job.clone();
-        let Some(was) = self.row.live.as_ref().filter(|_| self.change.is_some()) else { return Ok(job) };
-        job.state = self.present.state();
-        job.version = self.present.version();
-        match &self.present {
-            Present::Live(live) => {
-                job.cancel_requested = live.cancel_reason.is_some();
-                job.next_attempt_time = live.lease.is_none().then_some(live.due);
+        let job = &self.row.job;
+        let (Some(was), Some(change)) = (&self.row.live, &self.change) else { return Ok(job.clone()) };
+        Ok(match (&self.present, &change.ending) {
+            (Present::Live(live), _) => crate::job::Job {
+                state: State::Live(live.state),
+                version: live.version,
+                cancel_requested: live.cancel_reason.is_some(),
+                next_attempt_time: live.lease.is_none().then_some(live.due),
+                ..job.clone()
+            },
+            (Present::Final { version, .. }, Some(ending)) => {
+                job.ended(ending, *version, now, was.keep_until(&*lines.get(was.line)?, now))
             }
-            Present::Final { .. } => {
-                job.error = self.change.as_ref().and_then(|change| change.ending.as_ref()?.error.clone());
-                (job.progress, job.next_attempt_time, job.cancel_requested) = (None, None, false);
-                job.finish_time = Some(now);
-                job.delete_time = Some(was.keep_until(&*lines.get(was.line)?, now));
-            }
-        }
-        Ok(job)
+            (Present::Final { .. }, None) => job.clone(),
+        })
+    }
+
+    /// The outcome that this unit has made, if the job is known as its worker got it.
+    fn outcome(&self, lines: &Lines, position: Position, now: Timestamp) -> Option<Outcome> {
+        let (was, change) = (self.row.live.as_ref()?, self.change.as_ref()?);
+        let (leased, ending) = (change.leased.as_ref()?, change.ending.as_ref()?);
+        let keep_until = was.keep_until(&*lines.get(was.line).ok()?, now);
+        let job = leased.ended(ending, self.present.version(), now, keep_until);
+        Some(Outcome { position, job: Arc::new(job) })
     }
 }
 
@@ -85,6 +94,8 @@ struct Change {
     ending: Option<Ending>,
     failure: Option<JobError>,
     progress: Option<Progress>,
+    /// The job as its worker got it.
+    leased: Option<Arc<crate::job::Job>>,
 }
 
 /// Jobs, in the order in which they were first changed.
@@ -142,6 +153,13 @@ impl Unit {
     /// Leaves this for the next attempt.
     pub fn progress(&mut self, num: i64, progress: Progress) {
         self.change(num, |_, change| change.progress = Some(progress));
+    }
+
+    /// This is how the worker of the attempt knows the job: its end is told without another look.
+    pub fn leased(&mut self, num: i64, job: Arc<crate::job::Job>) {
+        if let Some(change) = self.jobs.get_mut(&num).and_then(|job| job.change.as_mut()) {
+            change.leased = Some(job);
+        }
     }
 
     /// Only if its lease is over by then: it may be renewed meanwhile.
@@ -292,17 +310,30 @@ impl Database {
             )
             .await?;
         let moved = Moved(rows.iter().map(|row| (get(row, "num"), get(row, "seq"))).collect());
-        self.tell(unit, &moved);
+        self.tell(unit, &moved, now);
         Ok(moved)
     }
 
     /// Tells those who listen what was moved.
-    fn tell(&self, unit: &Unit, moved: &Moved) {
+    fn tell(&self, unit: &Unit, moved: &Moved, now: Timestamp) {
+        let ends = || moved.0.iter().filter_map(|(&num, &seq)| Some((num, Position(seq?))));
+        let outcomes = ends().map(|(num, position)| unit.job(num)?.outcome(&self.lines, position, now));
+        // All or none: those who follow the feed must not take a part for the whole.
+        if let Some(mut outcomes) = outcomes.collect::<Option<Vec<_>>>() {
+            outcomes.sort_unstable_by_key(|outcome| outcome.position);
+            self.signals.tell(outcomes);
+        }
         let moves = || moved.0.keys().filter_map(|&num| unit.job(num));
-        let is_due =
-            |job: &Job| matches!(job.present.state(), State::Live(state) if state != LiveState::Running);
-        let head = moved.0.values().flatten().max().map(|&seq| Position(seq));
+        let due = moves()
+            .any(|job| matches!(job.present.state(), State::Live(state) if state != LiveState::Running));
+        let standing = moves().filter_map(|job| match (&job.present, &job.row.live) {
+            (Present::Live(live), Some(row)) if live.state == LiveState::Queued => {
+                Some(Span::at(row.line, live.rank()))
+            }
+            _ => None,
+        });
+        let head = ends().map(|(_, position)| position).max();
         let changed = moves().filter(|job| !job.present.state().is_final()).map(|job| job.row.job.id.clone());
-        self.news(head, moves().any(is_due), changed);
+        self.news(Hint { head, due, ..Hint::standing(standing) }, changed);
     }
 }

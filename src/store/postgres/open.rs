@@ -60,8 +60,16 @@ fn reason(error: &tokio_postgres::Error) -> String {
     }
 }
 
-/// A connection of its own, driven until its client is dropped.
-pub async fn connect(link: &Link) -> Result<Client, OpenError> {
+/// A connection of its own to the database of a URL, driven until its client is dropped.
+///
+/// # Errors
+/// The database cannot be reached.
+pub async fn connect(url: &str) -> Result<Client, OpenError> {
+    connect_with(&Link::of(url)?).await
+}
+
+/// The same with settings that are known.
+pub async fn connect_with(link: &Link) -> Result<Client, OpenError> {
     let (client, connection) = link.connect().await?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {

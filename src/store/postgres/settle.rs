@@ -6,7 +6,7 @@ use super::{
     database::Database,
     moves::{Present, Unit},
     pool::Result,
-    rows::get,
+    rows::{JobRow, get},
 };
 use crate::{
     job::{Error, Next, Timestamp, View},
@@ -64,9 +64,17 @@ impl Database {
         let mut answers: Vec<_> = settlements.iter().map(|_| Ok(())).collect();
         let mut open: Vec<usize> = (0..settlements.len()).collect();
         while !open.is_empty() {
-            let nums: HashSet<i64> = open.iter().map(|&at| settlements[at].lease.job).collect();
-            let nums: Vec<i64> = nums.into_iter().collect();
-            let mut unit = Unit::new(self.jobs(&nums, View::Basic).await?.into_iter().flatten());
+            let mut known: Vec<JobRow> =
+                open.iter().filter_map(|&at| self.held_job(&settlements[at])).collect();
+            let mut unread: HashSet<i64> = open.iter().map(|&at| settlements[at].lease.job).collect();
+            for row in &known {
+                unread.remove(&row.num);
+            }
+            if !unread.is_empty() {
+                let unread: Vec<i64> = unread.into_iter().collect();
+                known.extend(self.jobs(&unread, View::Basic).await?.into_iter().flatten());
+            }
+            let mut unit = Unit::new(known);
             for &at in &open {
                 answers[at] = self.settle_one(&mut unit, now, &settlements[at])?;
             }
@@ -77,6 +85,20 @@ impl Database {
             });
         }
         Ok(answers)
+    }
+
+    /// The job of a settlement as it was leased, the first time that it is asked for.
+    fn held_job(&self, settlement: &Settlement) -> Option<JobRow> {
+        let job = settlement.job.as_deref()?.clone();
+        let live = self.held.take(settlement.lease)?;
+        Some(JobRow {
+            num: live.num,
+            line: live.line,
+            fence: live.live.fence,
+            live: Some(live),
+            seq: None,
+            job,
+        })
     }
 
     fn settle_one(
@@ -96,6 +118,9 @@ impl Database {
         };
         let goes_on = matches!(step.next, Next::Live(_));
         unit.step(num, step);
+        if let Some(job) = &settlement.job {
+            unit.leased(num, job.clone());
+        }
         if let Some(progress) = settlement.progress.clone().filter(|_| goes_on) {
             unit.progress(num, progress);
         }

@@ -117,6 +117,9 @@ impl Database {
     /// What each claim gets, at its place. The first in line leaves something for those behind it: what there is, is
     /// divided evenly among those who may have it, and what somebody does not need goes to the others.
     async fn share(&self, waiting: &[Waiting]) -> Vec<Result<Vec<Leased>>> {
+        if let [only] = waiting {
+            return vec![self.claim_upto(only.now(), &only.claim, usize::MAX).await];
+        }
         let mut given: Vec<Result<Vec<Leased>>> = waiting.iter().map(|_| Ok(Vec::new())).collect();
         let Some(now) = waiting.iter().map(Waiting::now).max() else { return given };
         let wanted: usize = waiting.iter().map(|one| one.claim.wanted()).sum();
@@ -125,7 +128,8 @@ impl Database {
             let asked =
                 |queue: &QueueName, kind: &Kind| waiting.iter().any(|one| one.claim.asks_for(queue, kind));
             let lines = self.lines.matching(asked);
-            let due = self.due_jobs(now, &lines, wanted).await?;
+            let look = self.standing.look(lines.iter().map(|line| line.id), false);
+            let due = self.due_jobs(now, &look, wanted).await?;
             Ok((lines, due))
         };
         let (lines, mut due) = match looked.await {
@@ -153,7 +157,7 @@ impl Database {
             let most = claim.wanted().saturating_sub(leased.len());
             if most > 0 && available(&lines, &due, claim) > 0 {
                 // What was given already is given, whatever becomes of the rest.
-                let more = self.claim_upto(now, claim, most).await;
+                let more = self.claim_upto(now, &claim.beside(leased), most).await;
                 self.taken(&mut due, &more);
                 leased.extend(more.unwrap_or_default());
             }

@@ -10,12 +10,14 @@ use tokio_postgres::Row;
 
 use super::{
     database::Database,
+    listen::Hint,
     pool::{Failure, Result},
     room::Room,
     rows::{self, Fixed, JobRow, LiveRow, get, millis},
+    standing::Span,
 };
 use crate::{
-    job::{Error, Job, JobId, Key, Live, QueueName, Timestamp},
+    job::{Error, Job, JobId, Key, Live, LiveState, QueueName, Timestamp},
     store::{
         GroupReply, Position, Submission, Submitted,
         written::{self, fingerprint},
@@ -264,7 +266,10 @@ impl Database {
             )
             .await?;
         self.room.take(&specs);
-        self.news(None, !plan.accepted.is_empty(), new().map(|new| new.submission.job_id.clone()));
+        let due = new().zip(&lines).filter(|(new, _)| new.live.state == LiveState::Queued);
+        let standing = due.map(|(new, &line)| Span::at(line, new.live.rank()));
+        let hint = Hint { due: !plan.accepted.is_empty(), ..Hint::standing(standing) };
+        self.news(hint, new().map(|new| new.submission.job_id.clone()));
         Ok(())
     }
 }

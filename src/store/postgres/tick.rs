@@ -6,9 +6,11 @@ use tokio_postgres::Row;
 
 use super::{
     database::Database,
+    listen::Hint,
     moves::{Present, Unit},
     pool::Result,
     rows::get,
+    standing::Span,
 };
 use crate::{
     job::{Cause, LiveState, Timestamp, View, WorkerId},
@@ -104,7 +106,8 @@ impl Database {
         let is_heard = self.signals.changed.receiver_count() > 0;
         let found = self.pools.write.query(PROMOTE, &[&now.0, &SLICE, &is_heard]).await?;
         let changed = found.iter().filter_map(|row| get::<Option<&str>>(row, "id")?.parse().ok());
-        self.news(None, !found.is_empty(), changed);
+        let standing = found.iter().map(|row| Span::at(get(row, "line"), get(row, "rank")));
+        self.news(Hint::standing(standing), changed);
         Ok(found.len() as i64 == SLICE)
     }
 

@@ -303,18 +303,7 @@ impl Tx<'_> {
 
     /// Keeps the outcome that was just appended, for those who follow the feed. `leased`: the job as its worker got it.
     pub fn tell_end(&mut self, row: &LiveRow, leased: &Job, ending: &Ending, now: Timestamp) -> Result<()> {
-        let job = Job {
-            spec: leased.spec.omit_payload(),
-            state: State::Final(ending.state),
-            output: ending.output.clone(),
-            error: ending.error.clone(),
-            progress: None,
-            cancel_requested: false,
-            finish_time: Some(now),
-            delete_time: Some(self.keep_until(row, now)?),
-            version: row.live.version + 1,
-            ..leased.clone()
-        };
+        let job = leased.ended(ending, row.live.version + 1, now, self.keep_until(row, now)?);
         self.effects.outcomes.push(Outcome { position: self.effects.head, job: job.into() });
         Ok(())
     }

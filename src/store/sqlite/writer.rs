@@ -21,11 +21,8 @@ use super::{
 use crate::{
     config::Config,
     job::Error,
-    store::{Claim, Leased, Outcome, Position, Signals},
+    store::{Claim, Leased, Position, Signals},
 };
-
-/// Outputs that are told in one message at most. Those who follow the feed read what is larger by themselves.
-const TOLD_BYTES: usize = 1 << 20;
 
 /// Commands that wait in front of the writer. Callers beyond it wait too: the engine bounds them.
 const QUEUE: usize = 1024;
@@ -92,10 +89,6 @@ fn serve(tx: &mut Tx<'_>, parked: &mut Vec<Parked>, answers: &mut Vec<Answer>) -
         }
     }
     Ok(())
-}
-
-fn bytes(outcomes: &[Outcome]) -> usize {
-    outcomes.iter().filter_map(|outcome| outcome.job.output.as_ref()).map(|output| output.size).sum()
 }
 
 /// When a command may be answered.
@@ -386,10 +379,7 @@ impl State {
     fn publish(&self, effects: Effects) {
         self.shared.update_counts(&self.lines, &effects.counted);
         let signals = &self.signals;
-        if !effects.outcomes.is_empty() && bytes(&effects.outcomes) <= TOLD_BYTES {
-            // Before the head, so that whoever looks because of it need not ask the store.
-            let _ = signals.outcomes.send(Arc::new(effects.outcomes));
-        }
+        signals.tell(effects.outcomes);
         signals.head.send_if_modified(|head: &mut Position| {
             let moved = *head != effects.head;
             *head = effects.head;

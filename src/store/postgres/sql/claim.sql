@@ -1,18 +1,22 @@
--- Leases due jobs: of each turn (the lines of a queue that were asked for) so many, in order of rank. First it looks,
--- without locks, how many of them lie in each line; then it takes the first ones there that nobody else is taking. Ends
--- once their inputs come to so many bytes. Answers with the jobs and what the next attempt should hear of the last.
+-- Leases due jobs: of each turn (the lines of a queue that were asked for) so many, in order of rank. It looks in spans of
+-- ranks that do not overlap. First without locks, how many of them lie in each span; then it takes the first ones there that nobody else is taking. Ends
+-- once their inputs come to so many bytes. Answers with the jobs, and what the next attempt should hear of the last: a job
+-- of version 2 has no past.
 with asked as materialized (
-  select * from unnest($1::int4[], $2::int4[], $3::int8[]) as u (line, turn, quota)),
+  select * from unnest($1::int4[], $2::int4[], $3::int8[], $9::int8[], $10::int8[]) as u (line, turn, quota, low, high)),
 head as materialized (
-  select line, turn, count(*) as most from (
-    select q.line, q.turn, q.quota, row_number() over (partition by q.turn order by r.rank, r.num) as place
+  select line, turn, low, high, count(*) as most from (
+    select q.*, row_number() over (partition by q.turn order by r.rank, r.num) as place
     from asked q, lateral (
-      select rank, num from ready where line = q.line and (wake is null or wake > $4) order by rank, num + 0 limit q.quota) r
+      select rank, num from ready
+      where line = q.line and rank between q.low and q.high and (wake is null or wake > $4)
+      order by rank, num + 0 limit q.quota) r
     ) x
-  where place <= quota group by line, turn),
+  where place <= quota group by line, turn, low, high),
 pick as materialized (
   select h.turn, r.* from head h, lateral (
-    select num, rank, bytes from ready where line = h.line and (wake is null or wake > $4)
+    select num, rank, bytes from ready
+    where line = h.line and rank between h.low and h.high and (wake is null or wake > $4)
     order by rank, num + 0 limit h.most for update skip locked) r),
 kept as materialized (
   select num from (
@@ -38,9 +42,11 @@ select p.turn, l.num, l.line, l.state, l.run, l.attempt, l.version, l.priority, 
 from held l join pick p using (num),
   lateral (select * from job where num = l.num limit 1) j
   left join lateral (
-    select at, fraction, note, content_type as details_type, details from progress where num = l.num limit 1) n on true,
+    select at, fraction, note, content_type as details_type, details from progress
+    where num = l.num and l.version > 2 limit 1) n on true,
   lateral (
     select json_agg(x)::text as failures from (
-      select run, attempt, worker, started, finished, error from failure where num = l.num and run = l.run
+      select run, attempt, worker, started, finished, error from failure
+      where num = l.num and run = l.run and l.version > 2
       order by attempt desc limit 1) x) f
 order by p.turn, l.rank, l.num

@@ -1,0 +1,186 @@
+//! PostgreSQL as the store uses it, with nothing around it: the same statements in the same sessions, one after the other.
+
+use std::{
+    error,
+    time::{Duration, Instant},
+};
+
+use jobwire::{
+    bench::{Error, empty_schema},
+    store::postgres,
+};
+use tokio_postgres::{Client, Statement};
+
+const SCHEMA: &str = include_str!("../../src/store/postgres/sql/schema_1.sql");
+const SUBMIT: &str = include_str!("../../src/store/postgres/sql/submit.sql");
+const CLAIM: &str = include_str!("../../src/store/postgres/sql/claim.sql");
+const MOVE: &str = include_str!("../../src/store/postgres/sql/move.sql");
+const BATCH: usize = 500;
+const NOW: i64 = 1_800_000_000_000;
+
+fn failed(error: impl error::Error) -> Error {
+    let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    Error::Unexpected(format!("PostgreSQL: {why}"))
+}
+
+struct Loop {
+    client: Client,
+    submit: Statement,
+    claim: Statement,
+    finish: Statement,
+}
+
+/// Jobs a second that are inserted, claimed and completed in batches by as many loops as are asked for.
+pub async fn lifecycles(url: &str, loops: usize, duration: Duration) -> Result<f64, Error> {
+    let url = empty_schema(url).await?;
+    let client = postgres::connect(&url).await.map_err(failed)?;
+    client.batch_execute(SCHEMA).await.map_err(failed)?;
+    client
+        .batch_execute("insert into line (queue, kind) values ('default', 'echo')")
+        .await
+        .map_err(failed)?;
+    let start = Instant::now();
+    let running: Vec<_> = (0..loops)
+        .map(|number| {
+            let url = url.clone();
+            tokio::spawn(async move {
+                let bare = Loop::new(&url).await?;
+                let mut jobs = 0;
+                while start.elapsed() < duration {
+                    bare.batch(number, jobs).await?;
+                    jobs += BATCH;
+                }
+                Ok::<_, Error>(jobs)
+            })
+        })
+        .collect();
+    let mut jobs = 0;
+    for bare in running {
+        jobs += bare.await.map_err(failed)??;
+    }
+    Ok(jobs as f64 / start.elapsed().as_secs_f64())
+}
+
+fn all<T: Clone>(value: T) -> Vec<T> {
+    vec![value; BATCH]
+}
+
+fn none<T: Clone>() -> Vec<Option<T>> {
+    all(None)
+}
+
+impl Loop {
+    async fn new(url: &str) -> Result<Self, Error> {
+        let client = postgres::connect(url).await.map_err(failed)?;
+        Ok(Self {
+            submit: client.prepare(SUBMIT).await.map_err(failed)?,
+            claim: client.prepare(CLAIM).await.map_err(failed)?,
+            finish: client.prepare(MOVE).await.map_err(failed)?,
+            client,
+        })
+    }
+
+    async fn batch(&self, number: usize, from: usize) -> Result<(), Error> {
+        self.submit(number, from).await.map_err(failed)?;
+        let claimed = self.claim().await.map_err(failed)?;
+        self.finish(&claimed).await.map_err(failed)
+    }
+
+    async fn submit(&self, number: usize, from: usize) -> Result<(), tokio_postgres::Error> {
+        let id = |at| uuid::Builder::from_unix_timestamp_millis(at as u64, &[number as u8; 10]).into_uuid();
+        let ids: Vec<String> = (from..from + BATCH).map(|at| id(at).to_string()).collect();
+        let payload = [b'x'; 100];
+        self.client
+            .query(
+                &self.submit,
+                &[
+                    &ids,
+                    &all(1_i32),
+                    &all(0_i32),
+                    &all("application/octet-stream"),
+                    &all(&payload[..]),
+                    &none::<&str>(),
+                    &all(2_i32),
+                    &all(NOW),
+                    &all(NOW),
+                    &none::<i64>(),
+                    &none::<i64>(),
+                    &none::<i64>(),
+                    &none::<i64>(),
+                    &none::<&str>(),
+                    &none::<&str>(),
+                    &NOW,
+                    &Vec::<&str>::new(),
+                    &Vec::<&str>::new(),
+                    &Vec::<i64>::new(),
+                    &Vec::<i64>::new(),
+                    &Vec::<&str>::new(),
+                    &Vec::<&[u8]>::new(),
+                    &Vec::<&str>::new(),
+                    &NOW,
+                ],
+            )
+            .await
+            .map(drop)
+    }
+
+    async fn claim(&self) -> Result<Vec<i64>, tokio_postgres::Error> {
+        let rows = self
+            .client
+            .query(
+                &self.claim,
+                &[
+                    &vec![1_i32],
+                    &vec![1_i32],
+                    &vec![BATCH as i64],
+                    &NOW,
+                    &i64::MAX,
+                    &"worker",
+                    &1_i64,
+                    &(NOW + 30_000),
+                ],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| row.get("num")).collect())
+    }
+
+    async fn finish(&self, claimed: &[i64]) -> Result<(), tokio_postgres::Error> {
+        let count = claimed.len();
+        let output = [b'x'; 100];
+        self.client
+            .query(
+                &self.finish,
+                &[
+                    &claimed,
+                    &all(3_i32)[..count].to_vec(),
+                    &all(2_i64)[..count].to_vec(),
+                    &all(false)[..count].to_vec(),
+                    &all(5_i32)[..count].to_vec(),
+                    &none::<i32>(),
+                    &none::<i32>(),
+                    &none::<i64>(),
+                    &none::<i64>(),
+                    &none::<i64>(),
+                    &none::<i64>(),
+                    &none::<i64>(),
+                    &none::<i64>(),
+                    &none::<i64>(),
+                    &none::<&str>(),
+                    &none::<&str>(),
+                    &none::<&str>(),
+                    &all("application/octet-stream")[..count].to_vec(),
+                    &all(&output[..])[..count].to_vec(),
+                    &all(NOW)[..count].to_vec(),
+                    &none::<i64>(),
+                    &none::<f64>(),
+                    &none::<&str>(),
+                    &none::<&str>(),
+                    &none::<&[u8]>(),
+                    &NOW,
+                    &20_i32,
+                ],
+            )
+            .await
+            .map(drop)
+    }
+}

@@ -1,0 +1,254 @@
+//! Where due jobs may stand in their lines, by rank: what was committed here, and what other replicas hint at. Claims look
+//! only there, because an index that is walked from its beginning is walked over all that was claimed before, for as long
+//! as the oldest snapshot may still see it.
+//!
+//! A hint may be lost, and a claim undone: so from time to time a line is looked through as a whole.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+/// Between looks through a whole line, at least.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// And at least so many times as long as the last one took.
+const REST: u32 = 20;
+
+/// Spans of one line that are kept apart.
+const SPANS: usize = 16;
+
+/// Ranks of a line, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    pub line: i32,
+    pub low: i64,
+    pub high: i64,
+}
+
+impl Span {
+    fn all(line: i32) -> Self {
+        Self { line, low: i64::MIN, high: i64::MAX }
+    }
+
+    pub fn at(line: i32, rank: i64) -> Self {
+        Self { line, low: rank, high: rank }
+    }
+
+    fn join(&mut self, other: Self) {
+        (self.low, self.high) = (self.low.min(other.low), self.high.max(other.high));
+    }
+}
+
+/// One for each line, from many.
+pub fn by_line(spans: impl Iterator<Item = Span>) -> Vec<Span> {
+    let mut lines: HashMap<i32, Span> = HashMap::new();
+    for span in spans {
+        lines.entry(span.line).or_insert(span).join(span);
+    }
+    lines.into_values().collect()
+}
+
+/// What this replica knows of its lines.
+#[derive(Debug, Default)]
+pub struct Standing(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    lines: HashMap<i32, Line>,
+    /// Looks that have begun.
+    looks: u64,
+    /// There are no hints: others may have put jobs anywhere.
+    is_deaf: bool,
+}
+
+#[derive(Debug, Default)]
+struct Line {
+    /// Each with the number of looks that had begun when it was last told of.
+    spans: Vec<(u64, Span)>,
+    /// When it was last looked through as a whole, and how long that took.
+    whole: Option<(Instant, Duration)>,
+}
+
+/// A look at some lines.
+#[derive(Debug)]
+pub struct Look {
+    /// Where to look: no two of them overlap.
+    pub spans: Vec<Span>,
+    number: u64,
+    begun: Instant,
+}
+
+impl Standing {
+    /// Jobs have been put here, by a commit that can be seen.
+    pub fn tell(&self, spans: &[Span]) {
+        let mut known = self.0.lock();
+        let looks = known.looks;
+        for &span in spans {
+            known.lines.entry(span.line).or_default().add(looks, span);
+        }
+    }
+
+    /// Whether hints arrive. If they have not, others may have put jobs anywhere.
+    pub fn hear(&self, is_deaf: bool) {
+        let mut known = self.0.lock();
+        known.is_deaf = is_deaf;
+        known.lines.values_mut().for_each(|line| line.whole = None);
+    }
+
+    /// Where to look for due jobs of these lines. `at_once`: there will be no other look if this one misses what no hint
+    /// has told of.
+    pub fn look(&self, lines: impl Iterator<Item = i32>, at_once: bool) -> Look {
+        let mut known = self.0.lock();
+        let (number, begun) = (known.looks, Instant::now());
+        known.looks += 1;
+        let pause = if at_once || known.is_deaf { Duration::ZERO } else { PAUSE };
+        let mut spans = Vec::new();
+        for id in lines {
+            let line = known.lines.entry(id).or_default();
+            let rests = |(at, took): (Instant, Duration)| begun - at < pause.max(took * REST);
+            match line.whole.is_some_and(rests) {
+                true => spans.extend(line.disjoint()),
+                false => spans.push(Span::all(id)),
+            }
+        }
+        Look { spans, number, begun }
+    }
+
+    /// All due jobs of a line up to a rank have been taken where the look went; all there were, if that is none.
+    pub fn taken(&self, look: &Look, line: i32, upto: Option<i64>) {
+        let mut known = self.0.lock();
+        let known = known.lines.entry(line).or_default();
+        known.spans.retain_mut(|(told, span)| {
+            let is_seen = *told <= look.number;
+            if let (true, Some(rank)) = (is_seen, upto) {
+                span.low = span.low.max(rank);
+            }
+            !is_seen || (upto.is_some() && span.low <= span.high)
+        });
+        if look.spans.contains(&Span::all(line)) {
+            known.whole = Some((look.begun, look.begun.elapsed()));
+            if let Some(rank) = upto {
+                known.add(look.number, Span { low: rank, ..Span::all(line) });
+            }
+        }
+    }
+}
+
+impl Line {
+    fn add(&mut self, told: u64, span: Span) {
+        let is_full = self.spans.len() >= SPANS;
+        match self.spans.last_mut() {
+            Some((last, there)) if *last == told || is_full => {
+                *last = told.max(*last);
+                there.join(span);
+            }
+            _ => self.spans.push((told, span)),
+        }
+    }
+
+    fn disjoint(&self) -> Vec<Span> {
+        let mut spans: Vec<Span> = self.spans.iter().map(|&(_, span)| span).collect();
+        spans.sort_unstable_by_key(|span| span.low);
+        spans.dedup_by(|next, before| {
+            let overlap = next.low <= before.high;
+            if overlap {
+                before.join(*next);
+            }
+            overlap
+        });
+        spans
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINE: i32 = 1;
+
+    fn span(low: i64, high: i64) -> Span {
+        Span { line: LINE, low, high }
+    }
+
+    fn look(standing: &Standing) -> Look {
+        standing.look([LINE].into_iter(), false)
+    }
+
+    /// One that has been looked through, and is empty.
+    fn empty() -> Standing {
+        let standing = Standing::default();
+        let first = look(&standing);
+        assert_eq!(first.spans, [Span::all(LINE)]);
+        standing.taken(&first, LINE, None);
+        assert_eq!(look(&standing).spans, []);
+        standing
+    }
+
+    #[test]
+    fn only_what_was_told_is_looked_at() {
+        let standing = empty();
+        standing.tell(&[span(10, 20), Span::at(2, 5)]);
+        let first = look(&standing);
+        assert_eq!(first.spans, [span(10, 20)]);
+        standing.taken(&first, LINE, Some(15));
+        let second = look(&standing);
+        assert_eq!(second.spans, [span(15, 20)]);
+        standing.taken(&second, LINE, None);
+        assert_eq!(look(&standing).spans, []);
+    }
+
+    #[test]
+    fn what_is_told_during_a_look_stays() {
+        let standing = empty();
+        standing.tell(&[span(10, 20)]);
+        let first = look(&standing);
+        standing.tell(&[span(5, 12)]);
+        standing.taken(&first, LINE, None);
+        assert_eq!(look(&standing).spans, [span(5, 12)]);
+    }
+
+    #[test]
+    fn spans_of_a_look_do_not_overlap() {
+        let standing = empty();
+        for (low, high) in [(10, 20), (30, 40), (15, 25), (41, 50)] {
+            standing.tell(&[span(low, high)]);
+            look(&standing);
+        }
+        assert_eq!(look(&standing).spans, [span(10, 25), span(30, 40), span(41, 50)]);
+    }
+
+    #[test]
+    fn many_spans_become_few() {
+        let standing = empty();
+        for n in 0..100 {
+            standing.tell(&[span(n * 10, n * 10 + 1)]);
+            look(&standing);
+        }
+        let spans = look(&standing).spans;
+        assert_eq!(spans.len(), SPANS);
+        assert_eq!(spans.last().map(|span| span.high), Some(991));
+    }
+
+    #[test]
+    fn a_whole_line_that_has_more_is_not_looked_through_again() {
+        let standing = Standing::default();
+        let first = look(&standing);
+        standing.taken(&first, LINE, Some(7));
+        assert_eq!(look(&standing).spans, [Span { low: 7, ..Span::all(LINE) }]);
+    }
+
+    #[test]
+    fn without_hints_a_line_is_looked_through_each_time() {
+        let standing = empty();
+        standing.hear(true);
+        for _ in 0..2 {
+            let whole = look(&standing);
+            assert_eq!(whole.spans, [Span::all(LINE)]);
+            standing.taken(&whole, LINE, None);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
