@@ -14,7 +14,7 @@ const EXAMPLES: &str = "\
 Examples:
   pg_restore --dbname jobs monday.dump && jobwire new-log --store postgres://db.example.org/jobs
 
-A dump lacks what happened after it was made, and a cursor from then would skip what happens next. Whoever comes with an \
+Stop the servers first. A dump lacks what happened after it was made, and a cursor from then would skip what happens next. Whoever comes with an \
 old one is told LOG_REPLACED. A failover, and a server restored from an archive, are noticed without this.";
 
 /// Begin a new log of outcomes in a PostgreSQL database that was restored from a dump

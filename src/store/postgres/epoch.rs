@@ -19,6 +19,9 @@ use crate::{
 const EPOCH: &str = include_str!("sql/epoch.sql");
 const GUARD: &str = include_str!("sql/guard.sql");
 const LANE: &str = "select pg_advisory_xact_lock('feed'::regclass::oid::int4, 0)";
+const SERVERS: &str = "select count(*) from pg_locks where locktype = 'advisory' and objsubid = 2
+    and database = (select oid from pg_database where datname = current_database())
+    and classid = 'replica'::regclass::oid";
 const RENAME: &str = "update feed set log_id = $1";
 const BREAKS: &str = "select ended, first from epoch order by first";
 
@@ -55,12 +58,16 @@ impl Epoch {
 /// number from before is given a second time.
 ///
 /// # Errors
-/// As [`PostgresStore::open`](super::PostgresStore::open).
+/// As [`PostgresStore::open`](super::PostgresStore::open), and if a server uses the database.
 pub async fn new_log(url: &str) -> Result<LogId, OpenError> {
     let mut client = open::connect(url).await?;
     open::check(&client).await?;
     open::migrate(&client).await?;
     open::identity(&client).await?;
+    let servers: i64 = client.query_one(SERVERS, &[]).await?.get(0);
+    if servers > 0 {
+        return Err(OpenError::InUse { servers });
+    }
     let drawn: [u8; 8] = open::draw()?;
     // Whoever held a lease when the dump was made does not hold it any more.
     let no_lease = 0_i64;

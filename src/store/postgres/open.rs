@@ -42,6 +42,8 @@ pub enum OpenError {
         "the database has failed over, or its log was begun anew: it is opened again, try again in a moment"
     )]
     Moved,
+    #[error("servers use the database ({servers}): stop them first, and start them again afterwards")]
+    InUse { servers: i64 },
     #[error(
         "the server that answers is not the primary any more: it knows nothing of the newest failover. Stop it; if it was \
          restored on purpose, restart jobwire"
