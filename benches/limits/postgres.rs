@@ -45,12 +45,12 @@ pub async fn lifecycles(url: &str, loops: usize, duration: Duration) -> Result<f
             let url = url.clone();
             tokio::spawn(async move {
                 let bare = Loop::new(&url).await?;
-                let mut jobs = 0;
+                let (mut submitted, mut finished) = (0, 0);
                 while start.elapsed() < duration {
-                    bare.batch(number, jobs).await?;
-                    jobs += BATCH;
+                    finished += bare.batch(number, submitted).await?;
+                    submitted += BATCH;
                 }
-                Ok::<_, Error>(jobs)
+                Ok::<_, Error>(finished)
             })
         })
         .collect();
@@ -61,12 +61,8 @@ pub async fn lifecycles(url: &str, loops: usize, duration: Duration) -> Result<f
     Ok(jobs as f64 / start.elapsed().as_secs_f64())
 }
 
-fn all<T: Clone>(value: T) -> Vec<T> {
-    vec![value; BATCH]
-}
-
-fn none<T: Clone>() -> Vec<Option<T>> {
-    all(None)
+fn none<T: Clone>(count: usize) -> Vec<Option<T>> {
+    vec![None; count]
 }
 
 impl Loop {
@@ -80,10 +76,12 @@ impl Loop {
         })
     }
 
-    async fn batch(&self, number: usize, from: usize) -> Result<(), Error> {
+    /// Answers with how many were finished: beside another loop not always those that were submitted.
+    async fn batch(&self, number: usize, from: usize) -> Result<usize, Error> {
         self.submit(number, from).await.map_err(failed)?;
         let claimed = self.claim().await.map_err(failed)?;
-        self.finish(&claimed).await.map_err(failed)
+        self.finish(&claimed).await.map_err(failed)?;
+        Ok(claimed.len())
     }
 
     async fn submit(&self, number: usize, from: usize) -> Result<(), tokio_postgres::Error> {
@@ -95,20 +93,20 @@ impl Loop {
                 &self.submit,
                 &[
                     &ids,
-                    &all(1_i32),
-                    &all(0_i32),
-                    &all("application/octet-stream"),
-                    &all(&payload[..]),
-                    &none::<&str>(),
-                    &all(2_i32),
-                    &all(NOW),
-                    &all(NOW),
-                    &none::<i64>(),
-                    &none::<i64>(),
-                    &none::<i64>(),
-                    &none::<i64>(),
-                    &none::<&str>(),
-                    &none::<&str>(),
+                    &vec![1_i32; BATCH],
+                    &vec![0_i32; BATCH],
+                    &vec!["application/octet-stream"; BATCH],
+                    &vec![&payload[..]; BATCH],
+                    &none::<&str>(BATCH),
+                    &vec![2_i32; BATCH],
+                    &vec![NOW; BATCH],
+                    &vec![NOW; BATCH],
+                    &none::<i64>(BATCH),
+                    &none::<i64>(BATCH),
+                    &none::<i64>(BATCH),
+                    &none::<i64>(BATCH),
+                    &none::<&str>(BATCH),
+                    &none::<&str>(BATCH),
                     &NOW,
                     &Vec::<&str>::new(),
                     &Vec::<&str>::new(),
@@ -138,6 +136,8 @@ impl Loop {
                     &"worker",
                     &1_i64,
                     &(NOW + 30_000),
+                    &vec![i64::MIN],
+                    &vec![i64::MAX],
                 ],
             )
             .await?;
@@ -152,30 +152,30 @@ impl Loop {
                 &self.finish,
                 &[
                     &claimed,
-                    &all(3_i32)[..count].to_vec(),
-                    &all(2_i64)[..count].to_vec(),
-                    &all(false)[..count].to_vec(),
-                    &all(5_i32)[..count].to_vec(),
-                    &none::<i32>(),
-                    &none::<i32>(),
-                    &none::<i64>(),
-                    &none::<i64>(),
-                    &none::<i64>(),
-                    &none::<i64>(),
-                    &none::<i64>(),
-                    &none::<i64>(),
-                    &none::<i64>(),
-                    &none::<&str>(),
-                    &none::<&str>(),
-                    &none::<&str>(),
-                    &all("application/octet-stream")[..count].to_vec(),
-                    &all(&output[..])[..count].to_vec(),
-                    &all(NOW)[..count].to_vec(),
-                    &none::<i64>(),
-                    &none::<f64>(),
-                    &none::<&str>(),
-                    &none::<&str>(),
-                    &none::<&[u8]>(),
+                    &vec![3_i32; count],
+                    &vec![2_i64; count],
+                    &vec![false; count],
+                    &vec![5_i32; count],
+                    &none::<i32>(count),
+                    &none::<i32>(count),
+                    &none::<i64>(count),
+                    &none::<i64>(count),
+                    &none::<i64>(count),
+                    &none::<i64>(count),
+                    &none::<i64>(count),
+                    &none::<i64>(count),
+                    &none::<i64>(count),
+                    &none::<&str>(count),
+                    &none::<&str>(count),
+                    &none::<&str>(count),
+                    &vec!["application/octet-stream"; count],
+                    &vec![&output[..]; count],
+                    &vec![NOW; count],
+                    &none::<i64>(count),
+                    &none::<f64>(count),
+                    &none::<&str>(count),
+                    &none::<&str>(count),
+                    &none::<&[u8]>(count),
                     &NOW,
                     &20_i32,
                 ],

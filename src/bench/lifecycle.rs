@@ -22,9 +22,6 @@ use super::{
 };
 use crate::proto::{StreamSubmitRequest, SubmitRequest};
 
-/// Jobs on their way at most, from before their submission until they are watched.
-const OUTSTANDING: usize = 1024;
-
 /// An outcome comes within it, or something is wrong.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -38,12 +35,12 @@ struct Course {
 }
 
 impl Course {
-    fn new() -> Arc<Self> {
+    fn new(outstanding: usize) -> Arc<Self> {
         Arc::new(Self {
             zero: Instant::now(),
-            submitted: (0..OUTSTANDING * 2).map(|_| AtomicU64::new(0)).collect(),
+            submitted: (0..outstanding * 2).map(|_| AtomicU64::new(0)).collect(),
             next: AtomicU64::new(0),
-            room: Semaphore::new(OUTSTANDING),
+            room: Semaphore::new(outstanding),
         })
     }
 
@@ -131,7 +128,7 @@ impl Watcher {
 
 pub async fn unary(target: &Target, load: &Load) -> Result<Report, Error> {
     let queue = Queue::new(load.payload);
-    let course = Course::new();
+    let course = Course::new(load.outstanding);
     let watcher = Watcher::start(target, &queue, &course).await?;
     let channels = target.channels(load.connections).await?;
     let caller = |index: usize| {
@@ -165,7 +162,7 @@ pub async fn streamed(
     queue: Queue,
     job: fn(&Queue, u64) -> SubmitRequest,
 ) -> Result<Report, Error> {
-    let course = Course::new();
+    let course = Course::new(load.outstanding);
     let watcher = Watcher::start(target, &queue, &course).await?;
     let channel = target.channel().await?;
     let (before, start) = (target.usage(), Instant::now());

@@ -64,6 +64,8 @@ pub struct Load {
     pub connections: usize,
     /// How long each scenario is measured, after a second of warming up.
     pub duration: Duration,
+    /// Jobs on their way at most in lifecycles, from before their submission until they are watched; at least 1.
+    pub outstanding: usize,
     /// Bytes of each payload, at least 8.
     pub payload: usize,
     /// Watchers of `fan-out`.
@@ -84,6 +86,7 @@ impl Default for Load {
             callers: 64,
             connections: 4,
             duration: Duration::from_secs(5),
+            outstanding: 1024,
             payload: 100,
             watchers: 1000,
             idle_watchers: 10_000,

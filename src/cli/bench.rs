@@ -53,6 +53,9 @@ pub(super) struct Bench {
     /// Connections that they share
     #[arg(long, default_value_t = Load::default().connections)]
     connections: usize,
+    /// Jobs on their way at most where their lives are measured
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    outstanding: u32,
     /// Bytes of each payload
     #[arg(long, default_value_t = Load::default().payload)]
     payload: usize,
@@ -109,6 +112,7 @@ impl Bench {
             callers: self.callers,
             connections: self.connections,
             duration: self.duration,
+            outstanding: self.outstanding as usize,
             payload: self.payload,
             watchers: self.watchers,
             idle_watchers: self.idle_watchers,

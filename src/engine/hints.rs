@@ -8,8 +8,10 @@ use std::{
 
 use tokio::sync::broadcast::{Receiver, error::TryRecvError};
 
-use super::ProgressHint;
-use crate::job::JobId;
+use crate::{
+    job::JobId,
+    store::{Listening, ProgressHint},
+};
 
 /// Jobs of one round.
 const MAX_JOBS: usize = 1024;
@@ -22,7 +24,7 @@ pub struct Hints {
 }
 
 impl Hints {
-    pub fn new(changed: Option<Receiver<JobId>>, progress: Option<Receiver<Arc<ProgressHint>>>) -> Self {
+    pub fn new((changed, progress): Listening) -> Self {
         Self { changed, progress, dirty: HashSet::new(), newest: HashMap::new() }
     }
 

@@ -106,7 +106,7 @@ impl Leases {
             let newest = entry.progress.borrow().clone();
             let progress = if newest == entry.stored { None } else { newest.clone() };
             entry.stored = newest;
-            Renewal { lease, until, progress }
+            Renewal { lease, until: Some(until), progress }
         })
         .collect()
     }

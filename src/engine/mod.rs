@@ -18,10 +18,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{Semaphore, broadcast},
-    time::Instant,
-};
+use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::{ContextV7, Uuid};
 
@@ -39,10 +36,10 @@ use self::{
 };
 use crate::{
     config::Config,
-    job::{Error, Job, JobId, Progress, State, View},
+    job::{Error, Job, JobId, State, View},
     store::{
         Cancel, Change, Claim, ClaimWait, Delete, GroupReply, Leased, LineCounts, ListPage, ListQuery, LogId,
-        Position, Retry, Settlement, Store, Submission, Submitted,
+        Position, ProgressHint, Retry, Settlement, Store, Submission, Submitted,
     },
 };
 
@@ -71,22 +68,14 @@ struct Inner {
     leases: Arc<Leases>,
     remote: Remote,
     requests: Requests,
-    progress: broadcast::Sender<Arc<ProgressHint>>,
     watchers: Arc<Semaphore>,
     /// No new work is taken.
     draining: CancellationToken,
     /// Waits and watches end.
     closing: CancellationToken,
+    /// Whether the store answers.
+    reachable: tokio::sync::watch::Sender<bool>,
     tasks: TaskTracker,
-}
-
-/// How far an attempt has come: told live, never replayed.
-#[derive(Clone, Debug)]
-pub struct ProgressHint {
-    pub job_id: JobId,
-    pub run: u32,
-    pub attempt: u32,
-    pub progress: Progress,
 }
 
 impl Engine {
@@ -117,10 +106,10 @@ impl Engine {
             leases: Arc::default(),
             remote: Remote::default(),
             requests: Requests::default(),
-            progress: broadcast::Sender::new(1024),
             watchers: Arc::new(Semaphore::new(config.watch.max_watchers)),
             draining: CancellationToken::new(),
             closing: CancellationToken::new(),
+            reachable: tokio::sync::watch::Sender::new(true),
             tasks: TaskTracker::new(),
             config,
             store,
@@ -193,6 +182,11 @@ impl Engine {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// Whether the store answers, and when that changes. One that has failed for good is another matter.
+    pub fn reachable(&self) -> tokio::sync::watch::Receiver<bool> {
+        self.0.reachable.subscribe()
     }
 
     /// Wakes whenever jobs may have become due.
@@ -363,8 +357,7 @@ impl Engine {
 
     /// Tells those who watch how far an attempt has come.
     pub fn tell_progress(&self, hint: ProgressHint) {
-        // Nobody may be listening.
-        let _ = self.0.progress.send(Arc::new(hint));
+        self.0.store.tell_progress(Arc::new(hint));
     }
 
     /// Takes no new work from here on.

@@ -1,6 +1,8 @@
 //! Runs what time changes: due jobs, expired leases and limits, retention.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
+
+use tokio::time::timeout;
 
 use super::{Inner, Revocation, Stopped, remote};
 
@@ -13,16 +15,28 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// Between looks at a store that cannot be reached.
 const UNREACHABLE: Duration = Duration::from_secs(1);
 
+/// A store that answers a look no sooner is not one that serves.
+const SILENCE: Duration = Duration::from_secs(5);
+
 /// Runs until the store fails.
 pub async fn run(engine: &Inner) {
-    let Inner { store, clock, leases, remote, config, .. } = engine;
+    let Inner { store, clock, leases, remote, config, reachable, .. } = engine;
+    let tell =
+        |is_reachable| reachable.send_if_modified(|was| std::mem::replace(was, is_reachable) != is_reachable);
     loop {
         let now = clock.now();
-        let looked = remote::elapse(&**store, remote, now, config.workers.grace).await;
-        let tick = match looked {
-            Ok(()) => store.tick(now).await,
-            Err(error) => Err(error),
+        let mut look = pin!(async {
+            remote::elapse(&**store, remote, now, config.workers.grace).await?;
+            store.tick(now).await
+        });
+        let tick = match timeout(SILENCE, &mut look).await {
+            Ok(tick) => tick,
+            Err(_) => {
+                tell(false);
+                look.await
+            }
         };
+        tell(tick.is_ok());
         let tick = match tick {
             Ok(tick) => tick,
             Err(error) => {

@@ -16,10 +16,10 @@ use tokio::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, ProgressHint, hints::Hints};
+use super::{Engine, hints::Hints};
 use crate::{
     job::{Error, Filter, Job, JobId, Timestamp, View},
-    store::{FeedStart, Outcome, Position},
+    store::{FeedStart, Outcome, Position, ProgressHint},
 };
 
 /// Outcomes of one read.
@@ -140,8 +140,7 @@ impl Engine {
         let mut watcher = Watcher {
             tail: self.0.feed.tail(),
             hints: Hints::new(
-                request.include_transitions.then(|| self.0.store.signals().changed.subscribe()),
-                request.include_progress.then(|| self.0.progress.subscribe()),
+                self.0.store.signals().listen(request.include_transitions, request.include_progress),
             ),
             at: Position(0),
             present: *self.0.store.signals().head.borrow(),

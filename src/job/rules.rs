@@ -211,6 +211,11 @@ impl Live {
         Self { version: self.version + 1, fence: 0, lease: None, ..self.clone() }
     }
 
+    /// Whether no lease lasts beyond `now`.
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        self.lease.as_ref().is_none_or(|lease| lease.until <= now)
+    }
+
     /// What time alone has changed by `now`; None if nothing has.
     pub fn elapse(&self, policy: &Policy, now: Timestamp, jitter: f64) -> Option<Step> {
         if passed(self.end_by, now) {

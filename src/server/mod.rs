@@ -23,7 +23,7 @@ mod workers;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, task::spawn_blocking};
+use tokio::{net::TcpListener, task::spawn_blocking, time::sleep};
 use tonic::{codec::CompressionEncoding, server::NamedService as _, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use uuid::Uuid;
@@ -54,6 +54,9 @@ const CLOSING: Duration = Duration::from_secs(5);
 
 /// Calls get this long to be told that the store has failed.
 const FAILING: Duration = Duration::from_millis(500);
+
+/// Between attempts to reach a database at the start.
+const UNREACHABLE: Duration = Duration::from_secs(1);
 
 /// The names in health checks: all of the server, and its services.
 const CHECKED: [&str; 3] = ["", "jobwire.v1.JobService", "jobwire.v1.WorkerService"];
@@ -141,13 +144,22 @@ impl Server {
     /// [`ServeError::StoreFailed`]: the process must leave at once, without closing the database.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
         let Self { engine, pool, workers, mut port, .. } = self;
-        tokio::select! {
-            () = stop => {}
-            why = engine.store_failed() => {
-                port.set_serving(false).await;
-                // Calls that wait for the store are told before the process leaves.
-                port.listener.stop(FAILING).await;
-                return Err(ServeError::StoreFailed(why));
+        tokio::pin!(stop);
+        let mut reachable = engine.reachable();
+        loop {
+            tokio::select! {
+                () = &mut stop => break,
+                why = engine.store_failed() => {
+                    port.set_serving(false).await;
+                    // Calls that wait for the store are told before the process leaves.
+                    port.listener.stop(FAILING).await;
+                    return Err(ServeError::StoreFailed(why));
+                }
+                Ok(()) = reachable.changed() => {
+                    let is_reachable = *reachable.borrow_and_update();
+                    tracing::warn!(is_reachable, "whether the store answers has changed, and the health with it");
+                    port.set_serving(is_reachable).await;
+                }
             }
         }
         tracing::info!("stopping: no new work is taken");
@@ -168,7 +180,15 @@ impl Server {
 async fn open_store(config: &Arc<Config>) -> Result<(Arc<dyn Store>, Clock, String), ServeError> {
     let now = Clock::default().now();
     if let Some(url) = &config.store.url {
-        let store = PostgresStore::open(url.reveal(), config.clone(), now).await?;
+        let store = loop {
+            match PostgresStore::open(url.reveal(), config.clone(), now).await {
+                Err(error) if error.is_passing() => {
+                    tracing::warn!(%error, "trying again; until then calls are answered with STORE_UNAVAILABLE");
+                    sleep(UNREACHABLE).await;
+                }
+                opened => break opened?,
+            }
+        };
         let (durability, connections, tls) = (store.durability(), store.connections(), store.is_encrypted());
         match durability {
             Durability::Replicated | Durability::Synced => tracing::info!(connections, tls, "{durability}"),
@@ -275,7 +295,13 @@ pub async fn run(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), S
     let handlers = Handlers::builtin(&config).map_err(ServeError::Config)?;
     descriptors::raise_limit();
     let stop = stop_signal();
-    let server = Server::start(config, handlers).await?;
+    tokio::pin!(stop);
+    let may_wait = config.store.url.is_some();
+    let server = tokio::select! {
+        started = Server::start(config, handlers) => started?,
+        // What is opened on disk is closed in order, and does not take long.
+        () = &mut stop, if may_wait => return Ok(()),
+    };
     ready(server.address());
     server.serve(stop).await
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use breaks::{Break, Breaks};
@@ -133,6 +133,12 @@ pub trait Store: Send + Sync + 'static {
     /// What the store tells without being asked.
     fn signals(&self) -> &Signals;
 
+    /// Passes on how far an attempt of this process has come, to [`Signals::progress`].
+    fn tell_progress(&self, hint: Arc<ProgressHint>) {
+        // Nobody may be listening.
+        let _ = self.signals().progress.send(hint);
+    }
+
     /// Ends all work after what was begun, and closes.
     async fn close(&self);
 }
@@ -157,6 +163,10 @@ pub struct Signals {
     pub due: watch::Sender<u64>,
     /// Jobs that changed without an outcome. Sent only while somebody listens.
     pub changed: broadcast::Sender<JobId>,
+    /// How far attempts have come.
+    pub progress: broadcast::Sender<Arc<ProgressHint>>,
+    /// Somebody has begun to listen to `changed` or `progress`.
+    pub listened: Notify,
     /// Outcomes right after their commit, in the order of the feed, each as [`Store::outcomes`] has it. A store may
     /// leave some out, but none between the first and the last of a message.
     pub outcomes: broadcast::Sender<Arc<Vec<Outcome>>>,
@@ -171,9 +181,26 @@ impl Signals {
             head: watch::Sender::new(head),
             due: watch::Sender::new(0),
             changed: broadcast::Sender::new(1024),
+            progress: broadcast::Sender::new(1024),
+            listened: Notify::new(),
             outcomes: broadcast::Sender::new(16),
             failed: watch::Sender::new(None),
         }
+    }
+
+    /// Listens to what is told of jobs beside their outcomes.
+    pub fn listen(&self, changes: bool, progress: bool) -> Listening {
+        let listening =
+            (changes.then(|| self.changed.subscribe()), progress.then(|| self.progress.subscribe()));
+        if changes || progress {
+            self.listened.notify_one();
+        }
+        listening
+    }
+
+    /// Whether somebody listens to what is told of jobs beside their outcomes.
+    pub fn is_listened_to(&self) -> bool {
+        self.changed.receiver_count() + self.progress.receiver_count() > 0
     }
 
     /// The feed has come this far at least, or jobs may be due.
@@ -214,6 +241,18 @@ impl Signals {
             first
         });
     }
+}
+
+/// What [`Signals::listen`] was asked for: jobs that changed, and progress.
+pub type Listening = (Option<broadcast::Receiver<JobId>>, Option<broadcast::Receiver<Arc<ProgressHint>>>);
+
+/// How far an attempt has come: told live, never replayed.
+#[derive(Clone, Debug)]
+pub struct ProgressHint {
+    pub job_id: JobId,
+    pub run: u32,
+    pub attempt: u32,
+    pub progress: Progress,
 }
 
 /// A job to be accepted.
@@ -318,7 +357,8 @@ pub struct Leased {
 #[derive(Clone, Debug)]
 pub struct Renewal {
     pub lease: LeaseId,
-    pub until: Timestamp,
+    /// None: it ends when it ends, only the progress is new.
+    pub until: Option<Timestamp>,
     pub progress: Option<Progress>,
 }
 
@@ -336,6 +376,8 @@ pub enum Renewed {
 pub struct Settlement {
     pub lease: LeaseId,
     pub report: Report,
+    /// [`Error::LeaseLost`] unless the time of the lease is over: another process may have prolonged it.
+    pub only_if_over: bool,
     /// 0 up to 1, drawn by the caller.
     pub jitter: f64,
     /// The newest progress of the attempt, for the next one.

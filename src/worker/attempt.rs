@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Context, ContextParts, Handler, panic_message};
 use crate::{
     config::Limits,
-    engine::{Engine, Held, ProgressHint, Revocation},
+    engine::{Engine, Held, Revocation},
     job::{Cause, Error, Job, JobError, Payload, Progress, Report},
-    store::{Leased, Settlement},
+    store::{Leased, ProgressHint, Settlement},
 };
 
 /// Watchers hear of progress this often at most.
@@ -57,8 +57,14 @@ pub async fn run(
     let Some(report) = verdict else { return };
     let report = bounded(report, &engine.config().limits);
     let newest = progress.borrow().clone();
-    let settlement =
-        Settlement { lease, report, jitter: fastrand::f64(), progress: newest, job: Some(job.clone()) };
+    let settlement = Settlement {
+        lease,
+        report,
+        only_if_over: false,
+        jitter: fastrand::f64(),
+        progress: newest,
+        job: Some(job.clone()),
+    };
     match settle(&engine, settlement).await {
         Ok(()) => {}
         Err(Error::LeaseLost) => {

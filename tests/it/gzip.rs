@@ -14,7 +14,7 @@ use tonic::{Code, Status, codec::CompressionEncoding};
 use crate::{
     calls::{Refusal, Watch, accept, finish, result},
     floods::peak,
-    support::{Client, Server, submit, value},
+    support::{Client, Server, lazy_clients, submit, value},
     wire::{Bare, GRPC},
 };
 
@@ -80,7 +80,7 @@ async fn calls_streams_and_workers_may_compress() {
     assert_eq!(accepted, 100);
 
     let id = accept(&client, submit("elsewhere", "1")).await.job.unwrap().job_id;
-    let mut workers = server.lazy_workers().send_compressed(CompressionEncoding::Gzip);
+    let mut workers = lazy_clients(server.address()).1.send_compressed(CompressionEncoding::Gzip);
     let request = LeaseJobsRequest {
         worker_id: "w".into(),
         kinds: vec!["elsewhere".into()],

@@ -14,7 +14,7 @@ use tonic::Code;
 
 use crate::{
     faults::Faults,
-    support::{Client, Server, seconds, submit},
+    support::{Client, Server, lazy_clients, seconds, submit},
 };
 
 /// Faults of one run, unless JOBWIRE_TEST_CALLS says.
@@ -103,7 +103,7 @@ async fn survive(fault: Fault) -> bool {
     match Server::try_with_variables(&config, &variables) {
         Err(said) => assert!(said.contains("rror"), "{fault:?}: {said}"),
         Ok(mut server) => {
-            let mut client = server.lazy_client();
+            let (mut client, _) = lazy_clients(server.address());
             if let Err(refused) = work(&mut client, 24, &mut told).await {
                 // Or the server has left without a word: then it is the client's own error.
                 let told = matches!(refused.code(), Code::Unavailable | Code::Unknown | Code::Cancelled);

@@ -15,7 +15,7 @@ use std::{
 };
 
 use jobwire::proto::{DeleteJobRequest, GetJobRequest, RetryJobRequest, SubmitRequest, job::State};
-use tokio_postgres::{NoTls, config::TargetSessionAttrs};
+use tokio_postgres::{NoTls, config::TargetSessionAttrs, error::SqlState};
 use tonic::Code;
 
 use crate::{
@@ -71,6 +71,42 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// Takes every connection there is, once `last` has done something over one of them. They are free again when the
+    /// answer is dropped.
+    pub async fn take_all_connections(
+        &self,
+        last: impl AsyncFn(&tokio_postgres::Client),
+    ) -> Vec<tokio_postgres::Client> {
+        let mut held = vec![connect(&self.url).await];
+        let mut freed = false;
+        loop {
+            match tokio_postgres::connect(&self.url, NoTls).await {
+                Ok((client, connection)) => {
+                    tokio::spawn(connection);
+                    held.push(client);
+                }
+                Err(error) => {
+                    assert_eq!(error.code(), Some(&SqlState::TOO_MANY_CONNECTIONS), "{error}");
+                    if freed {
+                        return held;
+                    }
+                }
+            }
+            if held.len() > 250 && !freed {
+                last(&held[0]).await;
+                freed = true;
+            }
+        }
+    }
+}
+
+/// Lets the servers of PostgreSQL write into a directory.
+pub fn give(dir: &Path) {
+    // As root they run as somebody else.
+    let _ = Command::new("chown").arg("postgres").arg(dir).status();
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
@@ -89,6 +125,12 @@ pub fn is_asked_for() -> bool {
 /// The URL of a schema of its own, empty as yet.
 pub fn schema() -> String {
     CLUSTER.schema()
+}
+
+/// What the servers of a schema call themselves.
+pub fn application(url: &str) -> &str {
+    let (_, name) = url.split_once("application_name=").expect("the URL of a schema");
+    name.split('&').next().expect("there is a first part")
 }
 
 /// A connection of a test's own to the primary, once there is one.
@@ -183,7 +225,7 @@ async fn a_database_that_goes_away_is_missed_and_found_again() {
     let server = Server::on_database(&url, "");
     let client = server.client().await;
     finish(&client, submit("echo", "1")).await;
-    let name = url.split("application_name=").nth(1).unwrap().split('&').next().unwrap();
+    let name = application(&url);
     let cut =
         format!("select pg_terminate_backend(pid) from pg_stat_activity where application_name = '{name}'");
     for round in 0..3 {

@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -31,6 +32,8 @@ const LOST: Duration = Duration::from_secs(20);
 pub struct Server {
     /// None before the first start.
     child: Option<Child>,
+    /// Where it is told to listen.
+    listen: String,
     address: String,
     dir: TempDir,
     config: String,
@@ -70,8 +73,8 @@ impl Server {
 
     fn with_store(store: Option<String>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let (address, config) = (String::new(), String::new());
-        Self { child: None, address, dir, config, variables: Vec::new(), store }
+        let (listen, address, config) = ("127.0.0.1:0".into(), String::new(), String::new());
+        Self { child: None, listen, address, dir, config, variables: Vec::new(), store }
     }
 
     /// Starts on a data directory that is there already.
@@ -91,6 +94,14 @@ impl Server {
         if server.read_address() { Ok(server) } else { Err(server.log()) }
     }
 
+    /// One of many on a database, to be started later. Its address stays the same: others know it by that.
+    pub fn replica(url: &str) -> Self {
+        let mut server = Self::with_store(Some(url.to_owned()));
+        server.listen = free_address();
+        server.address = server.listen.clone();
+        server
+    }
+
     fn launch(&mut self, config: &str) {
         self.config = config.to_owned();
         let file = self.dir.path().join("jobwire.toml");
@@ -104,7 +115,7 @@ impl Server {
         let log = self.dir.path().join("log");
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log).expect("a log");
         let child = command
-            .args(["serve", "--listen", "127.0.0.1:0", "--config"])
+            .args(["serve", "--listen", &self.listen, "--config"])
             .arg(&file)
             .envs(self.variables.iter().cloned())
             .stdin(Stdio::null())
@@ -164,26 +175,12 @@ impl Server {
 
     /// A connection of its own, for any service.
     pub async fn channel(&self) -> Channel {
-        self.endpoint().connect().await.expect("the server accepts connections")
-    }
-
-    fn endpoint(&self) -> Endpoint {
-        Endpoint::from_shared(format!("http://{}", self.address)).expect("an address")
+        endpoint(&self.address).connect().await.expect("the server accepts connections")
     }
 
     /// A connection of its own.
     pub async fn client(&self) -> Client {
         client_of(self.channel().await)
-    }
-
-    /// The same, connected only when it is used: the server may be gone by then.
-    pub fn lazy_client(&self) -> Client {
-        client_of(self.endpoint().timeout(LOST).connect_lazy())
-    }
-
-    /// WorkerService, connected only when it is used.
-    pub fn lazy_workers(&self) -> Workers {
-        Workers::new(self.endpoint().connect_lazy()).max_decoding_message_size(8 << 20)
     }
 
     /// `kill -9`.
@@ -228,6 +225,20 @@ impl Server {
         self.await_address();
     }
 
+    /// Starts one that is known by its address, and does not wait until it serves.
+    pub fn begin(&mut self) {
+        self.relaunch("");
+    }
+
+    /// Waits until it serves.
+    pub async fn serves(mut self) -> Self {
+        let wait = tokio::task::spawn_blocking(move || {
+            self.await_address();
+            self
+        });
+        wait.await.expect("it serves")
+    }
+
     /// Starts again, and kills it after this time, however far it has come.
     pub fn start_and_kill(&mut self, config: &str, after: Duration) {
         self.relaunch(config);
@@ -252,6 +263,23 @@ impl Drop for Server {
             let _ = child.wait();
         }
     }
+}
+
+/// Below the ports that the system gives to connections: one of those would keep a server from coming back.
+fn free_address() -> String {
+    let free = |address: &String| TcpListener::bind(address).is_ok();
+    let mut addresses = std::iter::repeat_with(|| format!("127.0.0.1:{}", fastrand::u16(12_000..20_000)));
+    addresses.find(free).expect("there is no end of them")
+}
+
+/// Clients with connections of their own, made only when they are used: nobody may be there by then.
+pub fn lazy_clients(address: &str) -> (Client, Workers) {
+    let client = client_of(endpoint(address).timeout(LOST).connect_lazy());
+    (client, Workers::new(endpoint(address).connect_lazy()).max_decoding_message_size(8 << 20))
+}
+
+fn endpoint(address: &str) -> Endpoint {
+    Endpoint::from_shared(format!("http://{address}")).expect("an address")
 }
 
 fn client_of(channel: Channel) -> Client {

@@ -11,9 +11,8 @@ use tokio::sync::Notify;
 
 use super::{Granted, Named, Session, Stopped, failure, settlement};
 use crate::{
-    engine::ProgressHint,
     job::{Job, JobId, Progress, Report, Timestamp, WorkerId},
-    store::{LeaseId, Leased, Renewal, Settlement},
+    store::{LeaseId, Leased, ProgressHint, Renewal, Settlement},
 };
 
 /// Leases that one look at the time deals with.
@@ -251,7 +250,7 @@ impl Remote {
             if grant.until > until || until.since(grant.until) > slack || !grant.stored {
                 let progress = if grant.stored { None } else { grant.progress.clone() };
                 grant.stored = true;
-                renewals.push(Renewal { lease, until, progress });
+                renewals.push(Renewal { lease, until: Some(until), progress });
             }
         }
         renewals
@@ -440,7 +439,9 @@ impl State {
             if let Some(grant) = self.remove(lease) {
                 grant.tell(lease, Stopped::Expired);
                 let back = Report::Released { delay: Duration::ZERO };
-                elapsed.settlements.push(settlement(lease, back, Some(grant.job)));
+                let back = settlement(lease, back, Some(grant.job));
+                // Its worker may have confirmed it at another server.
+                elapsed.settlements.push(Settlement { only_if_over: true, ..back });
             }
         } else {
             self.change(lease, |grant| {
@@ -452,7 +453,7 @@ impl State {
                     // The next tick spends the attempt; its progress is for the next one.
                     grant.over = true;
                     if let Some(progress) = grant.progress.clone().filter(|_| !grant.stored) {
-                        let renewal = Renewal { lease, until: grant.until, progress: Some(progress) };
+                        let renewal = Renewal { lease, until: None, progress: Some(progress) };
                         elapsed.renewals.push(renewal);
                     }
                 }

@@ -122,10 +122,12 @@ impl Engine {
         assert_eq!(renewed.len(), renewals.len(), "one answer for each renewal");
         let grace = now.after(self.config().workers.grace);
         for (&Renewal { lease, until, .. }, renewed) in renewals.iter().zip(renewed) {
+            if let (Renewed::Held | Renewed::Cancelled, Some(until)) = (&renewed, until) {
+                self.remote().renewed(lease, until);
+            }
             match renewed {
-                Renewed::Held => self.remote().renewed(lease, until),
+                Renewed::Held => {}
                 Renewed::Cancelled => {
-                    self.remote().renewed(lease, until);
                     self.remote().stop(lease, Stopped::Cancelled, grace);
                 }
                 Renewed::Lost => {
@@ -272,7 +274,7 @@ pub async fn tell_progress(engine: &Engine) {
 }
 
 fn settlement(lease: LeaseId, report: Report, job: Option<Arc<Job>>) -> Settlement {
-    Settlement { lease, report, jitter: fastrand::f64(), progress: None, job }
+    Settlement { lease, report, only_if_over: false, jitter: fastrand::f64(), progress: None, job }
 }
 
 /// What an attempt is spent with that was stopped and has not given in.

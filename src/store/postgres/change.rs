@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
     database::Database,
-    listen::Hint,
+    hints::Hint,
     moves::{Present, Unit},
     pool::{Failure, Result, Step},
     rows::{self, Fixed, JobRow, LiveRow, get, millis},

@@ -7,8 +7,8 @@ use std::{
 
 use super::{
     database::Database,
+    hints::Hint,
     lines::Line,
-    listen::Hint,
     pool::Result,
     rows::{self, get},
     standing::{Look, Span},

@@ -12,9 +12,10 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     epoch::{Epoch, Guard},
     held::Held,
+    hints::{Hint, Hints},
     lines::Lines,
     link::Link,
-    listen::{Hint, Hints, Listener, Listening, machine_time},
+    listen::{Listener, Listening, machine_time},
     open::{self, Durability, OpenError},
     pool::{self, Failure, Pools},
     room::Rooms,
@@ -24,7 +25,7 @@ use super::{
 use crate::{
     config::Config,
     job::{JobId, Timestamp},
-    store::{Breaks, LogId, Signals},
+    store::{Breaks, LogId, ProgressHint, Signals},
 };
 
 /// What a replica keeps from one epoch to the next.
@@ -173,12 +174,28 @@ impl Database {
         self.standing.tell(&hint.standing);
         self.signals.advance(hint.head, hint.due);
         self.hints.post(hint);
-        if self.signals.changed.receiver_count() > 0 {
+        let (here, elsewhere) = (self.signals.changed.receiver_count() > 0, self.hints.is_watched());
+        if here || elsewhere {
             for job in changed {
+                if elsewhere {
+                    self.hints.post_changed(job.clone());
+                }
                 // Only hints: without a listener, or with a slow one, they are lost.
                 let _ = self.signals.changed.send(job);
             }
         }
+    }
+
+    /// Whether somebody may want to hear of changes.
+    pub fn is_watched(&self) -> bool {
+        self.signals.changed.receiver_count() > 0 || self.hints.is_watched()
+    }
+
+    pub fn tell_progress(&self, hint: Arc<ProgressHint>) {
+        if self.hints.is_watched() {
+            self.hints.post_progress(hint.clone());
+        }
+        let _ = self.signals.progress.send(hint);
     }
 
     /// Ends all connections. Claims that wait are answered.

@@ -4,7 +4,6 @@
 //! lost: behind each is a slow look. The lock that the connection holds says that this process lives.
 
 use std::{
-    fmt,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -13,9 +12,8 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream};
-use parking_lot::Mutex;
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::mpsc,
     task::JoinHandle,
     time::{MissedTickBehavior, interval, sleep},
 };
@@ -23,17 +21,19 @@ use tokio_postgres::{AsyncMessage, Client};
 
 use super::{
     epoch::Guard,
+    hints::{self, Hint, Hints, Round},
     lines::Lines,
     link::Link,
     open::OpenError,
     pool::SESSION,
-    standing::{Span, Standing, by_line},
+    standing::Standing,
 };
 use crate::store::{Position, Signals};
 
 const REGISTER: &str = include_str!("sql/register.sql");
 const HEAD: &str = "select greatest(last, coalesce((select max(seq) from done), 0)) from feed";
 const HOLD: &str = include_str!("sql/hold.sql");
+const TELL: &str = "select pg_notify($1 || '_' || r.id, n.note) from unnest($2::int8[]) as r (id), unnest($3::text[]) as n (note)";
 
 /// Hints go out together, at most so often.
 const DEBOUNCE: Duration = Duration::from_millis(5);
@@ -41,94 +41,11 @@ const DEBOUNCE: Duration = Duration::from_millis(5);
 /// How often the clock is compared and the sign of life is looked after.
 const BEAT: Duration = Duration::from_secs(5);
 
+/// A replica that said it has watchers has them for so long, unless it says so again.
+const BELIEVED: Duration = Duration::from_secs(15);
+
 /// Between attempts to connect again.
 const PAUSE: Duration = Duration::from_millis(500);
-
-/// Lines that one hint names. With more it only says that there are jobs: a payload of NOTIFY has 8,000 bytes at most.
-const LINES: usize = 100;
-
-/// What a commit means to others.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hint {
-    /// The feed has come so far.
-    pub head: Option<Position>,
-    /// Jobs may be due, or be so soon.
-    pub due: bool,
-    /// Those that are stand here,
-    pub standing: Vec<Span>,
-    /// or anywhere.
-    pub anywhere: bool,
-}
-
-impl Hint {
-    /// Jobs stand in line that did not before.
-    pub fn standing(spans: impl Iterator<Item = Span>) -> Self {
-        let standing = by_line(spans);
-        Self { due: !standing.is_empty(), standing, ..Self::default() }
-    }
-
-    /// Jobs may be due anywhere.
-    fn anywhere() -> Self {
-        Self { due: true, anywhere: true, ..Self::default() }
-    }
-
-    fn join(&mut self, other: Self) {
-        self.head = self.head.max(other.head);
-        self.due |= other.due;
-        self.standing = by_line(self.standing.drain(..).chain(other.standing));
-        self.anywhere |= other.anywhere;
-        if self.standing.len() > LINES {
-            self.anywhere = true;
-            self.standing.clear();
-        }
-    }
-}
-
-/// Head, 1 if jobs may be due, 1 if they may be anywhere, and for each span three numbers.
-impl fmt::Display for Hint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let head = self.head.map_or(0, |head| head.0);
-        write!(f, "{head} {} {}", u8::from(self.due), u8::from(self.anywhere))?;
-        self.standing.iter().try_for_each(|span| write!(f, " {} {} {}", span.line, span.low, span.high))
-    }
-}
-
-/// Of a replica that says more than we know, that jobs may be due anywhere.
-impl From<&[i64]> for Hint {
-    fn from(numbers: &[i64]) -> Self {
-        let [head, due, anywhere, spans @ ..] = numbers else { return Self::anywhere() };
-        let standing = spans.chunks(3).map(|span| match *span {
-            [line, low, high] => Some(Span { line: i32::try_from(line).ok()?, low, high }),
-            _ => None,
-        });
-        match standing.collect() {
-            Some(standing) => {
-                Self { head: Some(Position(*head)), due: *due != 0, standing, anywhere: *anywhere != 0 }
-            }
-            None => Self::anywhere(),
-        }
-    }
-}
-
-/// What is to be told to the other replicas.
-#[derive(Debug, Default)]
-pub struct Hints {
-    pending: Mutex<Hint>,
-    wake: Notify,
-}
-
-impl Hints {
-    pub fn post(&self, hint: Hint) {
-        if hint != Hint::default() {
-            self.pending.lock().join(hint);
-            self.wake.notify_one();
-        }
-    }
-
-    fn take(&self) -> Hint {
-        std::mem::take(&mut *self.pending.lock())
-    }
-}
 
 /// The connection.
 #[derive(Debug)]
@@ -164,6 +81,7 @@ impl Listener {
     pub async fn start(listening: Listening) -> Result<Self, OpenError> {
         let session = Session::open(&listening.link, &listening.guard).await?;
         let replica: i64 = session.client.query_one(REGISTER, &[]).await?.get("id");
+        session.listen_for(replica).await?;
         compare_clocks(&session.client, &listening.ahead).await?;
         Ok(Self { replica, task: tokio::spawn(listening.run(replica, session)) })
     }
@@ -191,6 +109,17 @@ impl Session {
         client.batch_execute(&format!("listen {channel}")).await?;
         Ok(Self { client, notes, channel, driver })
     }
+
+    /// One that listens to what is told to this replica alone too.
+    async fn open_for(link: &Link, guard: &Guard, replica: i64) -> Result<Self, OpenError> {
+        let session = Self::open(link, guard).await?;
+        session.listen_for(replica).await?;
+        Ok(session)
+    }
+
+    async fn listen_for(&self, replica: i64) -> Result<(), OpenError> {
+        Ok(self.client.batch_execute(&format!("listen {}_{replica}", self.channel)).await?)
+    }
 }
 
 /// Who is told what others say, and who has something to say to them.
@@ -215,7 +144,7 @@ impl Listening {
                     self.standing.hear(true);
                     tracing::warn!(error = %error, "the connection for hints is lost: looking by the clock until it is back");
                 }
-                None => match Session::open(&self.link, &self.guard).await {
+                None => match Session::open_for(&self.link, &self.guard, replica).await {
                     Ok(open) => {
                         // Nobody knows what was missed.
                         self.take_in(Hint::anywhere());
@@ -248,29 +177,49 @@ impl Listening {
                     self.tell(replica, &session).await?;
                     sleep(DEBOUNCE).await;
                 }
+                () = self.signals.listened.notified() => self.tell(replica, &session).await?,
                 _ = beat.tick() => {
                     self.guard.check(&session.client).await?;
                     session.client.query(HOLD, &[&replica]).await?;
                     compare_clocks(&session.client, &self.ahead).await?;
                     let head: i64 = session.client.query_one(HEAD, &[]).await?.get(0);
                     self.take_in(Hint { head: Some(Position(head)), ..Hint::default() });
+                    if self.signals.is_listened_to() {
+                        self.tell(replica, &session).await?;
+                    }
                 }
             }
         }
     }
 
     async fn tell(&self, replica: i64, session: &Session) -> Result<(), OpenError> {
-        let text = format!("{replica} {}", self.hints.take());
-        session.client.query("select pg_notify($1, $2)", &[&session.channel, &text]).await?;
+        let Round { hint, notes } = self.hints.take();
+        let watches = self.signals.is_listened_to();
+        if watches || hint != Hint::default() {
+            let text = format!("{replica} {} {hint}", u8::from(watches));
+            session.client.query("select pg_notify($1, $2)", &[&session.channel, &text]).await?;
+        }
+        if !notes.is_empty() {
+            session.client.query(TELL, &[&session.channel, &self.hints.watching(), &notes]).await?;
+        }
         Ok(())
     }
 
     fn heard(&self, replica: i64, note: &str) {
+        if note.starts_with('{') {
+            return hints::hear(note, &self.signals);
+        }
         let numbers: Vec<i64> = note.split(' ').filter_map(|part| part.parse().ok()).collect();
         match &numbers[..] {
             [sender, ..] if *sender == replica => {}
-            [_, hint @ ..] => self.take_in(hint.into()),
-            [] => self.take_in(Hint::anywhere()),
+            [sender, watches, hint @ ..] => {
+                self.take_in(hint.into());
+                if *watches != 0 {
+                    self.hints.watches(*sender, BELIEVED);
+                }
+            }
+            // From a replica that says more than we know.
+            _ => self.take_in(Hint::anywhere()),
         }
     }
 

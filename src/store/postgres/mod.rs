@@ -12,6 +12,7 @@ mod database;
 mod epoch;
 mod feed;
 mod held;
+mod hints;
 mod lines;
 mod link;
 mod list;
@@ -52,8 +53,8 @@ use self::{
 };
 use super::{
     Breaks, Cancel, Change, Claim, Delete, FeedStart, GroupReply, LeaseId, Leased, LineCounts, ListPage,
-    ListQuery, LogId, OutcomePage, Position, Renewal, Renewed, Retry, Settlement, Signals, Store, Submission,
-    Tick,
+    ListQuery, LogId, OutcomePage, Position, ProgressHint, Renewal, Renewed, Retry, Settlement, Signals,
+    Store, Submission, Tick,
 };
 use crate::{
     config::Config,
@@ -175,7 +176,10 @@ async fn keep(store: Weak<PostgresStore>, moved: Arc<Notify>) {
 impl Store for PostgresStore {
     async fn submit(&self, now: Timestamp, groups: Vec<Vec<Submission>>) -> Result<Vec<GroupReply>, Error> {
         self.at(now);
-        Ok(self.database().submit_groups(now, groups).await?)
+        self.database().submit_groups(now, groups).await.map_err(|failure| match failure.is_full() {
+            true => Error::StoreFull { free: 0, reserve: self.common.config.store.reserve_bytes },
+            false => failure.into(),
+        })
     }
 
     async fn claim(&self, now: Timestamp, claim: Claim) -> Result<Vec<Leased>, Error> {
@@ -288,6 +292,10 @@ impl Store for PostgresStore {
 
     fn signals(&self) -> &Signals {
         &self.common.signals
+    }
+
+    fn tell_progress(&self, hint: Arc<ProgressHint>) {
+        self.database().tell_progress(hint);
     }
 
     async fn close(&self) {

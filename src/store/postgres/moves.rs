@@ -5,8 +5,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     database::Database,
+    hints::Hint,
     lines::Lines,
-    listen::Hint,
     pool::Result,
     rows::{JobRow, get},
     standing::Span,

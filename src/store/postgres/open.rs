@@ -1,6 +1,6 @@
 //! Opening: migrations, and what the server's settings promise.
 
-use std::fmt;
+use std::{fmt, io};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio_postgres::Client;
@@ -51,6 +51,26 @@ pub enum OpenError {
     Outdated,
     #[error("the system has no random numbers")]
     NoRandomness,
+}
+
+impl OpenError {
+    /// Whether it may be different in a moment: the server cannot be reached, starts, or has no connection to give.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Postgres(error) => match error.code() {
+                Some(state) => ["08", "53", "57P"].iter().any(|class| state.code().starts_with(class)),
+                None => {
+                    let cause = std::error::Error::source(error);
+                    let io = cause.and_then(|cause| cause.downcast_ref::<io::Error>());
+                    // What TLS has against a certificate stays so.
+                    error.is_closed() || io.is_some_and(|io| io.kind() != io::ErrorKind::InvalidData)
+                }
+            },
+            Self::Moved => true,
+            Self::Store(error) => matches!(error, crate::job::Error::StoreUnavailable(_)),
+            _ => false,
+        }
+    }
 }
 
 /// What the server says, which the library keeps for itself.

@@ -59,6 +59,11 @@ impl Failure {
         self.state() == Some(&SqlState::UNIQUE_VIOLATION)
     }
 
+    /// The server's disk is full.
+    pub fn is_full(&self) -> bool {
+        self.state() == Some(&SqlState::DISK_FULL)
+    }
+
     /// Undone because of what others do: it can be tried again.
     fn is_conflict(&self) -> bool {
         [Some(&SqlState::T_R_DEADLOCK_DETECTED), Some(&SqlState::T_R_SERIALIZATION_FAILURE)]

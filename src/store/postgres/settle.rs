@@ -21,15 +21,18 @@ impl Database {
         // Of a lease that is named twice the last word counts.
         let mut newest: HashMap<LeaseId, Renewal> = HashMap::new();
         for renewal in renewals {
-            let before = newest.remove(&renewal.lease).and_then(|before| before.progress);
-            newest.insert(renewal.lease, Renewal { progress: renewal.progress.or(before), ..renewal });
+            let (until, progress) = match newest.remove(&renewal.lease) {
+                Some(before) => (renewal.until.or(before.until), renewal.progress.or(before.progress)),
+                None => (renewal.until, renewal.progress),
+            };
+            newest.insert(renewal.lease, Renewal { until, progress, ..renewal });
         }
         let renewals: Vec<_> = newest.into_values().collect();
         let progress = || renewals.iter().map(|renewal| renewal.progress.as_ref());
         let details = || progress().map(|progress| progress.and_then(|progress| progress.details.as_ref()));
         let nums: Vec<i64> = renewals.iter().map(|renewal| renewal.lease.job).collect();
         let fences: Vec<i64> = renewals.iter().map(|renewal| renewal.lease.fence).collect();
-        let until: Vec<i64> = renewals.iter().map(|renewal| renewal.until.0).collect();
+        let until: Vec<_> = renewals.iter().map(|renewal| renewal.until.map(|until| until.0)).collect();
         let at: Vec<_> = progress().map(|progress| progress.map(|progress| progress.update_time.0)).collect();
         let fraction: Vec<_> =
             progress().map(|progress| progress.map(|progress| progress.fraction)).collect();
@@ -110,6 +113,9 @@ impl Database {
         let num = settlement.lease.job;
         let Some(job) = unit.job(num) else { return Ok(Err(Error::LeaseLost)) };
         let Present::Live(live) = &job.present else { return Ok(Err(Error::LeaseLost)) };
+        if settlement.only_if_over && !live.is_over(now) {
+            return Ok(Err(Error::LeaseLost));
+        }
         let policy = job.row.policy(&*self.lines.get(job.row.line)?);
         let report = settlement.report.clone();
         let step = match live.settle(settlement.lease.fence, report, &policy, now, settlement.jitter) {
@@ -120,6 +126,9 @@ impl Database {
         unit.step(num, step);
         if let Some(job) = &settlement.job {
             unit.leased(num, job.clone());
+        }
+        if settlement.only_if_over {
+            unit.only_if_over(num);
         }
         if let Some(progress) = settlement.progress.clone().filter(|_| goes_on) {
             unit.progress(num, progress);

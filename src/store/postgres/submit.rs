@@ -10,7 +10,7 @@ use tokio_postgres::Row;
 
 use super::{
     database::Database,
-    listen::Hint,
+    hints::Hint,
     pool::{Failure, Result},
     room::Room,
     rows::{self, Fixed, JobRow, LiveRow, get, millis},

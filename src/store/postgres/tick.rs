@@ -6,7 +6,7 @@ use tokio_postgres::Row;
 
 use super::{
     database::Database,
-    listen::Hint,
+    hints::Hint,
     moves::{Present, Unit},
     pool::Result,
     rows::get,
@@ -52,7 +52,7 @@ impl Database {
                 self.recover(now).await?;
             }
         }
-        let next = self.pools.write.query(NEXT, &[]).await?;
+        let next = self.pools.write.query(NEXT, &[&self.replica]).await?;
         tick.next = next.first().and_then(|row| get::<Option<i64>>(row, "next")).map(Timestamp);
         Ok(tick)
     }
@@ -78,7 +78,7 @@ impl Database {
 
     /// Limits that have passed, leases that have run out.
     async fn elapse(&self, now: Timestamp, revoked: &mut Vec<LeaseId>) -> Result<bool> {
-        let found = self.pools.write.query(ELAPSED, &[&now.0, &SLICE]).await?;
+        let found = self.pools.write.query(ELAPSED, &[&now.0, &SLICE, &self.replica]).await?;
         if found.is_empty() {
             return Ok(false);
         }
@@ -103,7 +103,7 @@ impl Database {
     }
 
     async fn promote(&self, now: Timestamp) -> Result<bool> {
-        let is_heard = self.signals.changed.receiver_count() > 0;
+        let is_heard = self.is_watched();
         let found = self.pools.write.query(PROMOTE, &[&now.0, &SLICE, &is_heard]).await?;
         let changed = found.iter().filter_map(|row| get::<Option<&str>>(row, "id")?.parse().ok());
         let standing = found.iter().map(|row| Span::at(get(row, "line"), get(row, "rank")));

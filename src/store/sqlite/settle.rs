@@ -20,11 +20,13 @@ fn renew_one(tx: &mut Tx<'_>, renewal: &Renewal) -> Result<Renewed> {
     if row.live.state != LiveState::Running {
         return Ok(Renewed::Lost);
     }
-    // Not a transition: the version stays.
-    tx.connection
-        .prepare_cached("UPDATE live SET until = ?2 WHERE num = ?1")?
-        .execute(params![row.num, renewal.until])?;
-    tx.recent.renew(row.num, renewal.until);
+    if let Some(until) = renewal.until {
+        // Not a transition: the version stays.
+        tx.connection
+            .prepare_cached("UPDATE live SET until = ?2 WHERE num = ?1")?
+            .execute(params![row.num, until])?;
+        tx.recent.renew(row.num, until);
+    }
     if let Some(progress) = &renewal.progress {
         tx.store_progress(row.num, progress)?;
     }
@@ -44,8 +46,10 @@ fn settle_one(
     now: Timestamp,
     settlement: Settlement,
 ) -> Result<std::result::Result<(), Error>> {
-    let Settlement { lease, report, jitter, progress, job } = settlement;
-    let Some(row) = tx.live(lease.job)? else { return Ok(Err(Error::LeaseLost)) };
+    let Settlement { lease, report, only_if_over, jitter, progress, job } = settlement;
+    let Some(row) = tx.live(lease.job)?.filter(|row| !only_if_over || row.live.is_over(now)) else {
+        return Ok(Err(Error::LeaseLost));
+    };
     // Only a failure asks for the job's own retries, which are another read.
     let policy = match report {
         Report::Failed(_) => tx.policy(&row)?,

@@ -117,6 +117,7 @@ macro_rules! store_suite {
                 the_newest_attempts_are_remembered
                 a_released_attempt_does_not_count
                 a_release_may_wait
+                a_release_may_be_only_of_what_is_over
                 progress_outlives_a_release_but_not_the_run
                 a_late_success_counts_until_the_next_attempt
                 a_late_failure_does_not_count

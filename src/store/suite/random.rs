@@ -219,7 +219,7 @@ impl Pair {
             .into_iter()
             .map(|(index, fraction)| Renewal {
                 lease: self.lease(index),
-                until,
+                until: Some(until),
                 progress: self.progress(fraction),
             })
             .collect();
@@ -242,7 +242,14 @@ impl Pair {
             let lease = self.lease(index);
             expected.push(self.model.settle(now, lease, &report, fraction));
             let progress = self.progress(fraction);
-            settlements.push(Settlement { lease, report, jitter: 1.0, progress, job: None });
+            settlements.push(Settlement {
+                lease,
+                report,
+                only_if_over: false,
+                jitter: 1.0,
+                progress,
+                job: None,
+            });
         }
         self.meet("settle", &expected, |()| "taken");
         let settled = self.world.store().settle(now, settlements).await.unwrap();

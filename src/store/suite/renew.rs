@@ -79,7 +79,7 @@ pub async fn a_lost_lease_is_not_renewed(open: Open) {
     world.renew(held.lease, secs(30), None).await;
     world.pass(secs(1)).await;
     let renewals = [released.lease, held.lease, expired.lease, LeaseId { job: 99, fence: 1 }];
-    let until = world.now.after(secs(30));
+    let until = Some(world.now.after(secs(30)));
     let progress = Some(progress(&world, 0.5));
     let renewals =
         renewals.map(|lease| Renewal { lease, until, progress: progress.clone() }).into_iter().collect();
@@ -99,9 +99,16 @@ pub async fn the_newest_progress_is_seen(open: Open) {
         world.renew(leased.lease, secs(30), Some(progress.clone())).await;
         assert_eq!(world.get("a").await.progress, Some(progress));
     }
-    // A renewal without news leaves it.
+    // A renewal without news leaves it, and one that only brings news leaves the lease.
     world.renew(leased.lease, secs(30), None).await;
     assert_eq!(world.get("a").await.progress.unwrap().fraction, 1.0);
+    let news = Renewal { lease: leased.lease, until: None, progress: Some(progress(&world, 0.5)) };
+    assert_eq!(world.store().renew(world.now, vec![news]).await.unwrap(), [Renewed::Held]);
+    assert_eq!(world.get("a").await.progress.unwrap().fraction, 0.5);
+    world.pass(secs(29)).await;
+    assert_eq!(world.state("a").await, State::RUNNING);
+    world.pass(secs(1)).await;
+    assert_eq!(world.state("a").await, State::BACKING_OFF);
 }
 
 pub async fn progress_survives_a_lost_lease(open: Open) {

@@ -207,7 +207,7 @@ pub async fn a_closed_store_does_nothing(open: Open) {
     assert_matches!(submit, Err(Error::StoreUnavailable(_)));
     assert_matches!(store.claim(now, World::wish(1)).await, Err(Error::StoreUnavailable(_)));
     assert_matches!(store.tick(now).await, Err(Error::StoreUnavailable(_)));
-    let renewal = Renewal { lease, until: now, progress: None };
+    let renewal = Renewal { lease, until: Some(now), progress: None };
     assert_matches!(store.renew(now, vec![renewal]).await, Err(Error::StoreUnavailable(_)));
     assert_matches!(store.get(vec![id("a")], View::Basic).await, Err(Error::StoreUnavailable(_)));
     assert_matches!(store.outcomes(Position(0), 1).await, Err(Error::StoreUnavailable(_)));

@@ -170,6 +170,22 @@ pub async fn a_release_may_wait(open: Open) {
     assert_eq!(world.take().await.job.attempt, 2);
 }
 
+pub async fn a_release_may_be_only_of_what_is_over(open: Open) {
+    let mut world = World::new(open).await;
+    let leased = world.start(job("a")).await;
+    let release = World::report(&leased, Report::Released { delay: Duration::ZERO });
+    let release = Settlement { only_if_over: true, ..release };
+    assert_eq!(world.settle(release.clone()).await, Err(Error::LeaseLost));
+    world.renew(leased.lease, secs(40), None).await;
+    world.sleep(secs(39));
+    assert_eq!(world.settle(release.clone()).await, Err(Error::LeaseLost));
+    assert_eq!(world.state("a").await, State::RUNNING);
+    world.sleep(secs(1));
+    assert_eq!(world.settle(release).await, Ok(()));
+    assert_eq!(world.state("a").await, State::QUEUED);
+    assert_eq!(world.take().await.job.attempt, 1);
+}
+
 pub async fn progress_outlives_a_release_but_not_the_run(open: Open) {
     let world = World::new(open).await;
     let leased = world.start(job("a")).await;

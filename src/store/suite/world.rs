@@ -227,7 +227,14 @@ impl World {
 
     /// A report without jitter: the longest back-off.
     pub fn report(leased: &Leased, report: Report) -> Settlement {
-        Settlement { lease: leased.lease, report, jitter: 1.0, progress: None, job: Some(leased.job.clone()) }
+        Settlement {
+            lease: leased.lease,
+            report,
+            only_if_over: false,
+            jitter: 1.0,
+            progress: None,
+            job: Some(leased.job.clone()),
+        }
     }
 
     pub async fn try_succeed(&self, leased: &Leased) -> Result<(), Error> {
@@ -256,7 +263,7 @@ impl World {
     }
 
     pub async fn renew(&self, lease: LeaseId, by: Duration, progress: Option<Progress>) -> Renewed {
-        let renewal = Renewal { lease, until: self.now.after(by), progress };
+        let renewal = Renewal { lease, until: Some(self.now.after(by)), progress };
         self.store().renew(self.now, vec![renewal]).await.unwrap().remove(0)
     }
 

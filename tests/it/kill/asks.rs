@@ -81,6 +81,12 @@ impl Ask {
         ask
     }
 
+    /// A job that ends well, and that nobody meddles with.
+    pub fn steady(rng: &mut Rng, number: usize) -> Self {
+        let spec = JobSpec { unique_key: format!("steady-{number}"), ..echo(rng) };
+        Self::of(spec, PERSISTENT, number, &[State::Succeeded])
+    }
+
     fn of(mut spec: JobSpec, attempts: i32, number: usize, ends: &'static [State]) -> Self {
         spec.labels.insert(LABEL.into(), number.to_string());
         let backoff = Some(seconds(0.02));

@@ -6,14 +6,14 @@ use std::time::Duration;
 use fastrand::Rng;
 use jobwire::proto::{
     BatchSubmitRequest, CancelJobRequest, DeleteJobRequest, GetJobRequest, GetResultRequest, Job, JobFilter,
-    RetryJobRequest, StreamSubmitRequest, SubmitRequest, WatchResultsRequest, job::State,
+    Rejection, RetryJobRequest, StreamSubmitRequest, SubmitRequest, WatchResultsRequest, job::State,
     stream_submit_response::Verdict, watch_results_request::Start, watch_results_response::Event,
 };
 use parking_lot::MutexGuard;
 use tokio::{sync::mpsc, time::sleep};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Response, Status};
+use tonic::{Code, Response, Status, Streaming};
 use tonic_types::StatusExt as _;
 
 use super::{
@@ -54,15 +54,15 @@ impl Moment {
     ];
 }
 
-/// One client between two kills.
+/// One client, for as long as the load lasts.
 #[derive(Clone)]
 pub struct Session {
-    pub client: Client,
-    pub workers: Workers,
+    /// A way to each server: any of them will do for any call.
+    pub ways: Vec<(Client, Workers)>,
     pub ledger: Shared,
     pub rng: Rng,
     pub over: CancellationToken,
-    /// The time has come for the kill.
+    /// The time has come for what is to happen.
     pub strike: CancellationToken,
     pub strike_when: Option<Moment>,
 }
@@ -72,8 +72,27 @@ impl Session {
         self.ledger.lock()
     }
 
+    /// A way to one of the servers, another one for each call.
+    pub fn client(&mut self) -> Client {
+        self.rng.choice(&self.ways).expect("there is a server").0.clone()
+    }
+
+    /// The same for workers.
+    pub fn workers(&mut self) -> Workers {
+        self.rng.choice(&self.ways).expect("there is a server").1.clone()
+    }
+
     pub fn goes_on(&self) -> bool {
         !self.over.is_cancelled()
+    }
+
+    /// The next message of a stream: None if it has broken, or if all is over.
+    pub async fn next<T>(&self, stream: &mut Streaming<T>, expected: &[&str]) -> Option<Option<T>> {
+        tokio::select! {
+            biased;
+            message = stream.message() => answer(message.map(Response::new), expected),
+            () = self.over.cancelled() => None,
+        }
     }
 
     /// Tells that this was just acknowledged.
@@ -117,6 +136,11 @@ pub fn answer<T>(result: Result<Response<T>, Status>, expected: &[&str]) -> Opti
     None
 }
 
+/// Whether nothing is known: a repeat is safe.
+pub fn is_passing(rejection: &Rejection) -> bool {
+    Code::from(rejection.code) == Code::Unavailable
+}
+
 fn is_refusal(status: &Status) -> bool {
     reason(status).is_some_and(|reason| REFUSALS.contains(&reason.as_str()))
 }
@@ -125,7 +149,7 @@ pub async fn submit_one_by_one(mut session: Session) {
     while session.goes_on() {
         let (number, mut request) = session.ask();
         request.wait = (session.rng.u8(..10) == 0).then(|| seconds(0.05));
-        match session.client.submit(request).await {
+        match session.client().submit(request).await {
             Ok(reply) => {
                 session.reached(Moment::Submitted);
                 let reply = reply.into_inner();
@@ -151,7 +175,7 @@ pub async fn submit_in_batches(mut session: Session) {
     while session.goes_on() {
         let size = session.rng.usize(1..=30);
         let (numbers, requests): (Vec<_>, Vec<_>) = (0..size).map(|_| session.ask()).unzip();
-        match session.client.batch_submit(BatchSubmitRequest { requests }).await {
+        match session.client().batch_submit(BatchSubmitRequest { requests }).await {
             Ok(reply) => {
                 let replies = reply.into_inner().responses;
                 assert_eq!(replies.len(), numbers.len());
@@ -175,7 +199,7 @@ pub async fn submit_in_batches(mut session: Session) {
 pub async fn submit_in_streams(mut session: Session) {
     while session.goes_on() {
         let (items, requests) = mpsc::channel(1);
-        let verdicts = session.client.stream_submit(ReceiverStream::new(requests)).await;
+        let verdicts = session.client().stream_submit(ReceiverStream::new(requests)).await;
         let Some(mut verdicts) = answer(verdicts, &[]) else {
             session.pause().await;
             continue;
@@ -192,14 +216,15 @@ pub async fn submit_in_streams(mut session: Session) {
                         session.pause().await;
                     }
                 }
-                verdict = verdicts.message() => {
-                    let Some(Some(reply)) = answer(verdict.map(Response::new), &[]) else { break };
+                verdict = session.next(&mut verdicts, &[]) => {
+                    let Some(Some(reply)) = verdict else { break };
                     open -= 1;
                     let number = reply.sequence as usize;
                     match reply.verdict.expect("a verdict") {
                         Verdict::Accepted(accepted) => {
                             session.ledger().accept(number, &accepted.job_id, accepted.deduplicated);
                         }
+                        Verdict::Rejected(why) if is_passing(&why) => {}
                         Verdict::Rejected(why) => {
                             assert!(REFUSALS.contains(&why.reason.as_str()), "{why:?}");
                             session.ledger().refuse(number);
@@ -224,12 +249,12 @@ pub async fn meddle(mut session: Session) {
             8..=12 => {
                 let wait = session.rng.bool().then(|| seconds(0.02));
                 let request = GetResultRequest { job_id: job_id.clone(), wait, ..Default::default() };
-                let reply = session.client.get_result(request).await;
+                let reply = session.client().get_result(request).await;
                 see(&session, &job_id, reply, |reply| reply.job);
             }
             _ => {
                 let request = GetJobRequest { job_id: job_id.clone(), ..Default::default() };
-                let reply = session.client.get_job(request).await;
+                let reply = session.client().get_job(request).await;
                 see(&session, &job_id, reply, |reply| reply.job);
             }
         }
@@ -261,7 +286,7 @@ fn answer_about<T>(
 async fn cancel(session: &mut Session, job_id: String) {
     session.ledger().of(&job_id).cancel_sent = true;
     let request = CancelJobRequest { job_id: job_id.clone(), reason: "drawn".into(), ..Default::default() };
-    let reply = session.client.cancel_job(request).await;
+    let reply = session.client().cancel_job(request).await;
     if let Some(reply) = answer_about(session, &job_id, reply, &["QUEUE_FULL"]) {
         session.reached(Moment::Cancelled);
         session.ledger().cancelled(&reply.job.expect("a job"));
@@ -271,7 +296,7 @@ async fn cancel(session: &mut Session, job_id: String) {
 async fn retry(session: &mut Session, job_id: String) {
     session.ledger().of(&job_id).retries_sent += 1;
     let request = RetryJobRequest { job_id: job_id.clone(), ..Default::default() };
-    let reply = session.client.retry_job(request).await;
+    let reply = session.client().retry_job(request).await;
     if let Some(reply) = answer_about(session, &job_id, reply, &["JOB_STATE", "QUEUE_FULL"]) {
         session.reached(Moment::Retried);
         session.ledger().saw(&reply.job.expect("a job"));
@@ -285,7 +310,7 @@ async fn delete(session: &mut Session, job_id: String) {
         std::mem::replace(deletion, Deletion::Sent.max(*deletion))
     };
     let request = DeleteJobRequest { job_id: job_id.clone(), ..Default::default() };
-    let reply = session.client.delete_job(request).await;
+    let reply = session.client().delete_job(request).await;
     let refused = reply.as_ref().err().and_then(reason).is_some_and(|reason| reason == "JOB_STATE");
     if answer_about(session, &job_id, reply, &["JOB_STATE", "QUEUE_FULL"]).is_some() {
         session.reached(Moment::Deleted);
@@ -303,13 +328,13 @@ pub async fn submit_exclusively(mut session: Session) {
             let rng = &mut session.rng;
             session.ledger.lock().ask(|number| Ask::exclusive(rng, number))
         };
-        match session.client.submit(request).await {
+        match session.client().submit(request).await {
             Ok(reply) => {
                 let reply = reply.into_inner();
                 let before = session.ledger().acknowledge_exclusive(number, reply);
                 if let Some(before) = before {
                     let request = GetJobRequest { job_id: before, ..Default::default() };
-                    if let Some(reply) = answer(session.client.get_job(request).await, &[]) {
+                    if let Some(reply) = answer(session.client().get_job(request).await, &[]) {
                         let job = reply.job.expect("a job");
                         assert!(is_final(job.state()), "two of one unique key: {job:?}");
                     }
@@ -330,7 +355,7 @@ pub async fn hold(mut session: Session, mut held: Option<(String, i32)>) -> Opti
         session.pause().await;
         let Some((job_id, seen)) = &mut held else {
             let (number, request) = session.ledger().ask(Ask::endless);
-            match session.client.submit(request).await {
+            match session.client().submit(request).await {
                 Ok(reply) => {
                     let reply = reply.into_inner();
                     session.ledger().acknowledge(number, &reply);
@@ -342,7 +367,7 @@ pub async fn hold(mut session: Session, mut held: Option<(String, i32)>) -> Opti
             continue;
         };
         let request = GetJobRequest { job_id: job_id.clone(), ..Default::default() };
-        let Some(reply) = answer(session.client.get_job(request).await, &[]) else { continue };
+        let Some(reply) = answer(session.client().get_job(request).await, &[]) else { continue };
         let job = reply.job.expect("a job");
         session.ledger().saw(&job);
         if job.state() == State::Running {
@@ -367,12 +392,12 @@ pub async fn await_ends(mut session: Session) {
             until_all_done: true,
             ..Default::default()
         };
-        let reply = session.client.watch_results(request).await;
+        let reply = session.client().watch_results(request).await;
         let ended = match answer_about(&session, &job_id, reply, &[]) {
             Some(mut messages) => {
                 let mut told = false;
                 loop {
-                    match answer(messages.message().await.map(Response::new), &[]) {
+                    match session.next(&mut messages, &[]).await {
                         Some(Some(message)) => {
                             if let Some(Event::Finished(job)) = message.event {
                                 session.ledger().saw(&job);

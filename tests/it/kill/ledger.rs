@@ -79,12 +79,32 @@ pub struct Run {
     pub attempt: i32,
     /// A cancel was acknowledged: no attempt after this one.
     pub last: Option<i32>,
+    /// The newest attempt that a worker was given, and when; and the newest that one has confirmed.
+    given: Option<Grant>,
+    confirmed: Option<Grant>,
     /// The success of this attempt was acknowledged to its worker.
     pub succeeded: Option<i32>,
     pub outcome: Option<Outcome>,
 }
 
+/// An attempt, and when a lease of it was given.
+type Grant = (i32, Option<i128>);
+
+fn grant(job: &Job) -> Grant {
+    let nanos =
+        |time: prost_types::Timestamp| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos);
+    (job.attempt, job.start_time.map(nanos))
+}
+
 impl Run {
+    /// An attempt that a worker has confirmed is not given to another one. One that is not comes back, and is given anew.
+    fn is_given_once(&self) -> bool {
+        match (self.given, self.confirmed) {
+            (Some(given), Some(confirmed)) => given.0 != confirmed.0 || given.1 <= confirmed.1,
+            _ => true,
+        }
+    }
+
     /// The success that a worker was told of is the outcome.
     fn agree(&self, job_id: &str) {
         if let (Some(attempt), Some(outcome)) = (self.succeeded, &self.outcome) {
@@ -219,6 +239,21 @@ impl Ledger {
         if ended || job.state() == State::Running {
             run.attempt = run.attempt.max(job.attempt);
         }
+    }
+
+    /// A worker was given a lease.
+    pub fn leased(&mut self, job: &Job) {
+        self.saw(job);
+        let run = self.of(&job.job_id).runs.get_mut(&job.run).expect("it was seen");
+        run.given = run.given.max(Some(grant(job)));
+        assert!(run.is_given_once(), "another worker is at it: {job:?}");
+    }
+
+    /// A worker has named a lease, and was not told that it is lost.
+    pub fn confirmed(&mut self, job: &Job) {
+        let run = self.of(&job.job_id).runs.get_mut(&job.run).expect("it was leased");
+        run.confirmed = run.confirmed.max(Some(grant(job)));
+        assert!(run.is_given_once(), "another worker was given it: {job:?}");
     }
 
     /// The success of an attempt was acknowledged to its worker.

@@ -5,8 +5,16 @@ use std::fmt::Write as _;
 
 use fastrand::Rng;
 
+/// How long leases may be.
+pub const LEASES: &[&str] = &[
+    "",
+    "lease = \"200ms\"\nheartbeat = \"20ms\"",
+    "lease = \"1s\"\nheartbeat = \"100ms\"",
+    "lease = \"2s\"\nheartbeat = \"10ms\"",
+];
+
 /// The text of a configuration file.
-pub fn draw(rng: &mut Rng) -> String {
+pub fn draw(rng: &mut Rng, leases: &[&'static str]) -> String {
     let mut text = String::new();
     let table = |text: &mut String, rng: &mut Rng, name: &str, settings: &[(&str, &[&str])]| {
         writeln!(text, "[{name}]").expect("a string");
@@ -83,20 +91,7 @@ pub fn draw(rng: &mut Rng) -> String {
             ("max_in_flight", &["100"]),
         ],
     );
-    writeln!(
-        text,
-        "{}",
-        together(
-            rng,
-            &[
-                "",
-                "lease = \"200ms\"\nheartbeat = \"20ms\"",
-                "lease = \"1s\"\nheartbeat = \"100ms\"",
-                "lease = \"2s\"\nheartbeat = \"10ms\"",
-            ]
-        )
-    )
-    .expect("a string");
+    writeln!(text, "{}", together(rng, leases)).expect("a string");
     table(&mut text, rng, "queues.b", &[("concurrency", &["1", "5"]), ("max_unfinished", &["20"])]);
     text
 }

@@ -8,7 +8,6 @@ use jobwire::proto::{
     watch_results_response::Event,
 };
 use tokio::time::sleep;
-use tonic::Response;
 
 use super::{
     clients::{Moment, Session, answer},
@@ -84,13 +83,13 @@ impl Watcher {
         self.from_the_beginning
     }
 
-    /// Watches until the server is gone, or, with `to_the_end`, until there is nothing more.
+    /// Watches until all is over, or, with `to_the_end`, until there is nothing more.
     pub async fn watch(mut self, mut session: Session, to_the_end: bool) -> Self {
         while session.goes_on() {
             let request = self.request(&mut session.rng, to_the_end);
             self.streams += 1;
-            if let Some(mut messages) = answer(session.client.watch_results(request).await, &[]) {
-                while let Some(Some(message)) = answer(messages.message().await.map(Response::new), &[]) {
+            if let Some(mut messages) = answer(session.client().watch_results(request).await, &[]) {
+                while let Some(Some(message)) = session.next(&mut messages, &[]).await {
                     let end = match &message.event {
                         Some(Event::Finished(job)) => {
                             session.reached(Moment::Ended);

@@ -1,8 +1,11 @@
-//! A worker beyond the server, which goes on with what it holds when the server is there again. Beside the pool it runs
-//! what is echoed. Now and then it dies, and another one comes that knows nothing; or it freezes, and says too late what
+//! A worker beyond the server, which goes on with what it holds when the server is there again, or at another one. Beside
+//! the pool it runs what is echoed. Now and then it dies, and another one comes that knows nothing; or it freezes, and says too late what
 //! it had to say.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use jobwire::proto::{
     Finish, FinishAck, JobError, Lease, Payload, WorkRequest, WorkResponse, WorkerHeartbeat, WorkerHello,
@@ -13,9 +16,9 @@ use tokio::{
     time::{interval, sleep},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Response, Streaming};
+use tonic::Streaming;
 
-use super::clients::{Moment, Session, answer};
+use super::clients::{Moment, Session, answer, is_passing};
 
 /// Leases that it holds at the same time.
 const WINDOW: i32 = 8;
@@ -24,8 +27,8 @@ const WINDOW: i32 = 8;
 const HEARTBEAT: Duration = Duration::from_millis(30);
 
 /// What a worker remembers over the kills of its server.
-#[derive(Default)]
 pub struct Worker {
+    name: usize,
     held: BTreeMap<String, Work>,
     pub deaths: usize,
     pub freezes: usize,
@@ -33,18 +36,24 @@ pub struct Worker {
 
 struct Work {
     lease: Lease,
-    /// Once it is done: sent, and not answered yet.
+    /// Once it is done: not answered yet.
     report: Option<Outcome>,
+    /// It has to be said, perhaps not for the first time.
+    unsaid: bool,
 }
 
 impl Worker {
-    /// Works until the server is killed.
+    pub fn new(name: usize) -> Self {
+        Self { name, held: BTreeMap::new(), deaths: 0, freezes: 0 }
+    }
+
+    /// Works until all is over.
     pub async fn work(mut self, mut session: Session) -> Self {
         while session.goes_on() {
             session.pause().await;
             let (requests, receiver) = mpsc::channel(64);
             let hello = WorkerHello {
-                worker_id: format!("beyond-{}", self.deaths),
+                worker_id: format!("beyond-{}-{}", self.name, self.deaths),
                 kinds: vec!["echo".into()],
                 queues: ["default", "a/mail", "a/web", "b"].map(str::to_owned).into(),
                 max_in_flight: WINDOW,
@@ -52,7 +61,7 @@ impl Worker {
                 ..Default::default()
             };
             say(&requests, Said::Hello(hello)).await;
-            let replies = session.workers.work(ReceiverStream::new(receiver)).await;
+            let replies = session.workers().work(ReceiverStream::new(receiver)).await;
             let Some(replies) = answer(replies, &["WATCH_LIMIT"]) else { continue };
             self.follow(&mut session, requests, replies).await;
         }
@@ -68,9 +77,11 @@ impl Worker {
     ) {
         let mut last = 0;
         let mut beat = interval(HEARTBEAT);
+        // What each heartbeat named that is not answered yet; the hello first.
+        let mut named = VecDeque::from([self.held.keys().cloned().collect()]);
         loop {
             let reply = tokio::select! {
-                reply = replies.message() => answer(reply.map(Response::new), &["WATCH_LIMIT", "TOO_LARGE"]),
+                reply = session.next(&mut replies, &["WATCH_LIMIT", "TOO_LARGE"]) => reply,
                 _ = beat.tick() => {
                     match session.rng.u8(..40) {
                         0 => {
@@ -84,7 +95,8 @@ impl Worker {
                         }
                         _ => {}
                     }
-                    let lease_ids = self.held.keys().cloned().collect();
+                    let lease_ids: Vec<_> = self.held.keys().cloned().collect();
+                    named.push_back(lease_ids.clone());
                     let heartbeat = WorkerHeartbeat { lease_ids, last_lease_sequence: last };
                     say(&requests, Said::Heartbeat(heartbeat)).await;
                     self.do_some(session, &requests).await;
@@ -94,29 +106,37 @@ impl Worker {
             let Some(Some(WorkResponse { message: Some(told) })) = reply else { return };
             match told {
                 Told::Welcome(welcome) => {
+                    self.confirm(session, named.pop_front(), &welcome.lost_lease_ids);
                     self.lose(session, welcome.lost_lease_ids);
                     // What was not answered is sent again.
-                    for (id, work) in &self.held {
-                        if let Some(report) = &work.report {
-                            let finish = Finish { lease_id: id.clone(), outcome: Some(report.clone()) };
-                            say(&requests, Said::Finish(finish)).await;
-                        }
-                    }
+                    self.held.values_mut().for_each(|work| work.unsaid = work.report.is_some());
                 }
                 Told::Lease(lease) => {
                     last = lease.sequence;
-                    session.ledger().saw(lease.job.as_ref().expect("a job"));
+                    session.ledger().leased(lease.job.as_ref().expect("a job"));
                     session.reached(Moment::Leased);
-                    self.held.insert(lease.lease_id.clone(), Work { lease: *lease, report: None });
+                    self.held
+                        .insert(lease.lease_id.clone(), Work { lease: *lease, report: None, unsaid: false });
                     self.do_some(session, &requests).await;
                 }
                 Told::FinishAck(ack) => self.acknowledge(session, ack),
-                Told::HeartbeatAck(ack) => self.lose(session, ack.lost_lease_ids),
+                Told::HeartbeatAck(ack) => {
+                    self.confirm(session, named.pop_front(), &ack.lost_lease_ids);
+                    self.lose(session, ack.lost_lease_ids);
+                }
                 // It goes on: what comes of it is the server's to say.
                 Told::Revoked(_) => {}
                 // This stream is over when that one is; there are others.
                 Told::Drain(_) => {}
             }
+        }
+    }
+
+    /// What was named and is not lost is this worker's own.
+    fn confirm(&self, session: &Session, named: Option<Vec<String>>, lost: &[String]) {
+        let held = named.expect("it answers a hello or a heartbeat").into_iter();
+        for work in held.filter(|id| !lost.contains(id)).filter_map(|id| self.held.get(&id)) {
+            session.ledger().confirmed(work.lease.job.as_ref().expect("a job"));
         }
     }
 
@@ -133,16 +153,23 @@ impl Worker {
     async fn do_some(&mut self, session: &mut Session, requests: &mpsc::Sender<WorkRequest>) {
         for (id, work) in &mut self.held {
             if work.report.is_none() && session.rng.u8(..3) > 0 {
-                let report = report(session, &work.lease);
-                work.report = Some(report.clone());
-                say(requests, Said::Finish(Finish { lease_id: id.clone(), outcome: Some(report) })).await;
+                work.report = Some(report(session, &work.lease));
+                work.unsaid = true;
+            }
+            if std::mem::take(&mut work.unsaid) {
+                let finish = Finish { lease_id: id.clone(), outcome: work.report.clone() };
+                say(requests, Said::Finish(finish)).await;
             }
         }
     }
 
     fn acknowledge(&mut self, session: &Session, ack: FinishAck) {
-        let Some(work) = self.held.remove(&ack.lease_id) else { return };
+        let Some(mut work) = self.held.remove(&ack.lease_id) else { return };
         match ack.rejection {
+            Some(rejection) if is_passing(&rejection) => {
+                work.unsaid = true;
+                self.held.insert(ack.lease_id, work);
+            }
             None if matches!(work.report, Some(Outcome::Succeeded(_))) => {
                 session.reached(Moment::Finished);
                 let job = work.lease.job.expect("a job");

@@ -124,7 +124,7 @@ async fn what_is_acknowledged_outlives_the_primary() {
         // What was leased when the answer was cut off is run again soon.
         let servers = [Server::on_database(&url, SHORT), Server::on_database(&url, SHORT)];
         assert!(servers[0].log().contains("by a synchronous standby"), "{}", servers[0].log());
-        let clients = [servers[0].lazy_client(), servers[1].lazy_client()];
+        let clients = [servers[0].client().await, servers[1].client().await];
         let mut start = Watch::open(&clients[0], WatchResultsRequest::default()).await;
         start.checkpoint().await;
         let ledger = Arc::<Ledger>::default();

@@ -4,5 +4,5 @@ with gone as (
     select from pg_locks k where k.locktype = 'advisory' and k.objsubid = 2
       and k.database = (select oid from pg_database where datname = current_database())
       and k.classid = 'replica'::regclass::oid and k.objid = r.id::oid)),
-here as (insert into replica (server) values (pg_postmaster_start_time()) returning id)
+here as (insert into replica (server) select since from locks returning id)
 select id, pg_advisory_lock('replica'::regclass::oid::int4, id::int4) from here

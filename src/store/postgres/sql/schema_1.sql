@@ -201,9 +201,14 @@ create table request (
 );
 create index request_until on request (until);
 
+-- Since when the server knows of locks. It has forgotten all of them when it starts, and when it recovers from the crash of
+-- one of its own processes, which its statistics do not outlive either.
+create view locks as
+  select greatest(pg_postmaster_start_time(), (select stats_reset from pg_stat_bgwriter)) as since;
+
 -- Processes that serve. Each holds an advisory lock on (this table, its id) for as long as it lives.
 create table replica (
   id      int8 generated always as identity primary key,
-  server  timestamptz not null,            -- when the database server had started: its locks go back no further
+  server  timestamptz not null,            -- since when the server had known of locks when this one took its own
   started timestamptz not null default now()
 );

@@ -51,7 +51,8 @@ async fn use_all(store: &PostgresStore, name: &str) {
             .unwrap();
         let leased = store.claim(NOW, World::wish(1)).await.unwrap().remove(0);
         let progress = Progress { fraction: 0.5, note: String::new(), details: None, update_time: NOW };
-        let renewal = Renewal { lease: leased.lease, until: NOW.after(secs(30)), progress: Some(progress) };
+        let renewal =
+            Renewal { lease: leased.lease, until: Some(NOW.after(secs(30))), progress: Some(progress) };
         store.renew(NOW, vec![renewal]).await.unwrap();
         store.leased(vec![leased.lease], true).await.unwrap();
         let failed = Report::Failed(JobError::permanent("no", "no"));

@@ -86,6 +86,7 @@ impl Writer {
         let settlements = leases.iter().map(|&lease| Settlement {
             lease,
             report: report.clone(),
+            only_if_over: false,
             jitter: 1.0,
             progress: progress.clone(),
             job: None,
@@ -117,7 +118,7 @@ impl Writer {
         }
 
         let leases = self.claim(2);
-        let (until, progress) = (self.now.after(Duration::from_secs(60)), Some(self.progress()));
+        let (until, progress) = (Some(self.now.after(Duration::from_secs(60))), Some(self.progress()));
         let renewals = leases.iter().map(|&lease| Renewal { lease, until, progress: progress.clone() });
         let renewals = renewals.collect();
         self.run(|tx, _| settle::renew(tx, renewals));
