@@ -2,7 +2,7 @@
 
 use std::{pin::pin, time::Duration};
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{Inner, Revocation, Stopped, remote};
 
@@ -11,6 +11,9 @@ const INTERVAL: Duration = Duration::from_millis(250);
 
 /// The shortest sleep.
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// A tick rests for so many times as long as it took: where much has to be looked through, it must not crowd out the rest.
+const REST: u32 = 4;
 
 /// Between looks at a store that cannot be reached.
 const UNREACHABLE: Duration = Duration::from_secs(1);
@@ -24,7 +27,7 @@ pub async fn run(engine: &Inner) {
     let tell =
         |is_reachable| reachable.send_if_modified(|was| std::mem::replace(was, is_reachable) != is_reachable);
     loop {
-        let now = clock.now();
+        let (now, begun) = (clock.now(), Instant::now());
         let mut look = pin!(async {
             remote::elapse(&**store, remote, now, config.workers.grace).await?;
             store.tick(now).await
@@ -57,6 +60,6 @@ pub async fn run(engine: &Inner) {
             continue;
         }
         let next = tick.next.map_or(INTERVAL, |next| next.since(clock.now()));
-        tokio::time::sleep(next.clamp(PAUSE, INTERVAL)).await;
+        tokio::time::sleep(next.clamp(PAUSE, INTERVAL).max(begun.elapsed() * REST)).await;
     }
 }

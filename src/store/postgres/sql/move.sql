@@ -23,7 +23,7 @@ of_lease as (
   delete from lease
   where num = any (array (select num from asked where was = 3 and becomes <> 3))
     and ((num, version) in (select num, was_version from asked)) is true
-    and (until <= $26 or num = any (array (select num from asked where not must_be_over)))
+    and (until <= $26 or (num in (select num from asked where not must_be_over)) is true)
   returning num, line, state, run, attempt, version, priority, bytes, retention, fence, worker, started),
 of_ready as (
   delete from ready
