@@ -13,7 +13,7 @@
 #   stop      the primary in an orderly way, which ends all sessions
 #   start     the primary again, after `kill` or `stop`
 #   restart   `stop` and `start`
-#   pause     nothing that is committed from here on reaches the standby
+#   pause     what was committed before reaches the standby, nothing that is committed from here on does
 #   resume    the standby follows again
 #   promote   the standby becomes the primary, whether the old one still runs or not. It waits for no standby
 #   rejoin    the old primary is thrown away, and a new standby of the new one stands in its place
@@ -100,7 +100,7 @@ ask() {
 # Waits until a server answers `t`.
 until_true() {
     local try
-    for try in {1..600}; do
+    for _ in {1..600}; do
         [ "$(ask "$1" "$2" 2>/dev/null)" = t ] && return
         sleep 0.05
     done
@@ -168,6 +168,14 @@ kill_primary() {
     rm "$file"
 }
 
+pause() {
+    local end
+    end=$(ask "$primary" 'select pg_current_wal_lsn()') &&
+        until_true "$standby" "select pg_last_wal_replay_lsn() >= '$end'" &&
+        tell "$standby" '' &&
+        until_true "$standby" 'select not exists (select from pg_stat_wal_receiver)'
+}
+
 promote() {
     tell "$standby" '' && ctl "$standby" promote || return
     local old=$primary
@@ -193,7 +201,7 @@ obey() {
     stop) ctl "$primary" stop -m fast ;;
     start) launch "$primary" ;;
     restart) ctl "$primary" stop -m fast && launch "$primary" ;;
-    pause) tell "$standby" '' && until_true "$standby" "select not exists (select from pg_stat_wal_receiver)" ;;
+    pause) pause ;;
     resume) follow ;;
     promote) promote ;;
     rejoin) rejoin ;;

@@ -16,6 +16,7 @@ mod json;
 mod list;
 mod logs;
 mod migrate;
+mod new_log;
 mod outcome;
 mod payload;
 mod progress;
@@ -74,6 +75,7 @@ enum Command {
     Backup(backup::Backup),
     Verify(verify::Verify),
     Migrate(migrate::Migrate),
+    NewLog(new_log::NewLog),
     Bench(bench::Bench),
     #[command(subcommand)]
     Config(config::Config),
@@ -112,6 +114,7 @@ impl Command {
             Self::Backup(command) => command.run(shell),
             Self::Verify(command) => command.run(shell),
             Self::Migrate(command) => command.run(shell).await,
+            Self::NewLog(command) => command.run(shell).await,
             Self::Bench(command) => command.run(shell).await,
             Self::Config(command) => command.run(shell),
             Self::Completions(command) => command.run(shell),

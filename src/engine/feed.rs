@@ -140,7 +140,9 @@ impl Feed {
                     continue;
                 }
             };
-            if page.upto > end {
+            if let Some(lost) = self.store.breaks().find(end) {
+                self.restart(lost.resumed);
+            } else if page.upto > end {
                 self.append(&page.outcomes, page.upto, waits);
             }
         }
@@ -163,6 +165,14 @@ impl Feed {
                 Err(_) => return end,
             }
         }
+    }
+
+    /// The end of the feed is lost, perhaps with outcomes that are in the ring: it begins anew where the feed goes on.
+    fn restart(&self, at: Position) {
+        let mut ring = self.ring.write();
+        *ring = Ring { after: at, end: at, capacity: ring.capacity, ..Ring::default() };
+        drop(ring);
+        self.tail.send_replace(at);
     }
 
     fn append(&self, outcomes: &[Outcome], upto: Position, waits: &Waits) {

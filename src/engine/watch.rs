@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until},
 };
 
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,10 @@ use crate::{
 
 /// Outcomes of one read.
 const PAGE: usize = 256;
+
+/// How long a watch waits for the feed to come as far as its cursor, looking so often.
+const BEHIND: Duration = Duration::from_secs(5);
+const BEHIND_POLL: Duration = Duration::from_millis(250);
 
 /// Jobs whose progress is told and for which the filter's answer is remembered.
 const MAX_KNOWN: usize = 1024;
@@ -222,10 +226,18 @@ impl Watcher {
                 opening.existing = implied.then_some(head);
             }
             Start::After(position) if position < start.position => {
-                opening.gap = Some(gap(GapReason::Retention, start.position.0 - position.0));
+                let missed = store.breaks().count(position, start.position);
+                opening.gap = Some(gap(GapReason::Retention, missed));
                 self.at = start.position;
             }
-            Start::After(position) => self.at = position,
+            Start::After(position) => {
+                self.at = position;
+                self.wait_for(position).await?;
+                if let Some(lost) = store.breaks().find(position) {
+                    opening.gap = Some(gap(GapReason::LogReplaced, 0));
+                    self.at = lost.resumed;
+                }
+            }
             Start::OtherLog => {
                 opening.gap = Some(gap(GapReason::LogReplaced, 0));
                 self.at = start.position;
@@ -240,13 +252,6 @@ impl Watcher {
         if opening.existing.is_some() {
             self.at = Position(0);
         }
-        // Nobody may stand beyond the end: such a cursor is not of this log, whatever it says.
-        // What is known here of the end may be older than a cursor of another replica: the store is asked.
-        if self.at > head.max(*store.signals().head.borrow())
-            && self.at > store.get(Vec::new(), View::Basic).await?.1
-        {
-            return Err(Error::BadCursor { field: "after_cursor".into() });
-        }
         match (&opening.gap, self.request.on_gap) {
             (Some(Event::Gap { reason: GapReason::LogReplaced, .. }), OnGap::Fail) => {
                 Err(Error::LogReplaced { oldest: start.time })
@@ -254,6 +259,25 @@ impl Watcher {
             (Some(_), OnGap::Fail) => Err(Error::CursorExpired { oldest: start.time }),
             _ => Ok(opening),
         }
+    }
+
+    /// Waits until the feed has come as far as a cursor. What is known here of its end may be older than a cursor of
+    /// another replica, and so may be the database that this one has reached.
+    async fn wait_for(&self, cursor: Position) -> Result<(), Error> {
+        let store = &self.engine.0.store;
+        let end = Instant::now() + BEHIND;
+        while cursor > *store.signals().head.borrow() && cursor > store.get(Vec::new(), View::Basic).await?.1
+        {
+            if !store.is_shared() {
+                // There is no other that it could come from.
+                return Err(Error::BadCursor { field: "after_cursor".into() });
+            }
+            if Instant::now() >= end {
+                return Err(Error::ReplicaBehind);
+            }
+            sleep(BEHIND_POLL).await;
+        }
+        Ok(())
     }
 
     /// Looks which jobs of the filter are not final; answers with the head of the feed at that moment. Jobs that are
@@ -343,8 +367,10 @@ impl Watcher {
                 }
             }
             let stretch = self.engine.0.feed.read(self.at, PAGE).await?;
-            if let Some(start) = stretch.start {
-                self.mind_the_gap(start).await?;
+            if let Some(start) = stretch.start
+                && self.mind_the_gap(start).await?
+            {
+                continue;
             }
             self.send_outcomes(stretch.outcomes, stretch.upto).await?;
         }
@@ -355,18 +381,23 @@ impl Watcher {
         Ok(())
     }
 
-    /// The feed may be cut while a watcher lags.
-    async fn mind_the_gap(&mut self, start: FeedStart) -> Result<(), Error> {
-        if start.position <= self.at {
-            return Ok(());
-        }
+    /// The feed may be cut while a watcher lags, or its end be lost. Whether it was.
+    async fn mind_the_gap(&mut self, start: FeedStart) -> Result<bool, Error> {
+        let breaks = self.engine.0.store.breaks();
+        let (reason, to, missed, error) = if let Some(lost) = breaks.find(self.at) {
+            (GapReason::LogReplaced, lost.resumed, 0, Error::LogReplaced { oldest: start.time })
+        } else if start.position > self.at {
+            let missed = breaks.count(self.at, start.position);
+            (GapReason::Retention, start.position, missed, Error::CursorExpired { oldest: start.time })
+        } else {
+            return Ok(false);
+        };
         if self.request.on_gap == OnGap::Fail {
-            return Err(Error::CursorExpired { oldest: start.time });
+            return Err(error);
         }
-        let missed = start.position.0 - self.at.0;
-        self.at = start.position;
-        self.send(Some(self.at), Event::Gap { reason: GapReason::Retention, missed, oldest: start.time }, 0)
-            .await
+        self.at = to;
+        self.send(Some(to), Event::Gap { reason, missed, oldest: start.time }, 0).await?;
+        Ok(true)
     }
 
     async fn send_outcomes(&mut self, outcomes: Vec<Outcome>, upto: Position) -> Result<(), Error> {

@@ -13,6 +13,11 @@ pub enum Error {
     #[error("the cursor is not one of this service: pass it on exactly as it was received")]
     BadCursor { field: String },
     #[error(
+        "this server knows of nothing yet that came after the cursor: the database that it has reached is behind, or the \
+         cursor is not one of this service; try again, perhaps at another server"
+    )]
+    ReplicaBehind,
+    #[error(
         "the page token is not one of this list: pass it on exactly as it was received, with the same filter"
     )]
     BadPageToken,

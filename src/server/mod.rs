@@ -189,10 +189,10 @@ async fn open_store(config: &Arc<Config>) -> Result<(Arc<dyn Store>, Clock, Stri
                 opened => break opened?,
             }
         };
-        let (durability, connections) = (store.durability(), store.connections());
+        let (durability, connections, tls) = (store.durability(), store.connections(), store.is_encrypted());
         match durability {
-            Durability::Replicated => tracing::info!(connections, "{durability}"),
-            _ => tracing::warn!(connections, "{durability}"),
+            Durability::Replicated => tracing::info!(connections, tls, "{durability}"),
+            _ => tracing::warn!(connections, tls, "{durability}"),
         }
         let clock = Clock::following(store.ahead());
         return Ok((store, clock, url.to_string()));

@@ -111,6 +111,7 @@ fn told(error: &Error) -> Told {
             Told { metadata: vec![("oldest_time", rfc3339(oldest.0))], ..plain(OutOfRange, "LOG_REPLACED") }
         }
         Error::StoreUnavailable(_) => unavailable("STORE_UNAVAILABLE", 1),
+        Error::ReplicaBehind => unavailable("REPLICA_BEHIND", 1),
         Error::Draining => unavailable("DRAINING", 1),
         Error::StreamRotated => unavailable("STREAM_ROTATED", 0),
         Error::InBatch { index, error } => {

@@ -1,5 +1,6 @@
 //! Where jobs and their outcomes live.
 
+mod breaks;
 pub mod migrate;
 pub mod postgres;
 pub mod sqlite;
@@ -18,6 +19,8 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
+
+pub use breaks::{Break, Breaks};
 
 use crate::job::{
     Error, Fence, Filter, Job, JobId, JobSpec, Key, Kind, Progress, QueueName, Report, State, Timestamp,
@@ -112,6 +115,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Where the feed begins.
     async fn feed_start(&self) -> Result<FeedStart, Error>;
+
+    /// Where the feed broke off and went on. Asked after a read, it knows of every break before what was read.
+    fn breaks(&self) -> Breaks;
 
     /// Numbers of jobs by queue and kind. Kept, not counted: cheap.
     async fn counts(&self) -> Result<Vec<LineCounts>, Error>;

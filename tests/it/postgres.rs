@@ -1,6 +1,8 @@
 //! Servers on PostgreSQL: several on one database, and what happens when it goes away. The tests of the services run on it
 //! too with `JOBWIRE_TEST_STORE=postgres`.
 
+mod failover;
+mod tls;
 mod trouble;
 
 use std::{

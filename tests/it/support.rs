@@ -84,10 +84,14 @@ impl Server {
 
     /// Starts on a database, perhaps beside others.
     pub fn on_database(url: &str, config: &str) -> Self {
+        Self::try_on_database(url, config).unwrap_or_else(|said| panic!("no server: {said}"))
+    }
+
+    /// The same, or what it said instead of starting.
+    pub fn try_on_database(url: &str, config: &str) -> Result<Self, String> {
         let mut server = Self::with_store(Some(url.to_owned()));
         server.launch(config);
-        server.await_address();
-        server
+        if server.read_address() { Ok(server) } else { Err(server.log()) }
     }
 
     /// One of many on a database, to be started later. Its address stays the same: others know it by that.

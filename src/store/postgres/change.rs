@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
-    PostgresStore,
+    database::Database,
     hints::Hint,
     moves::{Present, Unit},
     pool::{Failure, Result, Step},
@@ -51,7 +51,6 @@ impl Rerun {
         let live = LiveRow {
             num: self.num,
             line: self.line,
-            bytes: self.bytes,
             retention: self.spec.retention,
             live: self.live.clone(),
         };
@@ -84,7 +83,7 @@ impl Named {
     }
 }
 
-impl PostgresStore {
+impl Database {
     async fn named(&self, ids: impl Iterator<Item = &JobId>) -> Result<Named> {
         let ids: Vec<JobId> = ids.collect::<HashSet<_>>().into_iter().cloned().collect();
         let rows: Vec<_> = self.jobs_by_id(&ids, View::Result).await?.jobs.into_iter().flatten().collect();

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    PostgresStore,
+    database::Database,
     hints::Hint,
     lines::Line,
     pool::Result,
@@ -24,7 +24,7 @@ const CLAIM: &str = include_str!("sql/claim.sql");
 /// Where the due jobs of a queue may stand, and how many of them to take.
 type Turn = (Vec<Span>, usize);
 
-impl PostgresStore {
+impl Database {
     /// At most `most` of what the claim wants, at once.
     pub async fn claim_upto(&self, now: Timestamp, claim: &Claim, most: usize) -> Result<Vec<Leased>> {
         let wanted = claim.wanted().min(most);

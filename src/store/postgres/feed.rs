@@ -3,7 +3,7 @@
 use tokio_postgres::Row;
 
 use super::{
-    PostgresStore,
+    database::Database,
     pool::{Failure, Result},
     rows::{self, JobRow, get},
 };
@@ -23,7 +23,7 @@ const SCAN: usize = 2000;
 /// Bytes of outputs on one page, about. Every watcher that lags behind holds one.
 const PAGE_BYTES: i64 = 1 << 20;
 
-impl PostgresStore {
+impl Database {
     pub async fn outcomes_after(&self, after: Position, limit: usize) -> Result<OutcomePage> {
         let limit = limit.min(SCAN) as i64;
         let found = self.pools.read.query(OUTCOMES, &[&after.0, &limit, &PAGE_BYTES]).await?;

@@ -2,7 +2,10 @@
 
 use tokio_postgres::{Client, binary_copy::BinaryCopyInWriter, types::Type};
 
-use super::open::{self, OpenError};
+use super::{
+    link::Link,
+    open::{self, OpenError},
+};
 use crate::store::migrate::Origin;
 
 const IMPORT: &str = include_str!("sql/import.sql");
@@ -19,7 +22,7 @@ impl Import {
     /// # Errors
     /// The database cannot be used, or holds a store.
     pub async fn begin(url: &str) -> Result<Self, OpenError> {
-        let (_, client, _) = open::open(url).await?;
+        let (client, _) = open::open(&Link::of(url)?).await?;
         open::take_turn(&client).await?;
         open::migrate_alone(&client).await?;
         let row = client.query_one("select current_schema()::text, exists (select from feed)", &[]).await?;
@@ -47,9 +50,8 @@ impl Import {
     /// # Errors
     /// As PostgreSQL says.
     pub async fn settle(&self, origin: &Origin) -> Result<(), OpenError> {
-        let (log_id, lease_key) = open::draw()?;
-        let log_id = origin.log_id.map_or(log_id, |id| id.0.to_be_bytes());
-        let lease_key = origin.lease_key.unwrap_or(lease_key);
+        let log_id = origin.log_id.map_or_else(open::draw, |id| Ok(id.0.to_be_bytes()))?;
+        let lease_key = origin.lease_key.map_or_else(open::draw, Ok)?;
         self.client
             .query_one(
                 IMPORT,

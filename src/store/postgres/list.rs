@@ -1,6 +1,6 @@
 //! Lists: pages by key, newest submit first, each a bounded amount of work.
 
-use super::{PostgresStore, pool::Result};
+use super::{database::Database, pool::Result};
 use crate::{
     job::{Filter, FinalState, LiveState, State, View},
     store::{ListPage, ListQuery, weight::weight},
@@ -31,7 +31,7 @@ const UNSUCCESSFUL: (&str, &str) = candidates!("done where state <> 5 and");
 const FINAL: (&str, &str) = candidates!("done where");
 const ALL: (&str, &str) = candidates!("job where");
 
-impl PostgresStore {
+impl Database {
     pub async fn list_jobs(&self, query: &ListQuery) -> Result<ListPage> {
         let (_, position) = self.bounds().await?;
         let mut page = ListPage { jobs: Vec::new(), next: None, position };

@@ -17,11 +17,13 @@ use tokio::{
     task::JoinHandle,
     time::{MissedTickBehavior, interval, sleep},
 };
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
+use tokio_postgres::{AsyncMessage, Client};
 
 use super::{
+    epoch::Guard,
     hints::{self, Hint, Hints, Round},
     lines::Lines,
+    link::Link,
     open::OpenError,
     pool::SESSION,
     standing::Standing,
@@ -78,18 +80,18 @@ impl Drop for Listener {
 
 impl Listener {
     /// Registers this process as a replica, and listens from now on.
-    pub async fn start(config: &Config, listening: Listening) -> Result<Self, OpenError> {
-        let session = Session::open(config).await?;
+    pub async fn start(listening: Listening) -> Result<Self, OpenError> {
+        let session = Session::open(&listening.link, &listening.guard).await?;
         let replica: i64 = session.client.query_one(REGISTER, &[]).await?.get("id");
         session.listen_for(replica).await?;
         compare_clocks(&session.client, &listening.ahead).await?;
-        Ok(Self { replica, task: tokio::spawn(listening.run(config.clone(), replica, session)) })
+        Ok(Self { replica, task: tokio::spawn(listening.run(replica, session)) })
     }
 }
 
 impl Session {
-    async fn open(config: &Config) -> Result<Self, OpenError> {
-        let (client, mut connection) = config.connect(NoTls).await?;
+    async fn open(link: &Link, guard: &Guard) -> Result<Self, OpenError> {
+        let (client, mut connection) = link.connect().await?;
         let (sender, notes) = mpsc::channel(256);
         let overflown = Arc::new(AtomicBool::new(false));
         let lost = overflown.clone();
@@ -104,6 +106,7 @@ impl Session {
             }
         });
         client.batch_execute(SESSION).await?;
+        guard.check(&client).await?;
         // Hints need not be synced.
         client.batch_execute("set synchronous_commit = off").await?;
         let channel: String =
@@ -113,8 +116,8 @@ impl Session {
     }
 
     /// One that listens to what is told to this replica alone too.
-    async fn open_for(config: &Config, replica: i64) -> Result<Self, OpenError> {
-        let session = Self::open(config).await?;
+    async fn open_for(link: &Link, guard: &Guard, replica: i64) -> Result<Self, OpenError> {
+        let session = Self::open(link, guard).await?;
         session.listen_for(replica).await?;
         Ok(session)
     }
@@ -126,6 +129,8 @@ impl Session {
 
 /// Who is told what others say, and who has something to say to them.
 pub struct Listening {
+    pub link: Link,
+    pub guard: Arc<Guard>,
     pub signals: Arc<Signals>,
     pub hints: Arc<Hints>,
     pub lines: Arc<Lines>,
@@ -135,7 +140,7 @@ pub struct Listening {
 }
 
 impl Listening {
-    async fn run(self, config: Config, replica: i64, first: Session) {
+    async fn run(self, replica: i64, first: Session) {
         let mut session = Some(first);
         loop {
             match session.take() {
@@ -144,7 +149,7 @@ impl Listening {
                     self.standing.hear(true);
                     tracing::warn!(error = %error, "the connection for hints is lost: looking by the clock until it is back");
                 }
-                None => match Session::open_for(&config, replica).await {
+                None => match Session::open_for(&self.link, &self.guard, replica).await {
                     Ok(open) => {
                         self.miss();
                         self.hints.post_missed();
@@ -179,6 +184,7 @@ impl Listening {
                 }
                 () = self.signals.listened.notified() => self.tell(replica, &session).await?,
                 _ = beat.tick() => {
+                    self.guard.check(&session.client).await?;
                     session.client.query(HOLD, &[&replica]).await?;
                     compare_clocks(&session.client, &self.ahead).await?;
                     let head: i64 = session.client.query_one(HEAD, &[]).await?.get(0);
@@ -248,13 +254,15 @@ impl Listening {
 
 /// The database's clock is the one that counts.
 async fn compare_clocks(client: &Client, ahead: &AtomicI64) -> Result<(), OpenError> {
-    let here = || {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-    };
-    let before = here();
+    let before = machine_time();
     let there: i64 =
         client.query_one("select (extract(epoch from clock_timestamp()) * 1000)::int8", &[]).await?.get(0);
-    ahead.store(there - (before + here()) / 2, Ordering::Relaxed);
+    ahead.store(there - (before + machine_time()) / 2, Ordering::Relaxed);
     Ok(())
+}
+
+/// Milliseconds since 1970, as this machine has it.
+pub fn machine_time() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

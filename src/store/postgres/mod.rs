@@ -3,14 +3,19 @@
 //! The rules decide in Rust on what was read; statements in `sql/` move jobs, each only if it is still as it was read
 //! ([`moves`]). So no lock outlives a statement, and a replica that freezes holds nobody up. A batch is one statement, one
 //! round trip, one transaction. Replicas tell each other what is new by hints ([`listen`]), behind each a slow look.
+//!
+//! When a standby takes the primary's place, the database is opened anew ([`epoch`]).
 
 mod change;
 mod claim;
+mod database;
+mod epoch;
 mod feed;
 mod held;
 mod hints;
 mod import;
 mod lines;
+mod link;
 mod list;
 mod listen;
 mod moves;
@@ -28,66 +33,48 @@ mod tests;
 mod tick;
 mod warnings;
 
-use std::sync::{
-    Arc, Weak,
-    atomic::{AtomicBool, AtomicI64, Ordering},
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
 };
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
-use tokio::time::Instant;
+use parking_lot::{Mutex, RwLock};
+use tokio::{sync::Notify, task::JoinHandle, time::sleep};
 
+pub use epoch::new_log;
 pub use import::Import;
 pub use open::{Durability, OpenError, connect, migrate_schema};
 
 use self::{
-    held::Held,
-    hints::{Hint, Hints},
-    lines::Lines,
-    listen::{Listener, Listening},
-    pool::{CONNECTIONS, Failure, Pools},
-    room::Rooms,
-    share::Parked,
-    standing::Standing,
-    warnings::Warnings,
+    database::{Common, Database},
+    link::Link,
+    pool::CONNECTIONS,
 };
 use super::{
-    Cancel, Change, Claim, Delete, FeedStart, GroupReply, LeaseId, Leased, LineCounts, ListPage, ListQuery,
-    LogId, OutcomePage, Position, ProgressHint, Renewal, Renewed, Retry, Settlement, Signals, Store,
-    Submission, Tick,
+    Breaks, Cancel, Change, Claim, Delete, FeedStart, GroupReply, LeaseId, Leased, LineCounts, ListPage,
+    ListQuery, LogId, OutcomePage, Position, ProgressHint, Renewal, Renewed, Retry, Settlement, Signals,
+    Store, Submission, Tick,
 };
 use crate::{
     config::Config,
     job::{Error, Filter, Job, JobId, Timestamp, View},
 };
 
+/// Between attempts to open a database that has failed over.
+const PAUSE: Duration = Duration::from_millis(500);
+
 /// A store in a database.
 #[derive(Debug)]
 pub struct PostgresStore {
-    me: Weak<Self>,
-    config: Arc<Config>,
-    signals: Arc<Signals>,
-    pools: Pools,
-    lines: Arc<Lines>,
-    room: Rooms,
-    held: Held,
-    standing: Arc<Standing>,
-    hints: Arc<Hints>,
-    listener: Mutex<Option<Listener>>,
-    /// The number of this process among the replicas.
-    replica: i64,
-    durability: Durability,
-    log_id: LogId,
+    common: Arc<Common>,
+    /// As it is in the present epoch.
+    database: RwLock<Arc<Database>>,
     lease_key: [u8; 32],
-    /// The newest time heard of, milliseconds: what a call without one goes by.
-    now: AtomicI64,
-    /// Milliseconds that the database's clock is ahead of the machine's.
-    ahead: Arc<AtomicI64>,
-    kept_house: Mutex<Instant>,
-    /// What other processes left behind is looked for once more.
-    just_begun: AtomicBool,
-    parked: Parked,
-    warnings: Warnings,
+    keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl PostgresStore {
@@ -97,69 +84,71 @@ impl PostgresStore {
     /// # Errors
     /// The database cannot be reached, will not do, or has been used by a newer version.
     pub async fn open(url: &str, config: Arc<Config>, now: Timestamp) -> Result<Arc<Self>, OpenError> {
-        let (settings, client, durability) = open::open(url).await?;
-        open::migrate(&client).await?;
-        open::check_grants(&client).await?;
-        let (log_id, lease_key) = open::identity(&client).await?;
-        drop(client);
-
-        let (signals, hints) = (Arc::new(Signals::new(Position(0))), Arc::new(Hints::default()));
-        let ahead = Arc::new(AtomicI64::new(0));
-        let (lines, standing) = (Arc::new(Lines::new(config.clone())), Arc::new(Standing::default()));
-        let listening = Listening {
-            signals: signals.clone(),
-            hints: hints.clone(),
-            lines: lines.clone(),
-            standing: standing.clone(),
-            ahead: ahead.clone(),
-        };
-        let listener = Listener::start(&settings, listening).await?;
-        let pools = Pools::new(&settings).map_err(failed)?;
-        let store = Arc::new_cyclic(|me| Self {
-            me: me.clone(),
-            signals,
-            pools,
-            lines,
-            room: Rooms::new(config.clone()),
-            held: Held::default(),
-            standing,
-            hints,
-            replica: listener.replica,
-            listener: Mutex::new(Some(listener)),
-            durability,
-            log_id,
-            lease_key,
-            now: AtomicI64::new(now.0),
-            ahead,
-            kept_house: Mutex::new(Instant::now()),
-            just_begun: AtomicBool::new(true),
-            parked: Parked::default(),
-            warnings: Warnings::default(),
+        let common = Arc::new(Common {
             config,
+            link: Link::of(url)?,
+            signals: Arc::new(Signals::new(Position(0))),
+            now: AtomicI64::new(now.0),
+            ahead: Arc::default(),
+            moved: Arc::default(),
         });
-        store.begin(now).await.map_err(failed)?;
+        let database = Database::open(&common, None, now).await?.ok_or(OpenError::Moved)?;
+        database.tell_head().await?;
+        let lease_key = database.lease_key;
+        let database = RwLock::new(database);
+        let store = Arc::new(Self { common, database, lease_key, keeper: Mutex::default() });
+        let keeper = tokio::spawn(keep(Arc::downgrade(&store), store.common.moved.clone()));
+        *store.keeper.lock() = Some(keeper);
         Ok(store)
     }
 
-    async fn begin(&self, now: Timestamp) -> pool::Result<()> {
-        self.warn().await?;
-        self.lines.refresh(&self.pools.write).await?;
-        self.keep_house().await?;
-        let spent = self.recover(now).await?;
-        if spent > 0 {
-            tracing::warn!(
-                attempts = spent,
-                "attempts that ended processes were running are counted as failed"
-            );
+    fn database(&self) -> Arc<Database> {
+        self.database.read().clone()
+    }
+
+    /// Opens the database anew if its log is in another epoch. Until that has succeeded no session is accepted.
+    async fn reopen(&self) {
+        let old = self.database();
+        let known = *self.common.signals.head.borrow();
+        let now = self.common.time();
+        match Database::open(&self.common, Some(old.epoch), now).await {
+            Ok(None) => {}
+            Ok(Some(new)) => {
+                match new.breaks.find(known) {
+                    Some(lost) => tracing::warn!(
+                        ended = lost.ended.0,
+                        known = known.0,
+                        "the database has failed over and lacks the end of its log: outcomes up to `known` were told of, and \
+                         those after `ended` are lost, with whatever else happened then. Who has heard of them is told \
+                         LOG_REPLACED"
+                    ),
+                    None => tracing::warn!(
+                        "the database has failed over, with all outcomes that were known of here"
+                    ),
+                }
+                tracing::warn!("{}", new.durability);
+                *self.database.write() = new.clone();
+                old.close();
+                if let Err(error) = new.tell_head().await {
+                    tracing::debug!(%error, "the end of the feed will be told by the listener");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the database has failed over, and cannot be used yet");
+                sleep(PAUSE).await;
+                self.common.moved.notify_one();
+            }
         }
-        let (_, head) = self.bounds().await?;
-        self.signals.advance(Some(head), false);
-        Ok(())
     }
 
     /// What the server's settings make of an acknowledgement.
     pub fn durability(&self) -> Durability {
-        self.durability
+        self.database().durability
+    }
+
+    /// Whether others can read what is said to the database.
+    pub fn is_encrypted(&self) -> bool {
+        self.database().is_encrypted
     }
 
     /// Connections that this replica holds at most.
@@ -169,44 +158,20 @@ impl PostgresStore {
 
     /// Milliseconds that the database's clock is ahead of this machine's, kept up to date.
     pub fn ahead(&self) -> Arc<AtomicI64> {
-        self.ahead.clone()
-    }
-
-    fn last_time(&self) -> Timestamp {
-        Timestamp(self.now.load(Ordering::Relaxed))
+        self.common.ahead.clone()
     }
 
     fn at(&self, now: Timestamp) {
-        self.now.fetch_max(now.0, Ordering::Relaxed);
-    }
-
-    /// Tells those who listen, here and at other replicas, what has come of a commit.
-    fn news(&self, hint: Hint, changed: impl Iterator<Item = JobId>) {
-        self.standing.tell(&hint.standing);
-        self.signals.advance(hint.head, hint.due);
-        self.hints.post(hint);
-        let (here, elsewhere) = (self.signals.changed.receiver_count() > 0, self.hints.is_watched());
-        if here || elsewhere {
-            for job in changed {
-                if elsewhere {
-                    self.hints.post_changed(job.clone());
-                }
-                // Only hints: without a listener, or with a slow one, they are lost.
-                let _ = self.signals.changed.send(job);
-            }
-        }
-    }
-
-    /// Whether somebody may want to hear of changes.
-    fn is_watched(&self) -> bool {
-        self.signals.changed.receiver_count() > 0 || self.hints.is_watched()
+        self.common.now.fetch_max(now.0, Ordering::Relaxed);
     }
 }
 
-fn failed(failure: Failure) -> OpenError {
-    match failure {
-        Failure::Postgres(error) => OpenError::Postgres(error),
-        other => OpenError::Store(other.into()),
+/// Looks after the epoch for as long as the store is there.
+async fn keep(store: Weak<PostgresStore>, moved: Arc<Notify>) {
+    loop {
+        moved.notified().await;
+        let Some(store) = store.upgrade() else { return };
+        store.reopen().await;
     }
 }
 
@@ -214,8 +179,8 @@ fn failed(failure: Failure) -> OpenError {
 impl Store for PostgresStore {
     async fn submit(&self, now: Timestamp, groups: Vec<Vec<Submission>>) -> Result<Vec<GroupReply>, Error> {
         self.at(now);
-        self.submit_groups(now, groups).await.map_err(|failure| match failure.is_full() {
-            true => Error::StoreFull { free: 0, reserve: self.config.store.reserve_bytes },
+        self.database().submit_groups(now, groups).await.map_err(|failure| match failure.is_full() {
+            true => Error::StoreFull { free: 0, reserve: self.common.config.store.reserve_bytes },
             false => failure.into(),
         })
     }
@@ -223,15 +188,15 @@ impl Store for PostgresStore {
     async fn claim(&self, now: Timestamp, claim: Claim) -> Result<Vec<Leased>, Error> {
         self.at(now);
         let leased = match claim.wait.clone() {
-            Some(wait) => self.wait_for_jobs(now, claim, &wait).await?,
-            None => self.claim_upto(now, &claim, usize::MAX).await?,
+            Some(wait) => self.database().wait_for_jobs(now, claim, &wait).await?,
+            None => self.database().claim_upto(now, &claim, usize::MAX).await?,
         };
         Ok(leased)
     }
 
     async fn renew(&self, now: Timestamp, renewals: Vec<Renewal>) -> Result<Vec<Renewed>, Error> {
         self.at(now);
-        Ok(self.renew_leases(renewals).await?)
+        Ok(self.database().renew_leases(renewals).await?)
     }
 
     async fn settle(
@@ -240,7 +205,7 @@ impl Store for PostgresStore {
         settlements: Vec<Settlement>,
     ) -> Result<Vec<Result<(), Error>>, Error> {
         self.at(now);
-        Ok(self.settle_attempts(now, settlements).await?)
+        Ok(self.database().settle_attempts(now, settlements).await?)
     }
 
     async fn cancel(
@@ -249,43 +214,43 @@ impl Store for PostgresStore {
         cancels: Vec<Cancel>,
     ) -> Result<Vec<Result<Change, Error>>, Error> {
         self.at(now);
-        Ok(self.cancel_jobs(now, cancels).await?)
+        Ok(self.database().cancel_jobs(now, cancels).await?)
     }
 
     async fn retry(&self, now: Timestamp, retries: Vec<Retry>) -> Result<Vec<Result<Change, Error>>, Error> {
         self.at(now);
-        Ok(self.retry_jobs(now, retries).await?)
+        Ok(self.database().retry_jobs(now, retries).await?)
     }
 
     async fn delete(&self, now: Timestamp, deletes: Vec<Delete>) -> Result<Vec<Result<(), Error>>, Error> {
         self.at(now);
-        Ok(self.delete_jobs(deletes).await?)
+        Ok(self.database().delete_jobs(deletes).await?)
     }
 
     async fn tick(&self, now: Timestamp) -> Result<Tick, Error> {
         self.at(now);
-        Ok(self.tick_now(now).await?)
+        Ok(self.database().tick_now(now).await?)
     }
 
     async fn leased(&self, leases: Vec<LeaseId>, with_input: bool) -> Result<Vec<Option<Job>>, Error> {
-        Ok(self.leased_jobs(&leases, with_input).await?)
+        Ok(self.database().leased_jobs(&leases, with_input).await?)
     }
 
     async fn lease_job(&self, lease: LeaseId) -> Result<Option<(JobId, bool)>, Error> {
-        Ok(self.job_of_lease(lease).await?)
+        Ok(self.database().job_of_lease(lease).await?)
     }
 
     async fn get(&self, ids: Vec<JobId>, view: View) -> Result<(Vec<Option<Job>>, Position), Error> {
-        let found = self.jobs_by_id(&ids, view).await?;
+        let found = self.database().jobs_by_id(&ids, view).await?;
         Ok((found.jobs.into_iter().map(|row| row.map(|row| row.job)).collect(), found.head))
     }
 
     async fn list(&self, query: ListQuery) -> Result<ListPage, Error> {
-        Ok(self.list_jobs(&query).await?)
+        Ok(self.database().list_jobs(&query).await?)
     }
 
     async fn outcomes(&self, after: Position, limit: usize) -> Result<OutcomePage, Error> {
-        Ok(self.outcomes_after(after, limit).await?)
+        Ok(self.database().outcomes_after(after, limit).await?)
     }
 
     async fn existing(
@@ -295,20 +260,25 @@ impl Store for PostgresStore {
         filter: &Filter,
         limit: usize,
     ) -> Result<OutcomePage, Error> {
-        Ok(self.newest_outcomes(after, upto, filter, limit).await?)
+        Ok(self.database().newest_outcomes(after, upto, filter, limit).await?)
     }
 
     async fn position_at(&self, time: Timestamp) -> Result<Position, Error> {
-        Ok(self.position_of(time).await?)
+        Ok(self.database().position_of(time).await?)
     }
 
     async fn feed_start(&self) -> Result<FeedStart, Error> {
-        Ok(self.bounds().await?.0)
+        Ok(self.database().bounds().await?.0)
     }
 
     async fn counts(&self) -> Result<Vec<LineCounts>, Error> {
-        let counted = self.lines.counts(&self.pools.read).await?;
+        let database = self.database();
+        let counted = database.lines.counts(&database.pools.read).await?;
         Ok(counted.into_iter().map(|line| line.counts).collect())
+    }
+
+    fn breaks(&self) -> Breaks {
+        self.database().breaks.clone()
     }
 
     fn is_shared(&self) -> bool {
@@ -320,22 +290,21 @@ impl Store for PostgresStore {
     }
 
     fn log_id(&self) -> LogId {
-        self.log_id
+        self.database().log_id()
     }
 
     fn signals(&self) -> &Signals {
-        &self.signals
+        &self.common.signals
     }
 
     fn tell_progress(&self, hint: Arc<ProgressHint>) {
-        if self.hints.is_watched() {
-            self.hints.post_progress(hint.clone());
-        }
-        let _ = self.signals.progress.send(hint);
+        self.database().tell_progress(hint);
     }
 
     async fn close(&self) {
-        self.pools.close();
-        drop(self.listener.lock().take());
+        if let Some(keeper) = self.keeper.lock().take() {
+            keeper.abort();
+        }
+        self.database().close();
     }
 }

@@ -4,7 +4,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    PostgresStore,
+    database::Database,
     hints::Hint,
     lines::Lines,
     pool::Result,
@@ -259,7 +259,7 @@ impl Columns {
     }
 }
 
-impl PostgresStore {
+impl Database {
     /// Carries out a unit: all jobs that are still as they were read are moved, in one transaction.
     pub async fn carry_out(&self, now: Timestamp, unit: &Unit) -> Result<Moved> {
         let mut columns = Columns::default();

@@ -1,11 +1,11 @@
 //! Opening: migrations, and what the server's settings promise.
 
-use std::{fmt, io, time::Duration};
+use std::{fmt, io};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
-use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, error::SqlState};
+use tokio_postgres::{Client, SimpleQueryMessage, error::SqlState};
 
-use super::pool::SESSION;
+use super::{link::Link, pool::SESSION};
 use crate::store::LogId;
 
 /// Each takes the schema one version further. Never edit one that was released: add the next.
@@ -67,33 +67,49 @@ pub enum OpenError {
          `jobwire migrate` again, or use an empty database"
     )]
     Unfinished,
+    #[error("TLS to the database: {0}")]
+    Tls(String),
+    #[error(
+        "the database has failed over, or its log was begun anew: it is opened again, try again in a moment"
+    )]
+    Moved,
+    #[error("servers use the database ({servers}): stop them first, and start them again afterwards")]
+    InUse { servers: i64 },
+    #[error(
+        "the server that answers is not the primary any more: it knows nothing of the newest failover. Stop it; if it was \
+         restored on purpose, restart jobwire"
+    )]
+    Outdated,
     #[error("the system has no random numbers")]
     NoRandomness,
 }
 
 impl OpenError {
-    /// Whether the server has said no, so that it is known that nothing was done. It has not where it only takes its leave:
-    /// then what it was at may have been done.
-    pub fn is_refusal(&self) -> bool {
-        let Self::Postgres(error) = self else { return false };
-        error.code().is_some_and(|state| !["08", "57"].iter().any(|class| state.code().starts_with(class)))
-    }
-
     /// Whether it may be different in a moment: the server cannot be reached, starts, or has no connection to give.
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Postgres(error) => match error.code() {
                 Some(state) => ["08", "53", "57P"].iter().any(|class| state.code().starts_with(class)),
                 None => {
-                    error.is_closed()
-                        || std::error::Error::source(error).is_some_and(|cause| cause.is::<io::Error>())
+                    let cause = std::error::Error::source(error);
+                    let io = cause.and_then(|cause| cause.downcast_ref::<io::Error>());
+                    // What TLS has against a certificate stays so.
+                    error.is_closed() || io.is_some_and(|io| io.kind() != io::ErrorKind::InvalidData)
                 }
             },
+            Self::Moved => true,
             Self::Store(error) => matches!(error, crate::job::Error::StoreUnavailable(_)),
             // A standby may be the primary in a moment.
             Self::ReadOnly => true,
             _ => false,
         }
+    }
+
+    /// Whether the server has said no, so that it is known that nothing was done. It has not where it only takes its leave:
+    /// then what it was at may have been done.
+    pub fn is_refusal(&self) -> bool {
+        let Self::Postgres(error) = self else { return false };
+        error.code().is_some_and(|state| !["08", "57"].iter().any(|class| state.code().starts_with(class)))
     }
 }
 
@@ -114,12 +130,12 @@ fn reason(error: &tokio_postgres::Error) -> String {
 /// # Errors
 /// The database cannot be reached.
 pub async fn connect(url: &str) -> Result<Client, OpenError> {
-    connect_with(&settings(url)?).await
+    connect_with(&Link::of(url)?).await
 }
 
 /// The same with settings that are known.
-pub async fn connect_with(config: &Config) -> Result<Client, OpenError> {
-    let (client, connection) = config.connect(NoTls).await.map_err(unreachable)?;
+pub async fn connect_with(link: &Link) -> Result<Client, OpenError> {
+    let (client, connection) = link.connect().await.map_err(unreachable)?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection to PostgreSQL has ended");
@@ -140,36 +156,15 @@ fn unreachable(error: tokio_postgres::Error) -> OpenError {
     }
 }
 
-/// The settings of a URL, with what jobwire needs besides.
-pub fn settings(url: &str) -> Result<Config, OpenError> {
-    let mut config: Config = url.parse().map_err(OpenError::Url)?;
-    if config.get_application_name().is_none() {
-        config.application_name("jobwire");
-    }
-    if config.get_connect_timeout().is_none() {
-        config.connect_timeout(Duration::from_secs(5));
-    }
-    // A peer that is gone without a word is noticed within half a minute.
-    config
-        .keepalives_idle(Duration::from_secs(10))
-        .keepalives_interval(Duration::from_secs(5))
-        .keepalives_retries(4);
-    config.tcp_user_timeout(Duration::from_secs(30));
-    // Of several hosts the primary.
-    config.target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite);
-    Ok(config)
-}
-
 /// The first session with a database, which will do.
 ///
 /// # Errors
 /// It cannot be reached, or will not do.
-pub async fn open(url: &str) -> Result<(Config, Client, Durability), OpenError> {
-    let config = settings(url)?;
-    let client = connect_with(&config).await?;
-    refuse_pooler(&config, &client).await?;
+pub async fn open(link: &Link) -> Result<(Client, Durability), OpenError> {
+    let client = connect_with(link).await?;
+    refuse_pooler(link, &client).await?;
     let durability = check(&client).await?;
-    Ok((config, client, durability))
+    Ok((client, durability))
 }
 
 /// Brings the schema of a database up to date. Answers with its version.
@@ -177,7 +172,7 @@ pub async fn open(url: &str) -> Result<(Config, Client, Durability), OpenError> 
 /// # Errors
 /// The database cannot be used, its schema is of a later version, or the role may not change it.
 pub async fn migrate_schema(url: &str) -> Result<usize, OpenError> {
-    let (_, client, _) = open(url).await?;
+    let (client, _) = open(&Link::of(url)?).await?;
     migrate(&client).await?;
     Ok(MIGRATIONS.len())
 }
@@ -246,9 +241,15 @@ pub async fn check(client: &Client) -> Result<Durability, OpenError> {
     Ok(Durability::of(row.get("is_safe"), row.get("is_synchronous"), row.get("has_standby")))
 }
 
+/// Whether what is said to the server is encrypted.
+pub async fn is_encrypted(client: &Client) -> Result<bool, OpenError> {
+    let row = client.query_opt("select ssl from pg_stat_ssl where pid = pg_backend_pid()", &[]).await?;
+    Ok(row.is_some_and(|row| row.get(0)))
+}
+
 /// Refuses a connection whose statements do not all reach one and the same session, which is not that of any other.
-pub async fn refuse_pooler(config: &Config, client: &Client) -> Result<(), OpenError> {
-    let other = connect_with(config).await?;
+pub async fn refuse_pooler(link: &Link, client: &Client) -> Result<(), OpenError> {
+    let other = connect_with(link).await?;
     let first = session(client).await?;
     for _ in 0..3 {
         // A transaction keeps the other from giving its session away.
@@ -342,23 +343,31 @@ pub async fn check_grants(client: &Client) -> Result<(), OpenError> {
     }
 }
 
-/// What a new store is called, and signs with.
-pub fn draw() -> Result<([u8; 8], [u8; 32]), OpenError> {
-    let (mut log_id, mut lease_key) = ([0; 8], [0; 32]);
-    let random = SystemRandom::new();
-    let drawn = random.fill(&mut log_id).and_then(|()| random.fill(&mut lease_key));
-    drawn.map_err(|_| OpenError::NoRandomness)?;
-    Ok((log_id, lease_key))
-}
-
 /// What the store is called, and signs with. Drawn by whoever comes first.
 pub async fn identity(client: &Client) -> Result<(LogId, [u8; 32]), OpenError> {
-    let (log_id, lease_key) = draw()?;
+    let drawn: [u8; 40] = draw()?;
+    let (log_id, lease_key) = drawn.split_at(8);
     let found = "insert into feed (log_id, lease_key) select $1, $2 where not exists (select from feed)";
-    client.execute(found, &[&log_id.as_slice(), &lease_key.as_slice()]).await?;
+    client.execute(found, &[&log_id, &lease_key]).await?;
     let row = client.query_one("select log_id, lease_key from feed", &[]).await?;
     let (log_id, lease_key): (&[u8], &[u8]) = (row.get(0), row.get(1));
-    let damaged = || OpenError::Store(crate::job::Error::DataLoss("the identity of the store".into()));
-    let log_id = LogId(u64::from_be_bytes(log_id.try_into().map_err(|_| damaged())?));
-    Ok((log_id, lease_key.try_into().map_err(|_| damaged())?))
+    Ok((LogId::of(log_id)?, lease_key.try_into().map_err(|_| damaged())?))
+}
+
+/// Random bytes.
+pub fn draw<const N: usize>() -> Result<[u8; N], OpenError> {
+    let mut drawn = [0; N];
+    SystemRandom::new().fill(&mut drawn).map_err(|_| OpenError::NoRandomness)?;
+    Ok(drawn)
+}
+
+fn damaged() -> OpenError {
+    OpenError::Store(crate::job::Error::DataLoss("the identity of the store".into()))
+}
+
+impl LogId {
+    /// As it is stored.
+    pub(super) fn of(bytes: &[u8]) -> Result<Self, OpenError> {
+        Ok(Self(u64::from_be_bytes(bytes.try_into().map_err(|_| damaged())?)))
+    }
 }

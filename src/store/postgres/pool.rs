@@ -1,12 +1,13 @@
 //! Connections: a fixed number, each kind of work with its own, so that none can take them all.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime, Timeouts,
 };
-use tokio_postgres::{Config, NoTls, Row, error::SqlState, types::ToSql};
+use tokio_postgres::{Row, error::SqlState, types::ToSql};
 
+use super::{epoch::Guard, link::Link};
 use crate::{job::Error, store::written::Damaged};
 
 pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
@@ -98,6 +99,7 @@ impl From<PoolError> for Failure {
             PoolError::Backend(error) | PoolError::PostCreateHook(HookError::Backend(error)) => {
                 Self::Postgres(error)
             }
+            PoolError::PostCreateHook(HookError::Message(why)) => Self::NoConnection(why.into()),
             PoolError::Closed => Self::Closed,
             PoolError::Timeout(_) => Self::NoConnection(format!("none was free for {PATIENCE:?}")),
             other => Self::NoConnection(other.to_string()),
@@ -124,11 +126,11 @@ pub struct Pools {
 }
 
 impl Pools {
-    pub fn new(config: &Config) -> Result<Self> {
+    pub fn new(link: &Link, guard: &Arc<Guard>) -> Result<Self> {
         Ok(Self {
-            write: Connections::new(config, WRITERS)?,
-            claim: Connections::new(config, CLAIMERS)?,
-            read: Connections::new(config, READERS)?,
+            write: Connections::new(link, guard, WRITERS)?,
+            claim: Connections::new(link, guard, CLAIMERS)?,
+            read: Connections::new(link, guard, READERS)?,
         })
     }
 
@@ -140,16 +142,21 @@ impl Pools {
 }
 
 impl Connections {
-    fn new(config: &Config, size: usize) -> Result<Self> {
+    fn new(link: &Link, guard: &Arc<Guard>, size: usize) -> Result<Self> {
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = Manager::from_config(config.clone(), NoTls, recycling);
+        let manager = Manager::from_config(link.config.clone(), link.tls.clone(), recycling);
         let patience = Some(PATIENCE);
+        let guard = guard.clone();
         let pool = Pool::builder(manager)
             .max_size(size)
             .timeouts(Timeouts { wait: patience, create: patience, recycle: patience })
             .runtime(Runtime::Tokio1)
-            .post_create(Hook::async_fn(|client, _| {
-                Box::pin(async move { client.batch_execute(SESSION).await.map_err(HookError::Backend) })
+            .post_create(Hook::async_fn(move |client, _| {
+                let guard = guard.clone();
+                Box::pin(async move {
+                    client.batch_execute(SESSION).await.map_err(HookError::Backend)?;
+                    guard.check(client).await.map_err(|error| HookError::Message(error.to_string().into()))
+                })
             }))
             .build()
             .map_err(|error| Failure::NoConnection(error.to_string()))?;

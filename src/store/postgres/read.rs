@@ -3,7 +3,7 @@
 use tokio_postgres::Row;
 
 use super::{
-    PostgresStore,
+    database::Database,
     pool::Result,
     rows::{self, JobRow, get},
 };
@@ -22,7 +22,7 @@ pub struct Snapshot {
     pub head: Position,
 }
 
-impl PostgresStore {
+impl Database {
     pub async fn jobs(&self, nums: &[i64], view: View) -> Result<Vec<Option<JobRow>>> {
         Ok(self.snapshot(nums, &[], view, view == View::Full).await?.jobs)
     }

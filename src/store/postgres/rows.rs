@@ -26,8 +26,6 @@ use crate::{
 pub struct LiveRow {
     pub num: i64,
     pub line: i32,
-    /// Size of the payload.
-    pub bytes: i64,
     /// None: the queue's.
     pub retention: Option<Duration>,
     pub live: Live,
@@ -115,7 +113,6 @@ pub fn live(row: &Row) -> Result<LiveRow> {
     Ok(LiveRow {
         num: some(row, "num")?,
         line: some(row, "line")?,
-        bytes: some(row, "bytes")?,
         retention: get::<Option<i64>>(row, "retention").map(|ms| Duration::from_millis(ms.unsigned_abs())),
         live: Live {
             state,

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{
-    PostgresStore,
+    database::Database,
     moves::{Present, Unit},
     pool::Result,
     rows::{JobRow, get},
@@ -15,7 +15,7 @@ use crate::{
 
 const RENEW: &str = include_str!("sql/renew.sql");
 
-impl PostgresStore {
+impl Database {
     pub async fn renew_leases(&self, renewals: Vec<Renewal>) -> Result<Vec<Renewed>> {
         let leases: Vec<LeaseId> = renewals.iter().map(|renewal| renewal.lease).collect();
         // Of a lease that is named twice the last word counts.

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{PostgresStore, lines::Line, pool::Result};
+use super::{database::Database, lines::Line, pool::Result};
 use crate::{
     job::{Kind, QueueName, Timestamp},
     store::{Claim, ClaimWait, Leased},
@@ -41,6 +41,16 @@ struct Waiting {
     reply: oneshot::Sender<Result<Vec<Leased>>>,
 }
 
+impl Parked {
+    /// Answers all with what there is: nothing.
+    pub fn release(&self) {
+        for waiting in std::mem::take(&mut *self.claims.lock()) {
+            // Nobody may be there any more to take it.
+            drop(waiting.reply.send(Ok(Vec::new())));
+        }
+    }
+}
+
 impl Waiting {
     fn now(&self) -> Timestamp {
         self.since.0.after(self.since.1.elapsed())
@@ -51,7 +61,7 @@ impl Waiting {
     }
 }
 
-impl PostgresStore {
+impl Database {
     /// Leases, once there are jobs or the wait has ended.
     pub async fn wait_for_jobs(&self, now: Timestamp, claim: Claim, wait: &ClaimWait) -> Result<Vec<Leased>> {
         let (reply, mut answer) = oneshot::channel();

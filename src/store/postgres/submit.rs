@@ -9,7 +9,7 @@ use std::{
 use tokio_postgres::Row;
 
 use super::{
-    PostgresStore,
+    database::Database,
     hints::Hint,
     pool::{Failure, Result},
     room::Room,
@@ -89,7 +89,7 @@ struct Plan<'a> {
     new_keys: HashMap<(&'a QueueName, &'a Key), Found>,
 }
 
-impl PostgresStore {
+impl Database {
     pub async fn submit_groups(
         &self,
         now: Timestamp,
@@ -344,8 +344,7 @@ impl<'a> Plan<'a> {
             trace: item.trace.clone(),
             submitted: self.now,
         };
-        let bytes = item.spec.payload.size as i64;
-        let row = LiveRow { num: 0, line: 0, bytes, retention: item.spec.retention, live: live.clone() };
+        let row = LiveRow { num: 0, line: 0, retention: item.spec.retention, live: live.clone() };
         let job = Arc::new(rows::of_live(fixed, &row));
         if !item.check_only {
             let place = self.accepted.len();

@@ -1,3 +1,4 @@
+mod epochs;
 mod opening;
 mod plans;
 mod replicas;

@@ -5,7 +5,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use tokio_postgres::Row;
 
 use super::{
-    PostgresStore,
+    database::Database,
     hints::Hint,
     moves::{Present, Unit},
     pool::Result,
@@ -37,7 +37,7 @@ const FOLDED: i64 = 10_000;
 /// What need not be done at every tick is done this often.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
-impl PostgresStore {
+impl Database {
     pub async fn tick_now(&self, now: Timestamp) -> Result<Tick> {
         let mut tick = Tick::default();
         tick.more |= self.elapse(now, &mut tick.revoked).await?;

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
-    PostgresStore,
+    database::Database,
     pool::{CONNECTIONS, Connections, Result},
 };
 
@@ -48,13 +48,13 @@ impl Warnings {
     }
 }
 
-impl PostgresStore {
+impl Database {
     pub async fn warn(&self) -> Result<()> {
         let Some(is_first) = self.warnings.is_first() else { return Ok(()) };
         // The listener's is there, and the one that asks.
         let needed = if is_first { CONNECTIONS - 2 } else { 0 };
         let mut found = look(&self.pools.read, PATIENCE, needed).await?;
-        let ahead = self.ahead.load(Ordering::Relaxed);
+        let ahead = self.common.ahead.load(Ordering::Relaxed);
         if ahead.abs() > MAX_APART {
             let how = if ahead > 0 { "behind" } else { "ahead of" };
             found.insert(format!(

@@ -52,8 +52,9 @@ use self::{
     writer::{Durable, State, Writer},
 };
 use super::{
-    Cancel, Change, Claim, Delete, FeedStart, GroupReply, LeaseId, Leased, LineCounts, ListPage, ListQuery,
-    LogId, OutcomePage, Position, Renewal, Renewed, Retry, Settlement, Signals, Store, Submission, Tick,
+    Breaks, Cancel, Change, Claim, Delete, FeedStart, GroupReply, LeaseId, Leased, LineCounts, ListPage,
+    ListQuery, LogId, OutcomePage, Position, Renewal, Renewed, Retry, Settlement, Signals, Store, Submission,
+    Tick,
 };
 use crate::{
     config::Config,
@@ -351,6 +352,10 @@ impl Store for SqliteStore {
 
     async fn position_at(&self, time: Timestamp) -> Result<Position, Error> {
         self.read(move |connection| feed::position_at(connection, time)).await
+    }
+
+    fn breaks(&self) -> Breaks {
+        Breaks::default()
     }
 
     async fn feed_start(&self) -> Result<FeedStart, Error> {

@@ -34,7 +34,7 @@ held as (
   returning *),
 counted as (
   insert into tally (line, queued, running) select line, -count(*), count(*) from gone group by line)
-select p.turn, l.num, l.line, l.state, l.run, l.attempt, l.version, l.priority, l.due, l.start_by, l.end_by, l.bytes,
+select p.turn, l.num, l.line, l.state, l.run, l.attempt, l.version, l.priority, l.due, l.start_by, l.end_by,
        l.retention, l.fence, l.worker, l.started, l.until, l.cancel_reason,
        j.id, j.submitted, j.content_type, j.payload, length(j.payload)::int8 as size, j.options,
        n.at, n.fraction, n.note, n.details_type, n.details,

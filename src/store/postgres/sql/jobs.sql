@@ -6,7 +6,7 @@ select h.head, q.at, j.num, j.id, j.line, j.priority, j.submitted, j.content_typ
        l.num is not null as is_live, coalesce(l.state, d.state) as state, coalesce(l.run, d.run) as run,
        coalesce(l.attempt, d.attempt) as attempt, coalesce(l.version, d.version) as version,
        coalesce(l.fence, d.fence) as fence, coalesce(l.worker, d.worker) as worker,
-       coalesce(l.started, d.started) as started, l.due, l.start_by, l.end_by, l.bytes, l.retention, l.until,
+       coalesce(l.started, d.started) as started, l.due, l.start_by, l.end_by, l.retention, l.until,
        l.cancel_reason, d.seq, d.finished, d.keep_until, d.error, d.content_type as output_type,
        case when $4 then d.output end as output, length(d.output)::int8 as output_size,
        n.at as progress_at, n.fraction, n.note, n.details_type, n.details,

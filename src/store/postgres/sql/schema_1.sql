@@ -13,6 +13,23 @@ create table feed (
   last      int8  not null default 0       -- the largest seq when rows were last removed
 );
 
+-- The server, and the timeline of its log of changes. A standby that becomes the primary begins a new timeline; so does a
+-- server that is restored from an archive.
+create view server as
+  select system_identifier as system,
+         ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int8 as timeline
+  from pg_control_system();
+
+-- One for each server and timeline that the feed was written on. Between the place where the one before ended, as far as
+-- is known there, and the first position of this one, nothing is of the feed.
+create table epoch (
+  first    int8 primary key,               -- positions are larger
+  ended    int8 not null,
+  system   int8 not null,
+  timeline int8 not null,
+  began    timestamptz not null default now()
+);
+
 -- One for each pair of queue and kind, with its counts as of the last fold; `tally` has what came since. Counts of final
 -- states only grow.
 create table line (

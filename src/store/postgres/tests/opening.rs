@@ -25,7 +25,7 @@ async fn replicas_that_start_together_migrate_once() {
     for store in &stores {
         assert_eq!((store.log_id(), store.lease_key()), (stores[0].log_id(), stores[0].lease_key()));
     }
-    let mut replicas: Vec<i64> = stores.iter().map(|store| store.replica).collect();
+    let mut replicas: Vec<i64> = stores.iter().map(|store| store.database().replica).collect();
     replicas.sort_unstable();
     replicas.dedup();
     assert_eq!(replicas.len(), 6);
@@ -85,7 +85,7 @@ async fn what_keeps_a_database_from_serving_well_is_told() {
         other.query_one("select current_setting('application_name')", &[]).await.unwrap().get(0);
     let told = async |patience: u64, needed: usize| -> Vec<String> {
         let patience = Duration::from_secs(patience);
-        look(&store.pools.read, patience, needed).await.unwrap().into_iter().collect()
+        look(&store.database().pools.read, patience, needed).await.unwrap().into_iter().collect()
     };
     let open_by_other = |told: Vec<String>| {
         told.iter().any(|line| line.contains("a transaction is open since") && line.contains(&name))

@@ -13,37 +13,43 @@ use crate::{
     },
 };
 
-const NOW: Timestamp = Timestamp(1_700_000_000_000);
+pub const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
-struct Replicas {
-    schema: Schema,
-    config: Arc<Config>,
+pub struct Replicas {
+    pub schema: Schema,
+    pub config: Arc<Config>,
 }
 
 impl Replicas {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         Self { schema: Schema::new().await, config: Arc::new(Config::default()) }
     }
 
-    async fn open(&self) -> Arc<PostgresStore> {
+    pub async fn open(&self) -> Arc<PostgresStore> {
         PostgresStore::open(self.schema.url(), self.config.clone(), NOW).await.unwrap()
     }
 
-    async fn pair(&self) -> [Arc<PostgresStore>; 2] {
+    pub async fn pair(&self) -> [Arc<PostgresStore>; 2] {
         [self.open().await, self.open().await]
     }
 }
 
-async fn submit(store: &PostgresStore, new: impl IntoIterator<Item = impl Into<Submission>>) {
+/// Gets to know the lines that others have made.
+async fn refresh(store: &PostgresStore) {
+    let database = store.database();
+    database.lines.refresh(&database.pools.read).await.unwrap();
+}
+
+pub async fn submit(store: &PostgresStore, new: impl IntoIterator<Item = impl Into<Submission>>) {
     let group = new.into_iter().map(Into::into).collect();
     store.submit(NOW, vec![group]).await.unwrap().remove(0).unwrap();
 }
 
-fn success(leased: &crate::store::Leased) -> Settlement {
+pub fn success(leased: &crate::store::Leased) -> Settlement {
     World::report(leased, Report::Succeeded(Payload::new(Payload::TEXT, "out")))
 }
 
-async fn outcomes(store: &PostgresStore, mut after: Position) -> Vec<Outcome> {
+pub async fn outcomes(store: &PostgresStore, mut after: Position) -> Vec<Outcome> {
     let mut all = Vec::new();
     loop {
         let page = store.outcomes(after, 100).await.unwrap();
@@ -196,7 +202,7 @@ async fn no_job_is_leased_twice() {
     let replicas = Replicas::new().await;
     let stores = replicas.pair().await;
     submit(&stores[0], (0..300).map(|n| job(&format!("job-{n}")).queue(["one", "two"][n % 2]))).await;
-    stores[1].lines.refresh(&stores[1].pools.read).await.unwrap();
+    refresh(&stores[1]).await;
     let claims = (0..40).map(|n| {
         let store = stores[n % 2].clone();
         tokio::spawn(async move { store.claim(NOW, World::wish(10)).await.unwrap() })
@@ -249,7 +255,7 @@ async fn connections_that_were_cut_are_made_again() {
         assert!(n < 100, "no hint any more");
     }
     // And the sign of life: nobody takes it for gone.
-    b.lines.refresh(&b.pools.read).await.unwrap();
+    refresh(&b).await;
     let leased = b.claim(NOW, World::wish(1)).await.unwrap().remove(0);
     replicas.schema.wait_for_locks(2).await;
     let c = replicas.open().await;
@@ -263,7 +269,7 @@ async fn only_what_a_dead_process_was_running_is_spent() {
     let [a, b] = replicas.pair().await;
     submit(&a, [job("of-a"), job("of-b"), job("of-w")]).await;
     a.claim(NOW, World::wish(1)).await.unwrap();
-    b.lines.refresh(&b.pools.read).await.unwrap();
+    refresh(&b).await;
     b.claim(NOW, World::wish(1)).await.unwrap();
     let theirs = Claim { worker: "w1".parse().unwrap(), ..World::wish(1) };
     b.claim(NOW, theirs).await.unwrap();

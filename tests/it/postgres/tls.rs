@@ -1,0 +1,73 @@
+//! TLS to the database: each mode asks of the server's certificate what it says.
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+
+use super::{Cluster, execute};
+use crate::{
+    calls::finish,
+    support::{Server, submit},
+};
+
+/// Has the server of a cluster take TLS, with a certificate for this host. Answers with that of the authority.
+fn take_tls(cluster: &Cluster, host: &str) -> String {
+    let key = KeyPair::generate().unwrap();
+    let mut authority = CertificateParams::default();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = authority.self_signed(&key).unwrap();
+    let issuer = Issuer::new(authority, key);
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new([host.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    // By its own hands: the key must be readable for nobody else.
+    for (name, text) in [("server.crt", certificate.pem()), ("server.key", key.serialize_pem())] {
+        let lines: Vec<_> = text.lines().map(|line| format!("('{line}')")).collect();
+        let write = format!("copy (values {}) to program 'umask 077; cat >{name}'", lines.join(","));
+        execute(&cluster.url, &write);
+    }
+    execute(&cluster.url, "alter system set ssl = on");
+    execute(&cluster.url, "select pg_reload_conf()");
+    root.pem()
+}
+
+#[tokio::test]
+async fn each_mode_asks_what_it_says() {
+    let cluster = Cluster::start(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let url = cluster.schema();
+    let plain = Server::try_on_database(&format!("{url}&sslmode=require"), "").err().expect("no TLS yet");
+    assert!(plain.contains("TLS"), "{plain}");
+
+    let stranger = file("stranger.pem", &take_tls(&cluster, "127.0.0.1"));
+    let root = file("root.pem", &take_tls(&cluster, "127.0.0.1"));
+    let with = |mode: &str, roots: &str| format!("{url}&sslmode={mode}&sslrootcert={roots}");
+    for (url, tls) in [
+        (format!("{url}&sslmode=disable"), false),
+        (url.clone(), true),
+        (format!("{url}&sslmode=require"), true),
+        (with("require", &root), true),
+        (with("verify-ca", &root), true),
+        (with("verify-full", &root), true),
+    ] {
+        let server = Server::on_database(&url, "");
+        finish(&server.client().await, submit("echo", "1")).await;
+        assert!(server.log().contains(&format!("tls={tls}")), "{url}: {}", server.log());
+    }
+    let refused = |url: &str, words: &str| {
+        let said = Server::try_on_database(url, "").err().unwrap_or_else(|| panic!("{url} is taken"));
+        assert!(said.contains(words), "{url}: {said}");
+    };
+    for mode in ["require", "verify-ca", "verify-full"] {
+        refused(&with(mode, &stranger), "invalid peer certificate");
+    }
+    refused(&format!("{url}&sslmode=verify-full"), "sslrootcert=/etc");
+
+    // Signed as it should be, but for another host.
+    let root = file("other.pem", &take_tls(&cluster, "db.example.org"));
+    refused(&with("verify-full", &root), "not valid for name");
+    let server = Server::on_database(&with("verify-ca", &root), "");
+    finish(&server.client().await, submit("echo", "1")).await;
+}
