@@ -99,7 +99,6 @@ ask() {
 
 # Waits until a server answers `t`.
 until_true() {
-    local try
     for _ in {1..600}; do
         [ "$(ask "$1" "$2" 2>/dev/null)" = t ] && return
         sleep 0.05
