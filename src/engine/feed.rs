@@ -106,8 +106,7 @@ impl Feed {
     }
 
     /// Forgets what other processes have deleted, for ever.
-    pub async fn forget_others(&self) {
-        let mut deleted = self.store.signals().deleted.subscribe();
+    pub async fn forget_others(&self, mut deleted: broadcast::Receiver<Option<(JobId, Position)>>) {
         loop {
             match deleted.recv().await {
                 Ok(Some((job, upto))) => self.forget(&job, upto),

@@ -125,10 +125,12 @@ impl Engine {
         let Inner { config, tasks, .. } = &*self.0;
         let workers = &config.workers;
         let (heartbeat, lease) = (workers.heartbeat, workers.lease);
+        // Before the first outcome is kept.
+        let deleted = self.0.store.signals().deleted.subscribe();
         let follow = self.0.clone();
         self.spawn_duty(tasks, async move { follow.feed.follow(&follow.waits).await });
         let forget = self.0.clone();
-        self.spawn_duty(tasks, async move { forget.feed.forget_others().await });
+        self.spawn_duty(tasks, async move { forget.feed.forget_others(deleted).await });
         let keep = self.0.clone();
         self.spawn_duty(
             tasks,
