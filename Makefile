@@ -96,7 +96,7 @@ build: ## The release binary
 fmt: ## Format the code
 	cargo fmt
 
-peers: ## Measure jobwire beside other job services, half an hour; installs them
+peers: ## Measure jobwire beside other job services, ten minutes once they are installed
 	benches/peers/run.sh --write docs/benchmarks.md
 
 advisories: ## Known vulnerabilities in dependencies; needs the network
