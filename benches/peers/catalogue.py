@@ -99,6 +99,10 @@ PEERS = [
     ),
 ]
 
-# jobwire is driven by its own `bench`: a scenario for throughput, and one for latency.
-JOBWIRE = {"jobwire, StreamSubmit": "stream-lifecycle", "jobwire, unary Submit, 64 callers": "lifecycle"}
+# jobwire is driven by its own `bench`: a scenario for throughput, and one for latency. Some rows have a store beside it.
+JOBWIRE = {
+    "jobwire, StreamSubmit": ("stream-lifecycle", None),
+    "jobwire, unary Submit, 64 callers": ("lifecycle", None),
+    "jobwire on PostgreSQL, StreamSubmit": ("stream-lifecycle", servers.postgres),
+}
 JOBWIRE_LATENCY = "latency"

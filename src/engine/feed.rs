@@ -5,7 +5,7 @@
 //! Followers sleep on the tail, read from the ring, and from the store when they lag behind it.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -27,6 +27,15 @@ const PAGE: usize = 1000;
 
 /// Bytes of outcomes that a follower is given in one read, about: they stay in memory for as long as it is slow.
 const PAGE_BYTES: usize = 1 << 20;
+
+/// Messages that are kept because outcomes before theirs are still to be read.
+const EARLY: usize = 16;
+
+/// Outcomes of one commit.
+type Told = Arc<Vec<Outcome>>;
+
+/// What was handed over too early, by its first position.
+type Early = BTreeMap<Position, Told>;
 
 pub struct Feed {
     store: Arc<dyn Store>,
@@ -121,14 +130,16 @@ impl Feed {
     pub async fn follow(&self, waits: &Waits) {
         let mut head = self.store.signals().head.subscribe();
         let mut told = self.store.signals().outcomes.subscribe();
+        let mut early = BTreeMap::new();
         loop {
             let known = *head.borrow_and_update();
-            let end = self.take(&mut told, waits);
+            let end = self.take(&mut told, &mut early, waits);
             if end >= known && tokio::time::timeout(POLL, head.changed()).await.is_ok() {
                 continue;
             }
             // Something was not handed over, or for long there was no wake-up at all.
-            let page = match self.store.outcomes(end, PAGE).await {
+            let missing = early.first_key_value().map_or(PAGE, |(first, _)| (first.0 - end.0 - 1) as usize);
+            let page = match self.store.outcomes(end, missing.min(PAGE)).await {
                 Ok(page) => page,
                 Err(error) => {
                     tracing::error!(%error, "the feed cannot be read");
@@ -147,23 +158,31 @@ impl Feed {
         }
     }
 
-    /// Appends what the store has handed over. Answers with the end of the ring.
-    fn take(&self, told: &mut broadcast::Receiver<Arc<Vec<Outcome>>>, waits: &Waits) -> Position {
-        let mut end = self.ring.read().end;
+    /// Appends what the store has handed over, and what came too early before: others may have outcomes in between, which
+    /// are read from the store. Answers with the end of the ring.
+    fn take(&self, told: &mut broadcast::Receiver<Told>, early: &mut Early, waits: &Waits) -> Position {
         loop {
             match told.try_recv() {
                 Ok(outcomes) => {
-                    let (Some(first), Some(last)) = (outcomes.first(), outcomes.last()) else { continue };
-                    // After a gap the store is read, which has these too.
-                    if first.position.0 == end.0 + 1 {
-                        end = last.position;
-                        self.append(&outcomes, end, waits);
-                    }
+                    let Some(first) = outcomes.first() else { continue };
+                    early.insert(first.position, outcomes);
                 }
                 Err(broadcast::error::TryRecvError::Lagged(_)) => {}
-                Err(_) => return end,
+                Err(_) => break,
             }
         }
+        while early.len() > EARLY {
+            early.pop_first();
+        }
+        let mut end = self.ring.read().end;
+        while let Some(next) = early.first_entry().filter(|next| next.key().0 <= end.0 + 1) {
+            let (first, outcomes) = next.remove_entry();
+            if let Some(last) = outcomes.last().filter(|_| first.0 == end.0 + 1) {
+                end = last.position;
+                self.append(&outcomes, end, waits);
+            }
+        }
+        end
     }
 
     /// The end of the feed is lost, perhaps with outcomes that are in the ring: it begins anew where the feed goes on.
@@ -285,7 +304,10 @@ fn weight(outcome: &Outcome) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{FinalState, JobSpec, Kind, Payload, State};
+    use crate::{
+        job::{FinalState, JobSpec, Kind, Payload, State},
+        store::sqlite::SqliteStore,
+    };
 
     fn outcome(position: i64, id: &str) -> Outcome {
         let kind: Kind = "echo".parse().unwrap();
@@ -301,6 +323,30 @@ mod tests {
         let stretch = ring.read(ring.after, 100).unwrap();
         assert_eq!(stretch.upto, ring.end);
         stretch.outcomes.iter().map(|outcome| outcome.position.0).collect()
+    }
+
+    #[tokio::test]
+    async fn what_comes_too_early_waits_for_what_is_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(dir.path(), Arc::default(), Timestamp(0)).unwrap();
+        let (feed, waits, mut early) = (Feed::new(store.clone(), 1 << 20), Waits::new(1), Early::new());
+        let mut told = store.signals().outcomes.subscribe();
+        let mut take = |first: i64, last: i64| {
+            store.signals().tell((first..=last).map(|n| outcome(n, &n.to_string())).collect());
+            feed.take(&mut told, &mut early, &waits).0
+        };
+        assert_eq!(take(1, 2), 2);
+        assert_eq!(take(7, 8), 2);
+        assert_eq!(take(5, 6), 2);
+        assert_eq!(take(3, 4), 8);
+        // Read from the store meanwhile.
+        assert_eq!(take(10, 11), 8);
+        feed.append(&[outcome(9, "9"), outcome(10, "10")], Position(10), &waits);
+        assert_eq!(take(13, 13), 10);
+        feed.append(&[outcome(11, "11"), outcome(12, "12")], Position(12), &waits);
+        assert_eq!(take(14, 14), 14);
+        assert!(early.is_empty());
+        assert_eq!(positions(&feed.ring.read()), (1..=14).collect::<Vec<_>>());
     }
 
     #[test]
