@@ -1,6 +1,7 @@
 //! Where jobs and their outcomes live.
 
 mod breaks;
+mod fixed;
 pub mod migrate;
 pub mod postgres;
 pub mod sqlite;

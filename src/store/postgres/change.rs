@@ -10,14 +10,14 @@ use super::{
     hints::Hint,
     moves::{Present, Unit},
     pool::{Failure, Result, Step},
-    rows::{self, Fixed, JobRow, LiveRow, get, millis},
+    rows::{JobRow, get, millis},
     standing::Span,
 };
 use crate::{
     job::{
         Cancelled, Error, Job, JobId, JobSpec, Live, LiveState, Retried, State, Suspension, Timestamp, View,
     },
-    store::{Cancel, Change, Delete, LeaseId, Position, Retry},
+    store::{Cancel, Change, Delete, LeaseId, Position, Retry, fixed::Fixed},
 };
 
 const LOCK: &str = include_str!("sql/lock.sql");
@@ -48,13 +48,7 @@ impl Rerun {
             trace: row.job.trace.clone(),
             submitted: row.job.submit_time,
         };
-        let live = LiveRow {
-            num: self.num,
-            line: self.line,
-            retention: self.spec.retention,
-            live: self.live.clone(),
-        };
-        rows::of_live(fixed, &live)
+        fixed.live(&self.live)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Between rows and the vocabulary.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -15,10 +15,12 @@ use super::{
 };
 use crate::{
     job::{
-        Attempt, FinalState, Job, JobId, JobSpec, Lease, Live, LiveState, Payload, Policy, Progress, State,
-        Timestamp, View,
+        Attempt, FinalState, Job, Lease, Live, LiveState, Payload, Policy, Progress, State, Timestamp, View,
     },
-    store::written::{self, Damaged},
+    store::{
+        fixed::Fixed,
+        written::{self, Damaged},
+    },
 };
 
 /// The row of an unfinished job.
@@ -36,15 +38,6 @@ impl LiveRow {
     pub fn keep_until(&self, line: &Line, now: Timestamp) -> Timestamp {
         now.after(self.retention.unwrap_or(line.policy.retention))
     }
-}
-
-/// What never changes of a job.
-#[derive(Clone, Debug)]
-pub struct Fixed {
-    pub id: JobId,
-    pub spec: Arc<JobSpec>,
-    pub trace: BTreeMap<String, String>,
-    pub submitted: Timestamp,
 }
 
 /// A job as `jobs.sql` has it.
@@ -147,48 +140,11 @@ fn body(row: &Row, column: &str) -> Option<Bytes> {
     get::<Option<&[u8]>>(row, column).map(Bytes::copy_from_slice)
 }
 
-/// An unfinished job that has no past.
-pub fn of_live(fixed: Fixed, row: &LiveRow) -> Job {
-    let LiveRow { live, .. } = row;
-    let lease = live.lease.as_ref();
-    Job {
-        id: fixed.id,
-        spec: fixed.spec,
-        state: State::Live(live.state),
-        attempt: live.attempt,
-        run: live.run,
-        output: None,
-        error: None,
-        progress: None,
-        cancel_requested: live.cancel_reason.is_some(),
-        worker: lease.map(|lease| lease.worker.clone()),
-        submit_time: fixed.submitted,
-        next_attempt_time: lease.is_none().then_some(live.due),
-        start_time: lease.map(|lease| lease.started),
-        finish_time: None,
-        delete_time: None,
-        version: live.version,
-        trace: fixed.trace,
-        attempts: Vec::new(),
-    }
-}
-
-/// An unfinished job with what its past left behind: progress, and the last failure of its run.
-fn with_past(row: &Row, mut job: Job, at: &'static str) -> Result<Job> {
-    job.progress = progress(row, at)?;
-    if let Some(failed) = last_failure(row, job.run)? {
-        job.error = failed.error;
-        job.start_time = job.start_time.or(failed.start_time);
-        job.worker = job.worker.or(failed.worker);
-    }
-    Ok(job)
-}
-
 /// A leased job, of `claim.sql`.
 pub fn leased(row: &Row, lines: &Lines) -> Result<(LiveRow, Job)> {
     let live = live(row)?;
-    let job = of_live(fixed(row, lines, "content_type", body(row, "payload"))?, &live);
-    let job = with_past(row, job, "at")?;
+    let fixed = fixed(row, lines, "content_type", body(row, "payload"))?;
+    let job = fixed.live_with_past(&live.live, progress(row, "at")?, last_failure(row, live.live.run)?);
     Ok((live, job))
 }
 
@@ -199,7 +155,8 @@ pub fn job(row: &Row, lines: &Lines, view: View) -> Result<Option<JobRow>> {
     let fixed = fixed(row, lines, "content_type", body)?;
     let (live, mut job) = if get(row, "is_live") {
         let live = live(row)?;
-        let job = with_past(row, of_live(fixed, &live), "progress_at")?;
+        let (progress, failed) = (progress(row, "progress_at")?, last_failure(row, live.live.run)?);
+        let job = fixed.live_with_past(&live.live, progress, failed);
         (Some(live), job)
     } else {
         (None, ended(row, fixed)?)

@@ -13,13 +13,14 @@ use super::{
     hints::Hint,
     pool::{Failure, Result},
     room::Room,
-    rows::{self, Fixed, JobRow, LiveRow, get, millis},
+    rows::{JobRow, get, millis},
     standing::Span,
 };
 use crate::{
     job::{Error, Job, JobId, Key, Live, LiveState, QueueName, Timestamp},
     store::{
         GroupReply, Position, Submission, Submitted,
+        fixed::Fixed,
         written::{self, fingerprint},
     },
 };
@@ -344,8 +345,7 @@ impl<'a> Plan<'a> {
             trace: item.trace.clone(),
             submitted: self.now,
         };
-        let row = LiveRow { num: 0, line: 0, retention: item.spec.retention, live: live.clone() };
-        let job = Arc::new(rows::of_live(fixed, &row));
+        let job = Arc::new(fixed.live(&live));
         if !item.check_only {
             let place = self.accepted.len();
             self.room.take(item);

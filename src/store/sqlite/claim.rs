@@ -6,13 +6,13 @@ use rusqlite::params;
 
 use super::{
     fresh::Place,
-    read::{self, Fixed},
+    read,
     rows::{self, LiveRow, Result},
     tx::Tx,
 };
 use crate::{
     job::{Cause, Ending, FinalState, Job, JobError, Lease, Live, QueueName, State, Timestamp},
-    store::{Claim, LeaseId, Leased, turns::turns},
+    store::{Claim, LeaseId, Leased, fixed::Fixed, turns::turns},
 };
 
 /// Adds at most `most` jobs to what the claim was given so far.
@@ -118,7 +118,7 @@ fn lease(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, num: i64) -> Result<Opt
     let is_new = row.live.version == 1;
     let row = LiveRow { live, ..row };
     let job = match is_new {
-        true => read::of_live(fixed.clone(), &row),
+        true => fixed.clone().live(&row.live),
         false => read::live_job(tx.connection, fixed.clone(), &row)?,
     };
     hand_out(tx, row, fixed, job).map(Some)
@@ -128,7 +128,7 @@ fn lease(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, num: i64) -> Result<Opt
 fn lease_fresh(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: LiveRow, fixed: Fixed) -> Result<Leased> {
     let row = LiveRow { live: grant(tx, now, claim, &row), ..row };
     tx.insert_leased(&row)?;
-    let job = read::of_live(fixed.clone(), &row);
+    let job = fixed.clone().live(&row.live);
     hand_out(tx, row, fixed, job)
 }
 

@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::{read::Fixed, rows::LiveRow};
-use crate::job::Timestamp;
+use super::rows::LiveRow;
+use crate::{job::Timestamp, store::fixed::Fixed};
 
 /// Where a job stands in its line: its rank, then its number. The order of the index `live_ready`.
 pub type Place = (i64, i64);

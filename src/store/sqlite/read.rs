@@ -1,6 +1,6 @@
 //! Reading jobs. Works on the writer's connection, inside its transaction, and on a reader's.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::rows::{self, LIVE_COLUMNS, LiveRow, Result};
 use crate::{
     job::{Attempt, Job, JobError, JobId, JobSpec, Payload, Progress, State, Timestamp, View},
-    store::LeaseId,
+    store::{LeaseId, fixed::Fixed},
 };
 
 /// The number of a job. Its row is looked at, not only the index: damage must not make it pass for another.
@@ -30,15 +30,6 @@ pub fn id(connection: &Connection, num: i64) -> Result<Option<JobId>> {
         .prepare_cached("SELECT id FROM job WHERE num = ?1")?
         .query_row([num], |row| rows::job_id(row.get_ref(0)?))
         .optional()
-}
-
-/// What never changes of a job.
-#[derive(Clone, Debug)]
-pub struct Fixed {
-    pub id: JobId,
-    pub spec: Arc<JobSpec>,
-    pub trace: BTreeMap<String, String>,
-    pub submitted: Timestamp,
 }
 
 const FIXED: &str = "SELECT job.id, queue, kind, priority, submitted, content_type, length(payload) AS size, options \
@@ -120,43 +111,14 @@ pub fn lease_job(connection: &Connection, lease: LeaseId) -> Result<Option<(JobI
 
 /// An unfinished job, without its history.
 pub fn live_job(connection: &Connection, fixed: Fixed, row: &LiveRow) -> Result<Job> {
-    let mut job = of_live(fixed, row);
     // A released attempt is not counted, but may have left progress.
-    if row.live.version > 1 {
-        job.progress = progress(connection, row.num)?;
-        if let Some(failed) = latest_failure(connection, row.num, row.live.run)? {
-            job.error = failed.error;
-            job.start_time = job.start_time.or(failed.start_time);
-            job.worker = job.worker.or(failed.worker);
+    Ok(match row.live.version > 1 {
+        true => {
+            let failed = latest_failure(connection, row.num, row.live.run)?;
+            fixed.live_with_past(&row.live, progress(connection, row.num)?, failed)
         }
-    }
-    Ok(job)
-}
-
-/// An unfinished job that has no past.
-pub fn of_live(fixed: Fixed, row: &LiveRow) -> Job {
-    let LiveRow { live, .. } = row;
-    let lease = live.lease.as_ref();
-    Job {
-        id: fixed.id,
-        spec: fixed.spec,
-        state: State::Live(live.state),
-        attempt: live.attempt,
-        run: live.run,
-        output: None,
-        error: None,
-        progress: None,
-        cancel_requested: live.cancel_reason.is_some(),
-        worker: lease.map(|lease| lease.worker.clone()),
-        submit_time: fixed.submitted,
-        next_attempt_time: lease.is_none().then_some(live.due),
-        start_time: lease.map(|lease| lease.started),
-        finish_time: None,
-        delete_time: None,
-        version: live.version,
-        trace: fixed.trace,
-        attempts: Vec::new(),
-    }
+        false => fixed.live(&row.live),
+    })
 }
 
 fn done_job(connection: &Connection, num: i64, fixed: Fixed, view: View) -> Result<Job> {

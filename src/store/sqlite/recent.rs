@@ -3,8 +3,11 @@
 
 use std::collections::HashMap;
 
-use super::{read::Fixed, rows::LiveRow};
-use crate::job::{Live, Timestamp};
+use super::rows::LiveRow;
+use crate::{
+    job::{Live, Timestamp},
+    store::fixed::Fixed,
+};
 
 /// Jobs of one generation.
 const JOBS: usize = 8192;

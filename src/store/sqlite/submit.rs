@@ -5,8 +5,7 @@ use std::sync::Arc;
 use rusqlite::{OptionalExtension, params};
 
 use super::{
-    change,
-    read::{self, Fixed},
+    change, read,
     rows::{self, LiveRow, Result},
     tx::Tx,
 };
@@ -14,6 +13,7 @@ use crate::{
     job::{Error, Job, JobId, JobSpec, Live, LiveState, Timestamp},
     store::{
         GroupReply, Position, Submission, Submitted,
+        fixed::Fixed,
         written::{self, fingerprint},
     },
 };
@@ -86,18 +86,18 @@ fn submit_one(
         trace: submission.trace.clone(),
         submitted: now,
     };
-    let row = match submission.check_only {
-        true => as_if(submission, now),
-        false => insert(tx, now, submission, fixed.clone())?,
+    let live = match submission.check_only {
+        true => Live::admit(&submission.spec, now),
+        false => insert(tx, now, submission, fixed.clone())?.live,
     };
-    Ok(Ok(Submitted { job: read::of_live(fixed, &row).into(), deduplicated: false, position: before }))
+    Ok(Ok(Submitted { job: fixed.live(&live).into(), deduplicated: false, position: before }))
 }
 
 /// A job that is there already, without its payload.
 fn present(tx: &Tx<'_>, num: i64) -> Result<std::result::Result<Job, Error>> {
     if let Some((row, fixed)) = tx.fresh.get(num) {
         let fixed = Fixed { spec: fixed.spec.omit_payload(), ..fixed.clone() };
-        return Ok(Ok(read::of_live(fixed, row)));
+        return Ok(Ok(fixed.live(&row.live)));
     }
     change::present(tx, num)
 }
@@ -210,13 +210,6 @@ fn no_room(tx: &Tx<'_>, spec: &Arc<JobSpec>) -> Option<Error> {
         return None;
     }
     full(&format!("queue {}", spec.queue), limit)
-}
-
-/// What would be inserted. It has no number, and no line.
-fn as_if(submission: &Submission, now: Timestamp) -> LiveRow {
-    let spec = &submission.spec;
-    let bytes = spec.payload.size as i64;
-    LiveRow { num: 0, line: 0, bytes, retention: spec.retention, live: Live::admit(spec, now) }
 }
 
 fn insert(tx: &mut Tx<'_>, now: Timestamp, submission: &Submission, fixed: Fixed) -> Result<LiveRow> {

@@ -6,7 +6,6 @@ use super::{
     Shared,
     fresh::Fresh,
     lines::Lines,
-    read::Fixed,
     recent::Recent,
     rows::{self, LIVE_COLUMNS, LiveRow, Result, as_millis},
 };
@@ -16,7 +15,7 @@ use crate::{
         Attempt, Ending, Fence, Job, JobError, JobId, Live, LiveState, Next, Policy, Progress, State, Step,
         Timestamp,
     },
-    store::{Outcome, Position, written},
+    store::{Outcome, Position, fixed::Fixed, written},
 };
 
 pub struct Tx<'a> {
