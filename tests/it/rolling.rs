@@ -167,6 +167,7 @@ async fn a_rolling_restart_loses_nothing() {
     let worker = tokio::spawn(worker.run(done.clone().cancelled_owned()));
     let mut totals = Totals::default();
     let mut course = Course::new(Rng::new(), 2);
+    course.ledger.lock().servers_stop = true;
     let submit = || tokio::spawn(submit_all(client.clone(), course.ledger.clone(), over.clone()));
     let submitters = [submit(), submit()];
     let (count, counted) = tokio::sync::watch::channel(usize::MAX);

@@ -55,6 +55,7 @@ impl<'a> Fleet<'a> {
         let servers: Vec<_> = (0..rng.usize(2..=3)).map(|_| Server::replica(&url)).collect();
         let addresses = servers.iter().map(|server| server.address().to_owned()).collect();
         let mut fleet = Self { course: Course::new(rng, 2), cluster, url, servers, addresses, idle: None };
+        fleet.course.ledger.lock().servers_stop = true;
         (0..fleet.servers.len()).for_each(|at| fleet.start_again(at, totals));
         fleet
     }
