@@ -2,6 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
+use tokio::time::{Instant, sleep};
 use tokio_postgres::Row;
 
 use super::{
@@ -33,6 +34,9 @@ const SLICE: i64 = 500;
 
 /// Rows of `tally` that are folded at once.
 const FOLDED: i64 = 10_000;
+
+/// A process whose connections were cut has its sign of life back within it.
+const COMEBACK: Duration = Duration::from_millis(300);
 
 /// What need not be done at every tick is done this often.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -72,7 +76,7 @@ impl Database {
         let mut kept = self.kept_house.lock();
         let is_time = kept.elapsed() >= HOUSEKEEPING;
         if is_time {
-            *kept = tokio::time::Instant::now();
+            *kept = Instant::now();
         }
         is_time
     }
@@ -137,11 +141,13 @@ impl Database {
     /// Those of other workers go on: their leases live long enough for them to come back. Answers with how many were
     /// spent.
     pub async fn recover(&self, now: Timestamp) -> Result<usize> {
-        let found = self.pools.write.query(LOST, &[]).await?;
-        let is_pool = |row: &Row| get::<&str>(row, "worker").parse::<WorkerId>().is_ok_and(|id| id.is_pool());
-        let (pools, others): (Vec<&Row>, Vec<&Row>) = found.iter().partition(|row| is_pool(row));
-        let proven = pools.into_iter().filter(|row| get(row, "proven"));
-        let lost: Vec<i64> = proven.map(|row| get(row, "num")).collect();
+        let (mut lost, others) = self.look_for_lost().await?;
+        if !lost.is_empty() {
+            sleep(COMEBACK).await;
+            let (still, _) = self.look_for_lost().await?;
+            lost.retain(|lease| still.contains(lease));
+        }
+        let lost: Vec<i64> = lost.into_iter().map(|lease| lease.job).collect();
         for nums in lost.chunks(SLICE as usize) {
             let mut unit = Unit::new(self.jobs(nums, View::Basic).await?.into_iter().flatten());
             for &num in nums {
@@ -154,9 +160,18 @@ impl Database {
             }
             self.carry_out(now, &unit).await?;
         }
-        let others: Vec<i64> = others.into_iter().map(|row| get(row, "num")).collect();
         let until = now.after(self.config.workers.lease);
         self.pools.write.query(SPARE, &[&others, &until.0]).await?;
         Ok(lost.len())
+    }
+
+    /// Leases of pools that are proven to be gone; jobs that other workers hold, granted by processes that are gone.
+    async fn look_for_lost(&self) -> Result<(Vec<LeaseId>, Vec<i64>)> {
+        let found = self.pools.write.query(LOST, &[]).await?;
+        let is_pool = |row: &Row| get::<&str>(row, "worker").parse::<WorkerId>().is_ok_and(|id| id.is_pool());
+        let (pools, others): (Vec<&Row>, Vec<&Row>) = found.iter().partition(|row| is_pool(row));
+        let proven = pools.into_iter().filter(|row| get(row, "proven"));
+        let lost = proven.map(|row| LeaseId { job: get(row, "num"), fence: get(row, "fence") });
+        Ok((lost.collect(), others.into_iter().map(|row| get(row, "num")).collect()))
     }
 }

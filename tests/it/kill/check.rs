@@ -230,7 +230,10 @@ pub fn check_feed(ledger: &mut Ledger, feed: Vec<Key>, watchers: &[Watcher]) {
 
 /// Every job is as its last outcome says, with the attempts that led there. Counts those that crashes ended.
 pub async fn check_jobs(client: &mut Client, ledger: &Shared) -> usize {
-    let numbers = ledger.lock().known.clone();
+    let (numbers, servers_stop) = {
+        let ledger = ledger.lock();
+        (ledger.known.clone(), ledger.servers_stop)
+    };
     let mut crashed = 0;
     look_up(client, ledger, &numbers, JobView::Full, |job| {
         assert!(is_final(job.state()), "{job:?}");
@@ -238,11 +241,16 @@ pub async fn check_jobs(client: &mut Client, ledger: &Shared) -> usize {
         let of_run: Vec<_> = of_run.collect();
         let failed: Vec<_> = of_run.iter().map(|failed| failed.attempt).collect();
         let mut causes = of_run.iter().filter_map(|failed| failed.error.as_ref()).map(|error| error.cause());
-        let came_late =
-            failed.last() == Some(&job.attempt) && causes.next_back() == Some(Cause::LeaseExpired);
+        let came_late = failed.last() == Some(&job.attempt)
+            && match causes.next_back() {
+                Some(Cause::LeaseExpired) => true,
+                // A server that is frozen while its connections are cut is taken for dead.
+                Some(Cause::Crash) => servers_stop,
+                _ => false,
+            };
         let expected: Vec<_> = match job.state() {
             State::Succeeded if !came_late => (1..job.attempt).collect(),
-            // Its lease was over, and no other attempt had begun.
+            // It was given up, and no other attempt had begun.
             State::Succeeded => (1..=job.attempt).collect(),
             State::Failed => (1..=job.attempt).collect(),
             _ => failed.clone(),

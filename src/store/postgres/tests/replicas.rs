@@ -282,3 +282,24 @@ async fn only_what_a_dead_process_was_running_is_spent() {
     assert_eq!(states, [State::RUNNING, State::BACKING_OFF, State::RUNNING]);
     assert_eq!(jobs[1].as_ref().unwrap().error.as_ref().unwrap().cause, Cause::Crash);
 }
+
+#[tokio::test]
+async fn a_process_whose_connections_are_cut_is_not_gone() {
+    let replicas = Replicas::new().await;
+    let a = replicas.open().await;
+    submit(&a, [job("a")]).await;
+    a.claim(NOW, World::wish(1)).await.unwrap();
+    let client = replicas.schema.connect().await;
+    let replica = a.database().replica;
+    let cut = async {
+        let holder = "select pg_terminate_backend(pid) from pg_locks \
+             where locktype = 'advisory' and classid = 'replica'::regclass::oid and objid = $1::int8::oid";
+        for _ in 0..50 {
+            client.query(holder, &[&replica]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let (b, ()) = tokio::join!(replicas.open(), cut);
+    let (jobs, _) = b.get(vec!["a".parse().unwrap()], View::Basic).await.unwrap();
+    assert_eq!(jobs[0].as_ref().unwrap().state, State::RUNNING);
+}
