@@ -20,6 +20,14 @@ pub struct Batcher<I, O> {
     capacity: usize,
 }
 
+/// How large batches become, and how many of them are on their way.
+pub struct Bounds<I> {
+    /// A batch takes no more once its weights come to this.
+    pub most: usize,
+    pub weight: fn(&I) -> usize,
+    pub flights: usize,
+}
+
 /// What a caller does when there is no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pressure {
@@ -30,20 +38,15 @@ pub enum Pressure {
 }
 
 impl<I: Send + 'static, O: Send + 'static> Batcher<I, O> {
-    /// `capacity` bounds the sizes of all items that wait together, `most` the items of one batch, `flights` the batches on
-    /// their way. The channel itself has no bound of its own: every item in it holds a part of the capacity.
-    pub fn spawn<F>(
-        capacity: usize,
-        most: usize,
-        flights: usize,
-        flush: impl Fn(Vec<I>) -> F + Send + 'static,
-    ) -> Self
+    /// `capacity` bounds the sizes of all items that wait together, `bounds` the batches. The channel itself has no bound of
+    /// its own: every item in it holds a part of the capacity.
+    pub fn spawn<F>(capacity: usize, bounds: Bounds<I>, flush: impl Fn(Vec<I>) -> F + Send + 'static) -> Self
     where
         F: Future<Output = Result<Vec<O>, Error>> + Send + 'static,
     {
         let capacity = capacity.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
         let (calls, queue) = mpsc::unbounded_channel();
-        tokio::spawn(run(queue, most, flights, flush));
+        tokio::spawn(run(queue, bounds, flush));
         Self { calls, room: Arc::new(Semaphore::new(capacity)), capacity }
     }
 
@@ -69,24 +72,25 @@ impl<I: Send + 'static, O: Send + 'static> Batcher<I, O> {
 
 async fn run<I, O, F>(
     mut queue: mpsc::UnboundedReceiver<Call<I, O>>,
-    most: usize,
-    flights: usize,
+    Bounds { most, weight, flights }: Bounds<I>,
     flush: impl Fn(Vec<I>) -> F,
 ) where
     F: Future<Output = Result<Vec<O>, Error>>,
 {
     let mut flying = FuturesUnordered::new();
-    let mut calls = Vec::with_capacity(most);
     loop {
         tokio::select! {
             biased;
             Some(()) = flying.next() => {}
-            count = queue.recv_many(&mut calls, most), if flying.len() < flights => {
-                if count == 0 {
-                    break;
+            first = queue.recv(), if flying.len() < flights => {
+                let Some(first) = first else { break };
+                let mut weights = weight(&first.item);
+                let (mut items, mut replies) = (vec![first.item], vec![(first.reply, first._room)]);
+                while weights < most && let Ok(call) = queue.try_recv() {
+                    weights += weight(&call.item);
+                    items.push(call.item);
+                    replies.push((call.reply, call._room));
                 }
-                let (items, replies): (Vec<_>, Vec<_>) =
-                    calls.drain(..).map(|call| (call.item, (call.reply, call._room))).unzip();
                 let flight = flush(items);
                 flying.push(async move { answer(replies, flight.await) });
             }
@@ -118,11 +122,15 @@ fn answer<O>(replies: Vec<Waiting<O>>, outcome: Result<Vec<O>, Error>) {
 mod tests {
     use super::*;
 
+    fn bounds<I>(most: usize) -> Bounds<I> {
+        Bounds { most, weight: |_| 1, flights: 64 }
+    }
+
     #[tokio::test]
     async fn what_waits_goes_together() {
         let (gate, batches) = (Arc::new(Semaphore::new(0)), Arc::new(parking_lot::Mutex::new(Vec::new())));
         let (opened, seen) = (gate.clone(), batches.clone());
-        let batcher = Arc::new(Batcher::spawn(100, 50, 64, move |items: Vec<u32>| {
+        let batcher = Arc::new(Batcher::spawn(100, bounds(50), move |items: Vec<u32>| {
             let (opened, seen) = (opened.clone(), seen.clone());
             async move {
                 opened.acquire().await.unwrap().forget();
@@ -148,7 +156,7 @@ mod tests {
     async fn a_full_buffer_refuses_or_waits() {
         let gate = Arc::new(Semaphore::new(0));
         let opened = gate.clone();
-        let batcher = Arc::new(Batcher::spawn(10, 50, 64, move |items: Vec<()>| {
+        let batcher = Arc::new(Batcher::spawn(10, bounds(50), move |items: Vec<()>| {
             let opened = opened.clone();
             async move {
                 opened.acquire().await.unwrap().forget();
@@ -169,8 +177,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_error_reaches_every_caller() {
-        let batcher: Batcher<(), ()> =
-            Batcher::spawn(10, 50, 64, |_| async { Err(Error::StoreUnavailable("the disk is gone".into())) });
+        let batcher: Batcher<(), ()> = Batcher::spawn(10, bounds(50), |_| async {
+            Err(Error::StoreUnavailable("the disk is gone".into()))
+        });
         let (one, two) =
             tokio::join!(batcher.call((), 1, Pressure::Refuse), batcher.call((), 1, Pressure::Refuse));
         assert!(one.is_err() && two.is_err());

@@ -29,7 +29,7 @@ pub use remote::{Granted, LeaseRequest, Named, Session, Stopped};
 pub use watch::{Event, GapReason, Message, OnGap, Start, Watch, WatchRequest};
 
 use self::{
-    batcher::Batcher,
+    batcher::{Batcher, Bounds},
     feed::Feed,
     remote::{Remote, Requests},
     waits::{Wait, Waits},
@@ -49,6 +49,9 @@ const BATCH: usize = 500;
 /// A wait looks at the store by itself this often, should a wake-up be lost.
 const WAIT_POLL: Duration = Duration::from_secs(5);
 
+/// Jobs that are accepted all or none.
+type Group = Vec<Submission>;
+
 /// The engine of one process. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine(Arc<Inner>);
@@ -58,7 +61,7 @@ struct Inner {
     store: Arc<dyn Store>,
     clock: Arc<Clock>,
     ids: Mutex<ContextV7>,
-    submits: Batcher<Vec<Submission>, GroupReply>,
+    submits: Batcher<Vec<Group>, Vec<GroupReply>>,
     settles: Batcher<Settlement, Result<(), Error>>,
     cancels: Batcher<Cancel, Result<Change, Error>>,
     retries: Batcher<Retry, Result<Change, Error>>,
@@ -88,7 +91,7 @@ impl Engine {
         macro_rules! batcher {
             ($method:ident, $capacity:expr) => {{
                 let (store, clock) = (store.clone(), clock.clone());
-                Batcher::spawn($capacity, BATCH, flights(&*store), move |batch| {
+                Batcher::spawn($capacity, bounds(&*store), move |batch| {
                     let (store, now) = (store.clone(), clock.now());
                     async move { store.$method(now, batch).await }
                 })
@@ -96,7 +99,7 @@ impl Engine {
         }
         let feed = Arc::new(Feed::new(store.clone(), config.watch.ring_bytes));
         let inner = Inner {
-            submits: batcher!(submit, submit_capacity),
+            submits: submits(submit_capacity, &store, &clock),
             settles: batcher!(settle, submit_capacity),
             cancels: batcher!(cancel, writes),
             retries: retries(writes, &store, &clock, &feed),
@@ -204,9 +207,28 @@ impl Engine {
     /// As [`Store::submit`] says, with the index of the item; [`Error::Draining`] while the server stops, and
     /// [`Error::QueueFull`] if too much waits for its commit.
     pub async fn submit(&self, group: Vec<Submission>, pressure: Pressure) -> GroupReply {
-        self.take_work().map_err(|error| (0, error))?;
-        let size: usize = group.iter().map(|item| item.spec.payload.size + 1024).sum();
-        self.0.submits.call(group, size, pressure).await.map_err(|error| (0, error))?
+        let replies = self.submit_groups(vec![group], pressure).await;
+        only(replies.map_err(|error| (0, error))?).map_err(|error| (0, error))?
+    }
+
+    /// Accepts jobs, each by itself, and answers once all that were accepted are durable.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`].
+    pub async fn submit_each(
+        &self,
+        items: Vec<Submission>,
+        pressure: Pressure,
+    ) -> Result<Vec<Result<Submitted, Error>>, Error> {
+        let groups = items.into_iter().map(|item| vec![item]).collect();
+        let replies = self.submit_groups(groups, pressure).await?;
+        Ok(replies.into_iter().map(|reply| only(reply.map_err(|(_, error)| error)?)).collect())
+    }
+
+    async fn submit_groups(&self, groups: Vec<Group>, pressure: Pressure) -> Result<Vec<GroupReply>, Error> {
+        self.take_work()?;
+        let size: usize = groups.iter().flatten().map(|item| item.spec.payload.size + 1024).sum();
+        self.0.submits.call(groups, size, pressure).await
     }
 
     /// What a submit would be answered, without its effect.
@@ -216,8 +238,8 @@ impl Engine {
     pub async fn check(&self, item: Submission) -> Result<Submitted, Error> {
         let size = item.spec.payload.size + 1024;
         let item = Submission { check_only: true, ..item };
-        let group = self.0.submits.call(vec![item], size, Pressure::Refuse).await?;
-        only(group.map_err(|(_, error)| error)?)
+        let groups = self.0.submits.call(vec![vec![item]], size, Pressure::Refuse).await?;
+        only(only(groups)?.map_err(|(_, error)| error)?)
     }
 
     /// # Errors
@@ -400,9 +422,31 @@ fn flights(store: &dyn Store) -> usize {
     if store.is_shared() { 2 } else { 64 }
 }
 
-/// The answer to a group of one.
-pub fn only(group: Vec<Submitted>) -> Result<Submitted, Error> {
-    group.into_iter().next().ok_or_else(|| Error::Internal("no answer to a submit".into()))
+fn bounds<I>(store: &dyn Store) -> Bounds<I> {
+    Bounds { most: BATCH, weight: |_| 1, flights: flights(store) }
+}
+
+/// The only answer, to a group of one.
+pub fn only<T>(answers: Vec<T>) -> Result<T, Error> {
+    answers.into_iter().next().ok_or_else(|| Error::Internal("no answer to a submit".into()))
+}
+
+/// Groups go to the store together, whoever handed them in.
+fn submits(
+    capacity: usize,
+    store: &Arc<dyn Store>,
+    clock: &Arc<Clock>,
+) -> Batcher<Vec<Group>, Vec<GroupReply>> {
+    let bounds = Bounds { weight: Vec::len, ..bounds(&**store) };
+    let (store, clock) = (store.clone(), clock.clone());
+    Batcher::spawn(capacity, bounds, move |calls: Vec<Vec<Group>>| {
+        let (store, now) = (store.clone(), clock.now());
+        async move {
+            let lengths: Vec<usize> = calls.iter().map(Vec::len).collect();
+            let mut replies = store.submit(now, calls.into_iter().flatten().collect()).await?.into_iter();
+            Ok(lengths.into_iter().map(|length| replies.by_ref().take(length).collect()).collect())
+        }
+    })
 }
 
 /// Deletions leave the feed in memory too, also if the caller has gone meanwhile.
@@ -413,7 +457,7 @@ fn deletes(
     feed: &Arc<Feed>,
 ) -> Batcher<Delete, Result<(), Error>> {
     let (store, clock, feed) = (store.clone(), clock.clone(), feed.clone());
-    Batcher::spawn(capacity, BATCH, flights(&*store), move |batch: Vec<Delete>| {
+    Batcher::spawn(capacity, bounds(&*store), move |batch: Vec<Delete>| {
         let (store, now, feed) = (store.clone(), clock.now(), feed.clone());
         async move {
             let jobs: Vec<_> = batch.iter().map(|delete| delete.job_id.clone()).collect();
@@ -436,7 +480,7 @@ fn retries(
     feed: &Arc<Feed>,
 ) -> Batcher<Retry, Result<Change, Error>> {
     let (store, clock, feed) = (store.clone(), clock.clone(), feed.clone());
-    Batcher::spawn(capacity, BATCH, flights(&*store), move |batch: Vec<Retry>| {
+    Batcher::spawn(capacity, bounds(&*store), move |batch: Vec<Retry>| {
         let (store, now, feed) = (store.clone(), clock.now(), feed.clone());
         async move {
             let jobs: Vec<_> = batch.iter().map(|retry| retry.job_id.clone()).collect();
