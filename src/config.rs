@@ -288,7 +288,7 @@ pub struct Store {
     pub max_group: usize,
     /// Connections, each with a thread, that read beside the writer.
     pub readers: usize,
-    /// Memory of SQLite's page cache: the writer takes half, the readers share the rest.
+    /// Memory of SQLite's page cache: the writer takes a sixteenth, the readers share the rest.
     pub cache_bytes: usize,
     /// Size of the write-ahead log above which it is written back and emptied.
     pub wal_limit_bytes: u64,
@@ -381,7 +381,7 @@ pub struct Workers {
 impl Default for Workers {
     fn default() -> Self {
         Self {
-            concurrency: 256,
+            concurrency: 1024,
             blocking_threads: 16,
             grace: Duration::from_secs(10),
             lease: Duration::from_secs(30),

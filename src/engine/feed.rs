@@ -5,7 +5,7 @@
 //! Followers sleep on the tail, read from the ring, and from the store when they lag behind it.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry as MapEntry},
     sync::Arc,
     time::Duration,
 };
@@ -45,8 +45,9 @@ pub struct Feed {
 
 #[derive(Default)]
 struct Ring {
-    outcomes: VecDeque<Outcome>,
-    by_job: HashMap<JobId, Places>,
+    outcomes: VecDeque<Entry>,
+    /// The newest outcome of each job that has one in the ring.
+    by_job: HashMap<JobId, Newest>,
     /// Jobs that were deleted, as [`Feed::forget`] says, while outcomes up to that position were still to come.
     deleted: HashMap<JobId, Position>,
     /// The same of jobs that were reopened.
@@ -58,12 +59,16 @@ struct Ring {
     capacity: usize,
 }
 
-/// Where the outcomes of a job are.
-#[derive(Default)]
-struct Places {
-    /// In order.
-    all: Vec<Position>,
-    /// Up to here they are history: something happened to the job since.
+struct Entry {
+    outcome: Outcome,
+    /// The outcome of the same job before this one, which may have left the ring.
+    before: Option<Position>,
+}
+
+/// Where the newest outcome of a job is.
+struct Newest {
+    at: Position,
+    /// Up to here its outcomes are history: something happened to the job since.
     history: Position,
 }
 
@@ -206,13 +211,14 @@ impl Ring {
         if after < self.after || after > self.end {
             return None;
         }
-        let first = self.outcomes.partition_point(|outcome| outcome.position <= after);
+        let first = self.outcomes.partition_point(|entry| entry.outcome.position <= after);
         let mut bytes = 0;
-        let page = self.outcomes.range(first..).take(limit).take_while(|outcome| {
-            let room = bytes < PAGE_BYTES;
-            bytes += weight(outcome);
-            room
-        });
+        let page =
+            self.outcomes.range(first..).take(limit).map(|entry| &entry.outcome).take_while(|outcome| {
+                let room = bytes < PAGE_BYTES;
+                bytes += weight(outcome);
+                room
+            });
         let outcomes: Vec<_> = page.cloned().collect();
         let upto = match outcomes.last() {
             Some(last) if first + outcomes.len() < self.outcomes.len() => last.position,
@@ -229,15 +235,17 @@ impl Ring {
     }
 
     fn newest(&self, job: &JobId) -> Option<Arc<Job>> {
-        let Places { all, history } = self.by_job.get(job)?;
-        let place = *all.last().filter(|&place| place > history)?;
-        let index = self.outcomes.partition_point(|outcome| outcome.position < place);
-        self.outcomes.get(index).map(|outcome| outcome.job.clone())
+        let newest = self.by_job.get(job).filter(|newest| newest.at > newest.history)?;
+        self.index(newest.at).map(|index| self.outcomes[index].outcome.job.clone())
+    }
+
+    fn index(&self, at: Position) -> Option<usize> {
+        self.outcomes.binary_search_by_key(&at, |entry| entry.outcome.position).ok()
     }
 
     fn reopen(&mut self, job: &JobId, upto: Position) {
-        if let Some(places) = self.by_job.get_mut(job) {
-            places.history = places.history.max(upto);
+        if let Some(newest) = self.by_job.get_mut(job) {
+            newest.history = newest.history.max(upto);
         }
         if upto > self.end {
             self.reopened.insert(job.clone(), upto);
@@ -250,22 +258,29 @@ impl Ring {
                 continue;
             }
             self.bytes += weight(outcome);
-            let places = self.by_job.entry(outcome.job.id.clone()).or_default();
-            places.all.push(outcome.position);
+            let at = outcome.position;
+            let mut before = None;
+            let newest = self.by_job.entry(outcome.job.id.clone());
+            let newest = newest.and_modify(|newest| before = Some(std::mem::replace(&mut newest.at, at)));
+            let newest = newest.or_insert(Newest { at, history: Position(0) });
             if let Some(&upto) = self.reopened.get(&outcome.job.id) {
-                places.history = places.history.max(upto);
+                newest.history = newest.history.max(upto);
             }
-            self.outcomes.push_back(outcome.clone());
+            self.outcomes.push_back(Entry { outcome: outcome.clone(), before });
         }
         self.end = upto;
         self.deleted.retain(|_, late| *late > upto);
         self.reopened.retain(|_, late| *late > upto);
         while self.bytes > self.capacity
-            && let Some(oldest) = self.outcomes.pop_front()
+            && let Some(Entry { outcome: oldest, .. }) = self.outcomes.pop_front()
         {
             self.bytes -= weight(&oldest);
             self.after = oldest.position;
-            self.keep_places(&oldest.job.id, |place| place > oldest.position);
+            if let MapEntry::Occupied(newest) = self.by_job.entry(oldest.job.id.clone())
+                && newest.get().at == oldest.position
+            {
+                newest.remove();
+            }
         }
     }
 
@@ -273,23 +288,18 @@ impl Ring {
         if upto > self.end {
             self.deleted.insert(job.clone(), upto);
         }
-        for place in self.keep_places(job, |place| place > upto) {
-            let index = self.outcomes.partition_point(|outcome| outcome.position < place);
-            if let Some(gone) = self.outcomes.remove(index) {
+        let mut next = self.by_job.get(job).map(|newest| newest.at);
+        if next.is_some_and(|newest| newest <= upto) {
+            self.by_job.remove(job);
+        }
+        while let Some(index) = next.and_then(|at| self.index(at)) {
+            next = self.outcomes[index].before;
+            if self.outcomes[index].outcome.position <= upto
+                && let Some(Entry { outcome: gone, .. }) = self.outcomes.remove(index)
+            {
                 self.bytes -= weight(&gone);
             }
         }
-    }
-
-    /// Answers with those that are not kept.
-    fn keep_places(&mut self, job: &JobId, kept: impl Fn(Position) -> bool) -> Vec<Position> {
-        let Some(mut places) = self.by_job.remove(job) else { return Vec::new() };
-        let (keep, gone): (Vec<_>, Vec<_>) = places.all.into_iter().partition(|&place| kept(place));
-        if !keep.is_empty() {
-            places.all = keep;
-            self.by_job.insert(job.clone(), places);
-        }
-        gone
     }
 }
 
@@ -399,7 +409,7 @@ mod tests {
         let mut ring = Ring { capacity: 3 * weight(&outcome(1, "a")), ..Ring::default() };
         ring.append(&(1..=10).map(|n| outcome(n, "a")).collect::<Vec<_>>(), Position(10));
         assert_eq!((positions(&ring), ring.after), (vec![8, 9, 10], Position(7)));
-        assert_eq!(ring.by_job[&"a".parse::<JobId>().unwrap()].all.len(), 3);
+        assert_eq!(ring.by_job[&"a".parse::<JobId>().unwrap()].at, Position(10));
         ring.forget(&"a".parse().unwrap(), Position(10));
         assert_eq!((positions(&ring), ring.bytes, ring.by_job.len()), (Vec::<i64>::new(), 0, 0));
     }

@@ -34,7 +34,20 @@ pub struct JobSpec {
 impl JobSpec {
     /// The same without the body of its payload.
     pub fn omit_payload(&self) -> Arc<Self> {
-        Arc::new(Self { payload: self.payload.omit_body(), ..self.clone() })
+        Arc::new(Self {
+            queue: self.queue.clone(),
+            kind: self.kind.clone(),
+            payload: self.payload.omit_body(),
+            labels: self.labels.clone(),
+            priority: self.priority,
+            start: self.start,
+            start_timeout: self.start_timeout,
+            attempt_timeout: self.attempt_timeout,
+            total_timeout: self.total_timeout,
+            retry: self.retry.clone(),
+            retention: self.retention,
+            unique_key: self.unique_key.clone(),
+        })
     }
 
     /// A job of `kind` in the default queue, due at once, everything else left to the queue.

@@ -86,17 +86,24 @@ impl Job {
     /// The job at the end of its run, in [`View::Result`].
     pub fn ended(&self, ending: &Ending, version: i64, finish: Timestamp, delete: Timestamp) -> Self {
         Self {
+            id: self.id.clone(),
             spec: self.spec.omit_payload(),
             state: State::Final(ending.state),
+            attempt: self.attempt,
+            run: self.run,
             output: ending.output.clone(),
             error: ending.error.clone(),
             progress: None,
             cancel_requested: false,
+            worker: self.worker.clone(),
+            submit_time: self.submit_time,
             next_attempt_time: None,
+            start_time: self.start_time,
             finish_time: Some(finish),
             delete_time: Some(delete),
             version,
-            ..self.clone()
+            trace: self.trace.clone(),
+            attempts: Vec::new(),
         }
     }
 }

@@ -25,12 +25,17 @@ pub struct Assignment {
 
 /// One of the attempts that may run at the same time. Free again when dropped.
 pub struct Slot {
-    running: Arc<Mutex<HashMap<QueueName, usize>>>,
-    queue: QueueName,
+    _in_queue: Option<Busy>,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Drop for Slot {
+/// One of the attempts of a queue, where queues have limits.
+struct Busy {
+    running: Arc<Mutex<HashMap<QueueName, usize>>>,
+    queue: QueueName,
+}
+
+impl Drop for Busy {
     fn drop(&mut self) {
         let mut running = self.running.lock();
         if let Some(count) = running.get_mut(&self.queue) {
@@ -48,7 +53,7 @@ pub struct Dispatcher {
     worker: WorkerId,
     kinds: Vec<Kind>,
     slots: Arc<Semaphore>,
-    /// Attempts that run, by queue.
+    /// Attempts that run, by queue, if queues have limits.
     running: Arc<Mutex<HashMap<QueueName, usize>>>,
     pool: mpsc::Sender<Assignment>,
 }
@@ -91,9 +96,10 @@ impl Dispatcher {
                 }
             };
             let found = leased.len();
+            // There are as many: nobody else takes any.
+            let Ok(mut permits) = self.slots.clone().acquire_many_owned(found as u32).await else { return };
             for leased in leased {
-                // There is a permit for each: nobody else takes any.
-                let Ok(permit) = self.slots.clone().acquire_owned().await else { return };
+                let Some(permit) = permits.split(1) else { return };
                 let slot = self.occupy(&leased.job.spec.queue, permit);
                 if self.pool.send(Assignment { leased, slot }).await.is_err() {
                     return;
@@ -139,7 +145,10 @@ impl Dispatcher {
     }
 
     fn occupy(&self, queue: &QueueName, permit: OwnedSemaphorePermit) -> Slot {
-        *self.running.lock().entry(queue.clone()).or_default() += 1;
-        Slot { running: self.running.clone(), queue: queue.clone(), _permit: permit }
+        let in_queue = self.limits_queues().then(|| {
+            *self.running.lock().entry(queue.clone()).or_default() += 1;
+            Busy { running: self.running.clone(), queue: queue.clone() }
+        });
+        Slot { _in_queue: in_queue, _permit: permit }
     }
 }

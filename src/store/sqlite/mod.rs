@@ -64,6 +64,10 @@ use crate::{
 /// How often the free space is looked at, commits aside, milliseconds.
 const FREE_SPACE_INTERVAL: i64 = 500;
 
+/// One part in so many of the page cache is the writer's. It reads little again, and SQLite goes through all of it at each
+/// commit that has split pages.
+const WRITER_SHARE: usize = 16;
+
 /// A store in a directory.
 #[derive(Debug)]
 pub struct SqliteStore {
@@ -130,7 +134,8 @@ impl SqliteStore {
     pub fn open(dir: &Path, config: Arc<Config>, now: Timestamp) -> Result<Arc<Self>, OpenError> {
         let lock = open::lock_directory(dir)?;
         let sqlite = |source| OpenError::Sqlite { path: dir.to_owned(), source };
-        let connection = open::writer(dir, config.store.cache_bytes / 2)?;
+        let of_writer = config.store.cache_bytes / WRITER_SHARE;
+        let connection = open::writer(dir, of_writer)?;
         // After a sync that failed a log may be whole only in the page cache: written back before anything is built
         // on it.
         checkpoint::checkpoint(&connection, "TRUNCATE").map_err(sqlite)?;
@@ -145,7 +150,7 @@ impl SqliteStore {
         let shared =
             Arc::new(Shared { free_bytes: free.into(), now: now.0.into(), counts: lines.counts().into() });
         let readers =
-            Readers::open(dir, config.store.readers, config.store.cache_bytes / 2, signals.clone())?;
+            Readers::open(dir, config.store.readers, config.store.cache_bytes - of_writer, signals.clone())?;
         let checkpointer = Checkpointer::start(dir, config.store.wal_limit_bytes, signals.clone())?;
         let mut state =
             State::new(connection, config.clone(), lines, signals.clone(), shared.clone()).map_err(sqlite)?;

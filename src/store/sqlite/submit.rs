@@ -217,8 +217,10 @@ fn insert(tx: &mut Tx<'_>, now: Timestamp, submission: &Submission, fixed: Fixed
     let line = tx.lines.of(tx.connection, tx.config, spec)?;
     let payload = spec.payload.bytes();
     let num = tx.numbers.next();
-    tx.connection
-        .prepare_cached(
+    tx.statements
+        .insert_job
+        .get(
+            tx.connection,
             "INSERT INTO job (num, id, line, priority, submitted, content_type, payload, crc, options) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?

@@ -1,6 +1,6 @@
 //! One transaction of the writer: what every command is made of.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::{
     Shared,
@@ -20,6 +20,7 @@ use crate::{
 
 pub struct Tx<'a> {
     pub connection: &'a Connection,
+    pub statements: Statements<'a>,
     pub config: &'a Config,
     pub lines: &'a mut Lines,
     pub recent: &'a mut Recent,
@@ -32,6 +33,29 @@ pub struct Tx<'a> {
     pub tell_changes: bool,
     /// Rows whose numbers must not come again were removed.
     pub removed: bool,
+}
+
+/// Statements that a transaction carries out for every job.
+#[derive(Default)]
+pub struct Statements<'a> {
+    pub insert_job: Statement<'a>,
+    insert_live: Statement<'a>,
+    update_live: Statement<'a>,
+    delete_live: Statement<'a>,
+    insert_done: Statement<'a>,
+}
+
+/// One that is looked up by its text when it is first needed.
+#[derive(Default)]
+pub struct Statement<'a>(Option<CachedStatement<'a>>);
+
+impl<'a> Statement<'a> {
+    pub fn get(&mut self, connection: &'a Connection, sql: &str) -> Result<&mut CachedStatement<'a>> {
+        Ok(match &mut self.0 {
+            Some(known) => known,
+            none => none.insert(connection.prepare_cached(sql)?),
+        })
+    }
 }
 
 /// What is told after the commit.
@@ -149,11 +173,13 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn write_live(&self, row: &LiveRow, unique: Option<(&str, &str)>) -> Result<()> {
+    fn write_live(&mut self, row: &LiveRow, unique: Option<(&str, &str)>) -> Result<()> {
         let LiveRow { num, line, bytes, retention, live } = row;
         let lease = live.lease.as_ref();
-        self.connection
-            .prepare_cached(
+        self.statements
+            .insert_live
+            .get(
+                self.connection,
                 "INSERT INTO live (num, line, state, run, attempt, version, priority, due, rank, wake, start_by, end_by, \
                  bytes, retention, fence, worker, started, until, unique_queue, unique_key) \
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
@@ -185,8 +211,10 @@ impl Tx<'_> {
 
     pub fn update_live(&mut self, row: &LiveRow, live: &Live) -> Result<()> {
         let lease = live.lease.as_ref();
-        self.connection
-            .prepare_cached(
+        self.statements
+            .update_live
+            .get(
+                self.connection,
                 "UPDATE live SET state = ?2, run = ?3, attempt = ?4, version = ?5, due = ?6, rank = ?7, wake = ?8, \
                  start_by = ?9, end_by = ?10, fence = ?11, worker = ?12, started = ?13, until = ?14, cancel_reason = ?15 \
                  WHERE num = ?1",
@@ -269,10 +297,15 @@ impl Tx<'_> {
             output: body.as_deref(),
         };
         self.recent.forget(row.num);
-        self.connection.prepare_cached("DELETE FROM live WHERE num = ?1")?.execute([row.num])?;
+        self.statements
+            .delete_live
+            .get(self.connection, "DELETE FROM live WHERE num = ?1")?
+            .execute([row.num])?;
         self.effects.head.0 += 1;
-        self.connection
-            .prepare_cached(
+        self.statements
+            .insert_done
+            .get(
+                self.connection,
                 "INSERT INTO done (seq, num, run, attempt, version, state, fence, worker, started, finished, \
                  keep_until, error, content_type, output, crc) \
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",

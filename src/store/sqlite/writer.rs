@@ -16,7 +16,7 @@ use super::{
     recent::Recent,
     rows::Result,
     share::share,
-    tx::{Effects, Fences, Numbers, Tx},
+    tx::{Effects, Fences, Numbers, Statements, Tx},
 };
 use crate::{
     config::Config,
@@ -331,6 +331,7 @@ impl State {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut tx = Tx {
             connection: &transaction,
+            statements: Statements::default(),
             config: &self.config,
             lines: &mut self.lines,
             recent: &mut self.recent,
@@ -345,7 +346,8 @@ impl State {
         let reply = run(&mut tx)?;
         tx.land()?;
         tx.save_numbers()?;
-        let mut effects = tx.effects;
+        let mut effects = std::mem::take(&mut tx.effects);
+        drop(tx);
         effects.counted = self.lines.save(&transaction)?;
         transaction.commit()?;
         if self.durable == Durable::Written && effects.head != head {
