@@ -170,7 +170,7 @@ impl Engine {
     pub fn fresh_id(&self) -> JobId {
         let now = Duration::from_millis(u64::try_from(self.0.clock.now().0).unwrap_or_default());
         let time = uuid::Timestamp::from_unix(&self.0.ids, now.as_secs(), now.subsec_nanos());
-        Uuid::new_v7(time).to_string().parse().expect("a UUID is a valid id")
+        JobId::from(Uuid::new_v7(time))
     }
 
     /// The log that cursors are valid for.

@@ -2,6 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
+use uuid::Uuid;
+
 use super::Error;
 
 /// Characters in a name of any sort.
@@ -64,6 +66,14 @@ name!(
     JobId, "job_id", "letters, digits and . _ ~ : -",
     |text| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._~:-".contains(&b))
 );
+
+impl From<Uuid> for JobId {
+    /// The usual text of a UUID is a valid id.
+    fn from(id: Uuid) -> Self {
+        Self(Arc::from(&*id.as_hyphenated().encode_lower(&mut Uuid::encode_buffer())))
+    }
+}
+
 name!(
     /// A line that jobs wait in. Segments joined by `/`; a grant or a filter may name a prefix.
     QueueName, "queue", "segments of a-z, 0-9 and . _ - joined by /, none of them empty, . or ..",
