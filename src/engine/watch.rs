@@ -10,8 +10,12 @@ use std::{
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until},
+    sync::{
+        OwnedSemaphorePermit, Semaphore,
+        mpsc::{self, error::TrySendError},
+        watch,
+    },
+    time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout},
 };
 
 use tokio_util::sync::CancellationToken;
@@ -464,15 +468,23 @@ impl Watcher {
     /// Waits for room, but not for ever.
     async fn send(&self, cursor: Option<Position>, event: Event, weight: usize) -> Result<(), Error> {
         let limits = &self.engine.config().watch;
-        let patience = limits.stall_timeout;
-        let stalled = Error::WatchStalled(patience);
         let weight = (weight + 1).min(limits.buffer_bytes) as u32;
-        let sent = async {
-            let room =
-                self.room.clone().acquire_many_owned(weight).await.map_err(|_| Error::StreamRotated)?;
-            let message = Message { cursor, event, _room: room };
-            self.sender.send(message).await.map_err(|_| Error::StreamRotated)
+        let patience = limits.stall_timeout;
+        let stalled = |_| Error::WatchStalled(patience);
+        // While there is room nobody looks at the time.
+        let room = match self.room.clone().try_acquire_many_owned(weight) {
+            Ok(room) => room,
+            Err(_) => {
+                let room = timeout(patience, self.room.clone().acquire_many_owned(weight)).await;
+                room.map_err(stalled)?.map_err(|_| Error::StreamRotated)?
+            }
         };
-        tokio::time::timeout(patience, sent).await.map_err(|_| stalled)?
+        match self.sender.try_send(Message { cursor, event, _room: room }) {
+            Err(TrySendError::Full(message)) => {
+                let sent = timeout(patience, self.sender.send(message)).await;
+                sent.map_err(stalled)?.map_err(|_| Error::StreamRotated)
+            }
+            sent => sent.map_err(|_| Error::StreamRotated),
+        }
     }
 }

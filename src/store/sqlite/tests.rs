@@ -1,3 +1,4 @@
+mod commands;
 mod damage;
 mod maintenance;
 mod opening;
