@@ -157,6 +157,10 @@ kill_primary() {
     memory=$(sed -n 7p "$file")
     # Elsewhere than on Linux they notice by themselves.
     children=$(cat "/proc/$pid/task/$pid/children" 2>/dev/null || true)
+    # None may run on while others are dead already: a commit that waits for the standby gives up when it finds the postmaster
+    # gone, and for a moment others see what the standby does not have.
+    # shellcheck disable=SC2086
+    kill -STOP "$pid" $children || true
     # shellcheck disable=SC2086
     kill -KILL "$pid" $children || true
     for process in $pid $children; do
