@@ -17,7 +17,6 @@ use super::{
     link::Link,
     listen::{Listener, Listening, machine_time},
     open::{self, Durability, OpenError},
-    parts::Parts,
     pool::{self, Failure, Pools},
     room::Rooms,
     share::Parked,
@@ -76,7 +75,6 @@ pub struct Database {
     pub just_begun: AtomicBool,
     pub parked: Parked,
     pub warnings: Warnings,
-    pub parts: Parts,
 }
 
 impl Database {
@@ -141,7 +139,6 @@ impl Database {
             just_begun: AtomicBool::new(true),
             parked: Parked::default(),
             warnings: Warnings::default(),
-            parts: Parts::default(),
         });
         database.begin(now).await.map_err(failed)?;
         Ok(Some(database))

@@ -20,7 +20,6 @@ mod list;
 mod listen;
 mod moves;
 mod open;
-mod parts;
 mod pool;
 mod read;
 mod room;

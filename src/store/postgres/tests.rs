@@ -1,6 +1,5 @@
 mod epochs;
 mod opening;
-mod parts;
 mod plans;
 mod replicas;
 mod server;
