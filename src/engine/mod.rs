@@ -220,6 +220,9 @@ impl Engine {
         items: Vec<Submission>,
         pressure: Pressure,
     ) -> Result<Vec<Result<Submitted, Error>>, Error> {
+        if items.is_empty() {
+            return Ok(Vec::new());
+        }
         let groups = items.into_iter().map(|item| vec![item]).collect();
         let replies = self.submit_groups(groups, pressure).await?;
         Ok(replies.into_iter().map(|reply| only(reply.map_err(|(_, error)| error)?)).collect())

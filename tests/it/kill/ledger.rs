@@ -24,7 +24,7 @@ pub struct Ledger {
     exclusive: Option<String>,
     /// Jobs whose end is to be watched for, after a cursor.
     pub awaited: Vec<(String, String)>,
-    /// Servers stop in between: one that does gives back what runs, uncounted.
+    /// There are several servers. One that stops gives back what runs, uncounted; one that is cut off is taken for dead.
     pub servers_stop: bool,
 }
 
