@@ -25,8 +25,8 @@ TYPESCRIPT = Language("typescript", "js", "mjs", ["node"])
 GO = Language("go", "go", "go", _GO_RUN)
 
 
-async def play(driver: Driver, binary: Path, chosen: list[Scenario]) -> dict[str, str]:
-    """A word for each scenario."""
+async def play(driver: Driver, binary: Path, chosen: list[Scenario], failures: list[str]) -> dict[str, str]:
+    """A word for each scenario, and why it failed."""
     words = {}
     server = Server(binary)
     try:
@@ -43,7 +43,7 @@ async def play(driver: Driver, binary: Path, chosen: list[Scenario]) -> dict[str
             except Exception as error:
                 words[scenario.__name__] = "FAILED"
                 line = traceback.extract_tb(error.__traceback__)[-1].lineno
-                print(f"{driver.name}, {scenario.__name__}: {type(error).__name__}: {error} ({line})", file=sys.stderr)
+                failures.append(f"{driver.name}, {scenario.__name__}: {type(error).__name__}: {error} ({line})")
                 # It may have left the server down.
                 await server.kill()
                 await server.start()
@@ -67,12 +67,14 @@ async def main() -> int:
         Driver("Rust", [arguments.rust]),
     ]
     chosen = [scenario for scenario in [*CALLS, *WORKERS, readme] if arguments.only in scenario.__name__]
-    results = await asyncio.gather(*(play(driver, arguments.server, chosen) for driver in drivers))
+    failures: list[str] = []
+    results = await asyncio.gather(*(play(driver, arguments.server, chosen, failures) for driver in drivers))
 
     print(" " * 22 + "".join(f"{driver.name:>12}" for driver in drivers))
     for scenario in chosen:
         words = [result[scenario.__name__] for result in results]
         print(f"{scenario.__name__.replace('_', ' '):<22}" + "".join(f"{word:>12}" for word in words))
+    print(*failures, sep="\n", end="\n" if failures else "")
     every = [word for result in results for word in result.values()]
     failed, skipped = every.count("FAILED"), every.count("-")
     passed = len(every) - failed - skipped

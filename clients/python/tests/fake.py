@@ -96,6 +96,8 @@ class Fake(JobServiceServicer, WorkerServiceServicer):
         self.streams: list[list[WatchResultsResponse | Refusal]] = []
         self.welcomes: list[WorkerWelcome] = []
         self.sessions: asyncio.Queue[Session] = asyncio.Queue()
+        # Sessions that begin now are welcomed, and then neither read nor answered.
+        self.deaf = False
 
     @contextlib.asynccontextmanager
     async def serve(self) -> AsyncIterator[str]:
@@ -155,6 +157,8 @@ class Fake(JobServiceServicer, WorkerServiceServicer):
                 welcome = self.welcomes.pop(0) if self.welcomes else WorkerWelcome()
                 welcome.heartbeat_interval.FromTimedelta(beat)
                 await session.send(welcome=welcome)
+                if self.deaf:
+                    await asyncio.Event().wait()
             if message.WhichOneof("message") == "heartbeat":
                 await session.send(heartbeat_ack={})
         session.ended.set()

@@ -221,6 +221,22 @@ def test_a_worker_comes_back_with_what_it_holds() -> None:
     asyncio.run(test())
 
 
+def test_a_worker_leaves_a_server_that_does_not_read() -> None:
+    async def test() -> None:
+        async with bench() as this:
+            this.fake.deaf = True
+            first = await this.session()
+            this.fake.deaf = False
+            # More than the stream holds: a write is under way when the worker gives the stream up.
+            for sequence, name in enumerate("abc", 1):
+                await first.send(lease=lease(name, "double", "x" * (3 << 19), sequence))
+            second = await this.session()
+            for name in "abc":
+                await acknowledge(second, name)
+
+    asyncio.run(test())
+
+
 def test_sigterm_drains() -> None:
     async def test() -> None:
         async with bench() as this:

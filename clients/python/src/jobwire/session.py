@@ -87,9 +87,8 @@ class Session:
         """Says goodbye: what was posted is sent first, if the stream still takes it."""
         self._closing = True
         self._wake.set()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_GOODBYE_TIMEOUT):
-                await self._tasks[0]
+        # Not awaited itself: a write on a call that `_receive` gave up ends its task as cancelled, and that is not us.
+        await asyncio.wait(self._tasks[:1], timeout=_GOODBYE_TIMEOUT)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
