@@ -15,6 +15,9 @@ const SCHEMA: &str = include_str!("../../src/store/postgres/sql/schema_1.sql");
 const SUBMIT: &str = include_str!("../../src/store/postgres/sql/submit.sql");
 const CLAIM: &str = include_str!("../../src/store/postgres/sql/claim.sql");
 const MOVE: &str = include_str!("../../src/store/postgres/sql/move.sql");
+/// As many as a store that has served for long has, with room for all that is measured.
+const PARTS: &str = "select add_part(parent, n << 20, (n + 1) << 20)
+    from unnest(array['job', 'done']) parent, generate_series(0::int8, 15) n";
 const BATCH: usize = 500;
 const NOW: i64 = 1_800_000_000_000;
 
@@ -35,6 +38,7 @@ pub async fn lifecycles(url: &str, loops: usize, duration: Duration) -> Result<f
     let url = empty_schema(url).await?;
     let client = postgres::connect(&url).await.map_err(failed)?;
     client.batch_execute(SCHEMA).await.map_err(failed)?;
+    client.batch_execute(PARTS).await.map_err(failed)?;
     client
         .batch_execute("insert into line (queue, kind) values ('default', 'echo')")
         .await
@@ -116,6 +120,9 @@ impl Loop {
                     &Vec::<&[u8]>::new(),
                     &Vec::<&str>::new(),
                     &NOW,
+                    &vec![false; BATCH],
+                    &Vec::<&str>::new(),
+                    &Vec::<i64>::new(),
                 ],
             )
             .await

@@ -19,7 +19,7 @@ const LIVE: &str = "num, line, state, run, attempt, version, priority, due, rank
      retention, fence";
 
 /// Each table of PostgreSQL with its columns, and the query for them in SQLite where it is not of the same names.
-const TABLES: [(&str, &str, Option<&str>); 10] = [
+const TABLES: [(&str, &str, Option<&str>); 11] = [
     (
         "line",
         "id, queue, kind, scheduled, queued, running, backing_off, succeeded, failed, cancelled, expired, bytes",
@@ -29,6 +29,14 @@ const TABLES: [(&str, &str, Option<&str>); 10] = [
         "job",
         "num, id, line, priority, submitted, content_type, payload, options",
         Some("SELECT num, id AS job_id, line, priority, submitted, content_type, payload, options FROM job"),
+    ),
+    (
+        "own",
+        "id, num",
+        // All but UUIDs of version 7, which servers draw.
+        Some(
+            "SELECT id AS job_id, num FROM job WHERE typeof(id) = 'text' OR hex(substr(id, 7, 1)) NOT LIKE '7%'",
+        ),
     ),
     ("ready", LIVE, Some(const_format::concatcp!("SELECT ", LIVE, " FROM live WHERE state = 2"))),
     ("waiting", LIVE, Some(const_format::concatcp!("SELECT ", LIVE, " FROM live WHERE state IN (1, 4)"))),
@@ -105,7 +113,8 @@ pub async fn migrate(
     for (.., query) in &queries {
         all += stopped.count(query)?;
     }
-    let import = Import::begin(to.reveal()).await?;
+    let origin = stopped.origin()?;
+    let import = Import::begin(to.reveal(), &origin).await?;
     let mut done = 0;
     for (table, columns, query) in &queries {
         let mut copy = Box::pin(import.copy(table, columns).await?);
@@ -121,7 +130,7 @@ pub async fn migrate(
         copied?;
         copy.as_mut().finish().await.map_err(OpenError::from)?;
     }
-    import.settle(&stopped.origin()?).await?;
+    import.settle(&origin).await?;
     // First, so that there is no moment at which both could be served.
     stopped.mark(&to.to_string())?;
     match import.commit().await {

@@ -17,6 +17,7 @@ use super::{
     link::Link,
     listen::{Listener, Listening, machine_time},
     open::{self, Durability, OpenError},
+    parts::Parts,
     pool::{self, Failure, Pools},
     room::Rooms,
     share::Parked,
@@ -75,6 +76,7 @@ pub struct Database {
     pub just_begun: AtomicBool,
     pub parked: Parked,
     pub warnings: Warnings,
+    pub parts: Parts,
 }
 
 impl Database {
@@ -139,6 +141,7 @@ impl Database {
             just_begun: AtomicBool::new(true),
             parked: Parked::default(),
             warnings: Warnings::default(),
+            parts: Parts::default(),
         });
         database.begin(now).await.map_err(failed)?;
         Ok(Some(database))

@@ -10,7 +10,10 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio_postgres::Client;
 
-use super::open::{self, OpenError};
+use super::{
+    open::{self, OpenError},
+    parts,
+};
 use crate::{
     job::Timestamp,
     store::{Break, Breaks, LogId, Position},
@@ -44,6 +47,7 @@ impl Epoch {
         let lane = client.transaction().await?;
         lane.execute(LANE, &[]).await?;
         lane.execute(EPOCH, &[&false, &leases_until.0]).await?;
+        parts::make_ahead(&lane).await?;
         let rows = lane.query(BREAKS, &[]).await?;
         lane.commit().await?;
         let at = |position| Position(position);
@@ -74,6 +78,7 @@ pub async fn new_log(url: &str) -> Result<LogId, OpenError> {
     let lane = client.transaction().await?;
     lane.execute(LANE, &[]).await?;
     lane.execute(EPOCH, &[&true, &no_lease]).await?;
+    parts::make_ahead(&lane).await?;
     lane.execute(RENAME, &[&drawn.as_slice()]).await?;
     lane.commit().await?;
     LogId::of(&drawn)

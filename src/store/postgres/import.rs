@@ -5,6 +5,7 @@ use tokio_postgres::{Client, binary_copy::BinaryCopyInWriter, types::Type};
 use super::{
     link::Link,
     open::{self, OpenError},
+    parts,
 };
 use crate::store::migrate::Origin;
 
@@ -17,11 +18,11 @@ pub struct Import {
 }
 
 impl Import {
-    /// Brings the schema up to date, and keeps servers out.
+    /// Brings the schema up to date, makes room for what the other store has, and keeps servers out.
     ///
     /// # Errors
     /// The database cannot be used, or holds a store.
-    pub async fn begin(url: &str) -> Result<Self, OpenError> {
+    pub async fn begin(url: &str, origin: &Origin) -> Result<Self, OpenError> {
         let (client, _) = open::open(&Link::of(url)?).await?;
         open::take_turn(&client).await?;
         open::migrate_alone(&client).await?;
@@ -31,6 +32,8 @@ impl Import {
         }
         client.batch_execute(open::BEGIN_IMPORT).await?;
         client.batch_execute("begin").await?;
+        parts::make_upto(&client, "job", origin.last_num).await?;
+        parts::make_upto(&client, "done", origin.last_seq).await?;
         Ok(Self { client })
     }
 

@@ -20,6 +20,7 @@ mod list;
 mod listen;
 mod moves;
 mod open;
+mod parts;
 mod pool;
 mod read;
 mod room;

@@ -85,11 +85,14 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether it may be different in a moment: the server cannot be reached, starts, or has no connection to give.
+    /// Whether it may be different in a moment: the server cannot be reached, starts, has no connection to give, or somebody
+    /// holds a lock.
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Postgres(error) => match error.code() {
-                Some(state) => ["08", "53", "57P"].iter().any(|class| state.code().starts_with(class)),
+                Some(state) => {
+                    ["08", "53", "55P03", "57P"].iter().any(|class| state.code().starts_with(class))
+                }
                 None => {
                     let cause = std::error::Error::source(error);
                     let io = cause.and_then(|cause| cause.downcast_ref::<io::Error>());

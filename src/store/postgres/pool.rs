@@ -7,7 +7,7 @@ use deadpool_postgres::{
 };
 use tokio_postgres::{Row, error::SqlState, types::ToSql};
 
-use super::{epoch::Guard, link::Link};
+use super::{epoch::Guard, link::Link, parts};
 use crate::{job::Error, store::written::Damaged};
 
 pub type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
@@ -47,7 +47,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    fn state(&self) -> Option<&SqlState> {
+    pub fn state(&self) -> Option<&SqlState> {
         match self {
             Self::Postgres(error) => error.code(),
             _ => None,
@@ -64,10 +64,16 @@ impl Failure {
         self.state() == Some(&SqlState::DISK_FULL)
     }
 
-    /// Undone because of what others do: it can be tried again.
+    /// There is no partition for a number yet. (Nothing else is checked.)
+    fn is_beyond(&self) -> bool {
+        self.state() == Some(&SqlState::CHECK_VIOLATION)
+    }
+
+    /// Undone because of what others do, or were to do: it can be tried again.
     fn is_conflict(&self) -> bool {
-        [Some(&SqlState::T_R_DEADLOCK_DETECTED), Some(&SqlState::T_R_SERIALIZATION_FAILURE)]
-            .contains(&self.state())
+        self.is_beyond()
+            || [Some(&SqlState::T_R_DEADLOCK_DETECTED), Some(&SqlState::T_R_SERIALIZATION_FAILURE)]
+                .contains(&self.state())
     }
 }
 
@@ -171,9 +177,23 @@ impl Connections {
         again(|| async {
             let client = self.0.get().await?;
             let statement = client.prepare_cached(sql).await?;
-            Ok(client.query(&statement, params).await?)
+            let answer = client.query(&statement, params).await.map_err(Failure::from);
+            if answer.as_ref().is_err_and(Failure::is_beyond) {
+                // Numbers were used up faster than partitions were made.
+                parts::make_ahead(&**client).await?;
+            }
+            answer
         })
         .await
+    }
+
+    /// Makes partitions until there are enough beyond the numbers in use.
+    ///
+    /// # Errors
+    /// As [`Connections::query`].
+    pub async fn make_ahead(&self) -> Result<()> {
+        let client = self.0.get().await?;
+        Ok(parts::make_ahead(&**client).await?)
     }
 
     /// Carries out statements as one transaction, sent together: one round trip again. Answers with the rows of the last.

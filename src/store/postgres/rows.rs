@@ -148,12 +148,16 @@ pub fn leased(row: &Row, lines: &Lines) -> Result<(LiveRow, Job)> {
     Ok((live, job))
 }
 
-/// A job, of `jobs.sql`. None where there is none.
+/// A job, of `jobs.sql`. None where there is none, or nothing but its row.
 pub fn job(row: &Row, lines: &Lines, view: View) -> Result<Option<JobRow>> {
     let Some(num) = get::<Option<i64>>(row, "num") else { return Ok(None) };
+    let (is_live, seq): (bool, Option<i64>) = (get(row, "is_live"), get(row, "seq"));
+    if !is_live && seq.is_none() {
+        return Ok(None);
+    }
     let body = body(row, "payload");
     let fixed = fixed(row, lines, "content_type", body)?;
-    let (live, mut job) = if get(row, "is_live") {
+    let (live, mut job) = if is_live {
         let live = live(row)?;
         let (progress, failed) = (progress(row, "progress_at")?, last_failure(row, live.live.run)?);
         let job = fixed.live_with_past(&live.live, progress, failed);
@@ -165,7 +169,7 @@ pub fn job(row: &Row, lines: &Lines, view: View) -> Result<Option<JobRow>> {
         job.attempts = failures(row)?;
     }
     let (line, fence) = (some(row, "line")?, some(row, "fence")?);
-    Ok(Some(JobRow { num, line, fence, live, seq: get(row, "seq"), job }))
+    Ok(Some(JobRow { num, line, fence, live, seq, job }))
 }
 
 /// A final job, of `jobs.sql` or `outcomes.sql`.

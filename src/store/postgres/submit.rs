@@ -7,6 +7,7 @@ use std::{
 };
 
 use tokio_postgres::Row;
+use uuid::Uuid;
 
 use super::{
     database::Database,
@@ -58,6 +59,8 @@ struct Known {
 struct Names {
     requests: HashMap<usize, Known>,
     ids: HashMap<usize, i64>,
+    /// Ids that callers have named, of jobs that are not there any more.
+    stale: Vec<(String, i64)>,
     keys: HashMap<usize, i64>,
     jobs: HashMap<i64, JobRow>,
 }
@@ -139,6 +142,7 @@ impl Database {
     async fn look_up(&self, now: Timestamp, items: &[&Submission]) -> Result<Names> {
         let (mut request_at, mut callers, mut request_ids) = (Vec::new(), Vec::new(), Vec::new());
         let (mut id_at, mut ids) = (Vec::new(), Vec::new());
+        let (mut drawn_at, mut drawn) = (Vec::new(), Vec::new());
         let (mut key_at, mut queues, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         for (at, item) in items.iter().enumerate() {
             let at = at as i64;
@@ -150,6 +154,10 @@ impl Database {
             if item.own_id {
                 id_at.push(at);
                 ids.push(item.job_id.as_str());
+                if may_be_drawn(&item.job_id) {
+                    drawn_at.push(at);
+                    drawn.push(item.job_id.as_str());
+                }
             }
             if let Some(key) = &item.spec.unique_key {
                 key_at.push(at);
@@ -165,12 +173,24 @@ impl Database {
             .read
             .query(
                 NAMES,
-                &[&request_at, &callers, &request_ids, &id_at, &ids, &key_at, &queues, &keys, &now.0],
+                &[
+                    &request_at,
+                    &callers,
+                    &request_ids,
+                    &id_at,
+                    &ids,
+                    &key_at,
+                    &queues,
+                    &keys,
+                    &now.0,
+                    &drawn_at,
+                    &drawn,
+                ],
             )
             .await?;
         let mut names = Names::default();
         for row in &found {
-            names.add(row);
+            names.add(row, items);
         }
         let nums: HashSet<i64> = found.iter().map(|row| get(row, "num")).collect();
         let nums: Vec<i64> = nums.into_iter().collect();
@@ -190,6 +210,9 @@ impl Database {
 
         let new = || plan.accepted.iter();
         let ids: Vec<&str> = new().map(|new| new.submission.job_id.as_str()).collect();
+        let is_own: Vec<bool> = new().map(|new| new.submission.own_id).collect();
+        let (stale, stale_nums): (Vec<&str>, Vec<i64>) =
+            plan.names.stale.iter().map(|(id, num)| (id.as_str(), *num)).unzip();
         let lines: Vec<i32> = specs
             .iter()
             .map(|spec| self.lines.of(spec).ok_or(Failure::Damaged("the lines")))
@@ -263,6 +286,9 @@ impl Database {
                     &asked,
                     &own_ids,
                     &until.0,
+                    &is_own,
+                    &stale,
+                    &stale_nums,
                 ],
             )
             .await?;
@@ -275,10 +301,16 @@ impl Database {
     }
 }
 
+/// Whether it may be one that a server has drawn: these are not among the ids that callers have named.
+fn may_be_drawn(id: &JobId) -> bool {
+    Uuid::try_parse(id.as_str()).is_ok_and(|uuid| uuid.get_version_num() == 7)
+}
+
 impl Names {
-    fn add(&mut self, row: &Row) {
+    fn add(&mut self, row: &Row, items: &[&Submission]) {
         let (sort, at, num): (i32, i64, i64) = (get(row, "sort"), get(row, "at"), get(row, "num"));
         let at = at as usize;
+        let is_there: bool = get(row, "is_there");
         match sort {
             1 => {
                 let known = Known {
@@ -286,11 +318,17 @@ impl Names {
                     job_id: get(row, "job_id"),
                     asked: get(row, "asked"),
                     own_id: get(row, "own_id"),
-                    is_there: get::<Option<bool>>(row, "is_there").is_some(),
+                    is_there,
                 };
                 drop(self.requests.insert(at, known));
             }
-            2 => drop(self.ids.insert(at, num)),
+            2 | 3 if is_there => {
+                // Of several the newest.
+                let newest = self.ids.entry(at).or_insert(num);
+                *newest = num.max(*newest);
+            }
+            2 => self.stale.push((items[at].job_id.to_string(), num)),
+            3 => {}
             _ => drop(self.keys.insert(at, num)),
         }
     }

@@ -1,5 +1,6 @@
 mod epochs;
 mod opening;
+mod parts;
 mod plans;
 mod replicas;
 mod server;

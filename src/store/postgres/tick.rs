@@ -51,6 +51,7 @@ impl Database {
         tick.more |= self.forget_requests(now).await?;
         if self.is_time_to_keep_house() {
             self.keep_house().await?;
+            self.keep_parts(now).await?;
             self.warn().await?;
             // The server may not have known yet that a process was gone which had been killed just before this one began.
             if self.just_begun.swap(false, Ordering::Relaxed) {
@@ -123,13 +124,15 @@ impl Database {
         Ok(found.first().is_some_and(|row| get::<i64>(row, "old") == SLICE))
     }
 
-    /// Retention: outcomes whose time is over, and with the last of its outcomes the job.
+    /// Retention: outcomes whose time is over, and with the last of its outcomes the job. For where they are many see
+    /// [`Database::keep_parts`].
     async fn remove_outdated(&self, now: Timestamp) -> Result<bool> {
-        let found = self.pools.write.query(OUTDATED, &[&now.0, &SLICE]).await?;
+        let spared = self.parts.spared();
+        let found = self.pools.write.query(OUTDATED, &[&now.0, &SLICE, &spared]).await?;
         // Older ones go with it, or the job would be back in its state of before.
         let removals: Vec<_> = found.iter().map(|row| (get(row, "num"), get(row, "upto"), None)).collect();
         self.remove(&removals).await?;
-        Ok(found.iter().map(|row| get::<i64>(row, "outcomes")).sum::<i64>() == SLICE)
+        Ok(found.iter().map(|row| get::<i64>(row, "outcomes")).sum::<i64>() >= SLICE)
     }
 
     async fn forget_requests(&self, now: Timestamp) -> Result<bool> {

@@ -16,7 +16,7 @@ left join (
   select num, at from unnest($1::int8[]) with ordinality as u (num, at)
   union all
   select j.num, u.at + cardinality($1::int8[]) from unnest($2::text[]) with ordinality as u (id, at),
-    lateral (select num from job where id = u.id limit 1) j) q on true
+    lateral (select num from job where id = u.id order by num + 0 desc limit 1) j) q on true
 left join lateral (select * from job where num = q.num limit 1) j on true
 left join lateral (select * from live where num = j.num limit 1) l on true
 left join lateral (

@@ -1,3 +1,7 @@
--- Outcomes whose retention is over, at most so many: of each job the newest of them.
-select num, max(seq) as upto, count(*) as outcomes
-from (select num, seq from done where keep_until <= $1 order by keep_until limit $2) x group by num
+-- Outcomes whose retention is over, at most so many: of each job the newest of them. Partitions that will be dropped as a
+-- whole ($3) are left alone, but for outcomes of later runs: with these go the older ones of their jobs.
+select num, max(seq) as upto, count(*) as outcomes from (
+  select num, seq from outdated($1, $2, $3)
+  union
+  (select num, seq from done where run > 1 and keep_until + 0 <= $1 order by keep_until + 0 limit $2)) x
+group by num

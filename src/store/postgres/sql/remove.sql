@@ -14,10 +14,18 @@ meant as materialized (
 noted as (
   update feed set last = greatest(last, (select seq from done order by seq desc limit 1))
   where exists (select from meant)),
+gone as materialized (
+  select d.seq from meant m, lateral (select seq from done where num = m.num and seq + 0 <= m.upto offset 0) d),
 outcomes as (
-  delete from done where seq = any (array (
-    select d.seq from meant m, lateral (select seq from done where num = m.num and seq + 0 <= m.upto) d))),
-failures as (delete from failure where num = any (array (select num from meant where is_last))),
-told as (delete from progress where num = any (array (select num from meant where is_last))),
-jobs as (delete from job where num = any (array (select num from meant where is_last)) returning num)
+  -- Between the first and the last: only the partitions that hold them are looked at. So below.
+  delete from done where seq = any (array (select seq from gone))
+    and seq >= (select min(seq) from gone) and seq <= (select max(seq) from gone)),
+over as materialized (select num from meant where is_last),
+failures as (delete from failure where num = any (array (select num from over))),
+told as (delete from progress where num = any (array (select num from over))),
+owned as (delete from own where num = any (array (select num from over))),
+jobs as (
+  delete from job where num = any (array (select num from over))
+    and num >= (select min(num) from over) and num <= (select max(num) from over)
+  returning num)
 select num from jobs

@@ -64,17 +64,28 @@ create table tally (
 );
 
 -- What was asked for: written once. A final job is changed (retried, removed) only under the lock of its row here.
+--
+-- A row that belongs to no unfinished job and to no outcome counts as not there: its last outcome left with a partition of
+-- `done`, and it leaves with its own. See `part`.
 create sequence job_num;
 create table job (
   num          int8 primary key,           -- submit order
-  id           text collate "C" not null unique,
+  id           text collate "C" not null,  -- of several rows with one id the newest counts
   line         int4 not null,
   priority     int4 not null,
   submitted    int8 not null,
   content_type text not null,
   payload      bytea not null,
   options      text                        -- JSON of what is seldom set
+) partition by range (num);
+create index job_id on job (id);
+
+-- Ids that callers have named, each of one job at a time. Those that servers draw (UUIDs of version 7) meet no other.
+create table own (
+  id  text collate "C" primary key,
+  num int8 not null
 );
+create index own_num on own (num);
 
 -- Plans are made for tables of any size, once. So that none can pick an index that it would have to read from end to end,
 -- what is looked up by (num, seq) is only ever the first column of one, or hidden in an expression.
@@ -152,9 +163,10 @@ create table done (
   error        text,                       -- JSON
   content_type text,
   output       bytea
-);
+) partition by range (seq);
 create index done_num on done (num);
 create index done_keep_until on done (keep_until);
+create index done_rerun on done ((keep_until + 0)) where run > 1;
 create index done_unsuccessful on done (num) where state <> 5;
 
 -- Attempts that failed, the newest of each job.
@@ -212,3 +224,150 @@ create table replica (
   server  timestamptz not null,            -- since when the server had known of locks when this one took its own
   started timestamptz not null default now()
 );
+
+-- The partitions of `job` (by num) and `done` (by seq). Each holds the numbers from `low` up to before `high`. Several are
+-- always there beyond the numbers in use. There is none for numbers that were left out, and none for all others.
+create view part as
+  select parent.relname::text as of, child.oid::regclass as part, bounds[1]::int8 as low, bounds[2]::int8 as high
+  from pg_inherits i join pg_class parent on parent.oid = i.inhparent join pg_class child on child.oid = i.inhrelid,
+    regexp_match(pg_get_expr(child.relpartbound, child.oid), 'FROM \(''?(\d+)''?\) TO \(''?(\d+)''?\)') bounds
+  where i.inhparent in ('job'::regclass, 'done'::regclass);
+
+-- What follows acts for the owner of the tables: the role that serves need not be able to make and drop any. Whoever makes
+-- or drops a partition holds the advisory lock of `part`.
+
+-- Makes a partition, unless one is in its place.
+create function add_part(parent text, first int8, beyond int8) returns void language plpgsql security definer
+set lock_timeout = '1s' as $$
+declare
+  name text := format('%s_%s', parent, first);
+begin
+  perform pg_advisory_xact_lock('part'::regclass::oid::int4, 0);
+  if parent in ('job', 'done')
+    and not exists (select from part where of = parent and low < beyond and high > first) then
+    -- Made apart and attached, it waits for nobody who reads or writes, and they do not wait for it.
+    execute format('create table %I (like %I including all)', name, parent);
+    execute format('alter table %I attach partition %I for values from (%s) to (%s)', parent, name, first, beyond);
+  end if;
+end $$;
+
+-- What the partitions of `done` hold: the outcome to be removed first, when the last one is, and whether there are any that
+-- older outcomes of their jobs have to go with.
+create function survey() returns table (
+  low int8, high int8, first_until int8, first_finished int8, last_until int8, has_reruns bool)
+language plpgsql security definer as $$
+declare
+  p part;
+begin
+  -- None is dropped meanwhile.
+  lock table done in access share mode;
+  for p in select * from part where of = 'done' order by part.low loop
+    return query execute format($q$
+      select $1, $2, (select keep_until from %1$s order by keep_until limit 1),
+        (select finished from %1$s order by keep_until limit 1),
+        (select keep_until from %1$s order by keep_until desc limit 1), exists (select from %1$s where run > 1)
+      $q$, p.part) using p.low, p.high;
+  end loop;
+end $$;
+
+-- Outcomes whose retention is over, at most so many, but for those in these partitions.
+create function outdated(at int8, most int8, spared int8[]) returns table (num int8, seq int8)
+language plpgsql security definer as $$
+declare
+  p part;
+  told int8;
+begin
+  lock table done in access share mode;
+  for p in select * from part where of = 'done' and low <> all (spared) order by low loop
+    return query execute format(
+      'select num, seq from %s where keep_until <= $1 order by keep_until limit $2', p.part) using at, most;
+    get diagnostics told = row_count;
+    most := most - told;
+    exit when most <= 0;
+  end loop;
+end $$;
+
+-- Keeps out whoever cleans a partition, before others are made to wait for it. False if it is being cleaned.
+create function is_free(part regclass) returns bool language plpgsql as $$
+begin
+  execute format('lock table %s in share update exclusive mode nowait', part);
+  return true;
+exception when lock_not_available then
+  return false;
+end $$;
+
+-- Drops a partition of `done`, if the retention of all that it holds is over and no more will come. Nobody waits for it for
+-- longer than it waits itself for those who are at work: then it gives up (lock_not_available).
+create function drop_done(first int8, at int8) returns bool language plpgsql security definer
+set lock_timeout = '100ms' as $$
+declare
+  p part;
+  is_kept bool;
+begin
+  if not pg_try_advisory_xact_lock('part'::regclass::oid::int4, 0) then return false; end if;
+  select * into p from part
+  where of = 'done' and low = first
+    and high <= (select greatest(last, coalesce((select seq from done order by seq desc limit 1), 0)) from feed);
+  if not found then return false; end if;
+  if not is_free(p.part) then return false; end if;
+  lock table done in access exclusive mode;
+  execute format('select exists (select from %1$s where keep_until > $1) or exists (select from %1$s where run > 1)', p.part)
+    into is_kept using at;
+  if is_kept then return false; end if;
+  execute format('drop table %s', p.part);
+  return true;
+end $$;
+
+-- Drops a partition of `job`, if no more will come and nothing is left of its jobs; so much may be ($2) that another one
+-- takes its place for the rest, if that is by far smaller. Waits as the one above.
+create function drop_job(first int8, most int8) returns bool language plpgsql security definer
+set lock_timeout = '100ms' as $$
+declare
+  p part;
+  rest int8[];
+  many int8;
+  name text := format('job_%s', first);
+  fresh text := format('job_%s_rest', first);
+begin
+  if not pg_try_advisory_xact_lock('part'::regclass::oid::int4, 0) then return false; end if;
+  select * into p from part where of = 'job' and low = first and high <= (select last_value from job_num);
+  if not found then return false; end if;
+  rest := array (
+    (select num from live where num >= p.low and num < p.high order by num limit most + 1)
+    union (select num from done where num >= p.low and num < p.high order by num limit most + 1));
+  if cardinality(rest) > most then return false; end if;
+  if not is_free(p.part) then return false; end if;
+  if cardinality(rest) > 0 then
+    execute format('select count(*) from (select from %s limit $1) x', p.part)
+      into many using 1000 + 16 * cardinality(rest);
+    if many < 1000 + 16 * cardinality(rest) then return false; end if;
+    execute format('create table %I (like job including all)', fresh);
+    execute format('insert into %I select * from %s where num = any ($1)', fresh, p.part) using rest;
+  end if;
+  lock table job in access exclusive mode;
+  -- Whoever had drawn one of its numbers has committed by now.
+  if exists (
+    (select num from live where num >= p.low and num < p.high
+     union all select num from done where num >= p.low and num < p.high)
+    except select unnest(rest)) then
+    raise lock_not_available using message = 'the partition was in use';
+  end if;
+  execute format('drop table %s', p.part);
+  if cardinality(rest) > 0 then
+    execute format('alter table %I rename to %I', fresh, name);
+    execute format('alter table job attach partition %I for values from (%s) to (%s)', name, p.low, p.high);
+  end if;
+  return true;
+end $$;
+
+-- They find what is meant by their names, and nothing else; and not everybody may call them.
+do $$ declare
+  f regprocedure;
+begin
+  foreach f in array array[
+    'add_part(text, int8, int8)', 'survey()', 'outdated(int8, int8, int8[])', 'drop_done(int8, int8)',
+    'drop_job(int8, int8)', 'is_free(regclass)']::regprocedure[] loop
+    execute format('alter function %s set search_path = %I, pg_temp', f, current_schema);
+    execute format('revoke execute on function %s from public', f);
+  end loop;
+end $$;

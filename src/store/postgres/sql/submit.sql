@@ -4,10 +4,10 @@
 with asked as materialized (
   select * from unnest(
     $1::text[], $2::int4[], $3::int4[], $4::text[], $5::bytea[], $6::text[], $7::int4[], $8::int8[], $9::int8[],
-    $10::int8[], $11::int8[], $12::int8[], $13::int8[], $14::text[], $15::text[])
+    $10::int8[], $11::int8[], $12::int8[], $13::int8[], $14::text[], $15::text[], $25::bool[])
   with ordinality as u (
     id, line, priority, content_type, payload, options, state, due, rank,
-    wake, start_by, end_by, retention, unique_queue, unique_key, ord)),
+    wake, start_by, end_by, retention, unique_queue, unique_key, is_own, ord)),
 numbered as materialized (
   select nextval('job_num') as num, a.* from (select * from asked order by ord) a),
 jobs as (
@@ -27,6 +27,15 @@ held as (
   -- In the order of keys: nobody waits in a circle.
   insert into uniq (queue, key, num)
   select unique_queue, unique_key, num from numbered where unique_key is not null order by unique_queue, unique_key),
+stale as (
+  -- Ids of jobs that are not there any more.
+  delete from own where id = any ($26::text[]) and ((id, num) in (select * from unnest($26::text[], $27::int8[]))) is true
+  returning 1),
+owned as (
+  insert into own (id, num)
+  select id, num from numbered
+  where is_own and (select count(*) from stale) >= 0
+  order by id),
 requests as materialized (
   select * from unnest($17::text[], $18::text[], $19::int8[], $20::int8[], $21::text[], $22::bytea[], $23::text[])
   as r (caller, request_id, ord, num, job_id, asked, own_id)),

@@ -40,6 +40,10 @@ const NO_AUTOVACUUM: &str = "
       end loop;
     end $$";
 
+/// Several partitions of each table that there are any of.
+const PARTS: &str = "select add_part(parent, n, n + 65536)
+    from unnest(array['job', 'done']) parent, generate_series(196608, 1200000, 65536) n";
+
 const ROUNDS: usize = 20;
 
 /// Uses every statement, one job at a time.
@@ -93,6 +97,7 @@ async fn use_all(store: &PostgresStore, name: &str) {
 async fn full_tables_cost_no_more_than_empty_ones() {
     let open = async |schema: &Schema| {
         let store = PostgresStore::open(schema.url(), Arc::new(Config::default()), NOW).await.unwrap();
+        schema.execute(PARTS).await;
         schema.execute(NO_AUTOVACUUM).await;
         // So the database believes that tables are always small.
         schema.execute("analyze").await;
