@@ -15,6 +15,9 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// A tick rests for so many times as long as it took: where much has to be looked through, it must not crowd out the rest.
 const REST: u32 = 4;
 
+/// But no longer: a tick may also take long because the store stood still, and then much is late already.
+const LONGEST_REST: Duration = Duration::from_secs(1);
+
 /// Between looks at a store that cannot be reached.
 const UNREACHABLE: Duration = Duration::from_secs(1);
 
@@ -60,6 +63,27 @@ pub async fn run(engine: &Inner) {
             continue;
         }
         let next = tick.next.map_or(INTERVAL, |next| next.since(clock.now()));
-        tokio::time::sleep(next.clamp(PAUSE, INTERVAL).max(begun.elapsed() * REST)).await;
+        tokio::time::sleep(pause(next, begun.elapsed())).await;
+    }
+}
+
+/// Between a tick that took so long and the next one, if something is due then.
+fn pause(due: Duration, took: Duration) -> Duration {
+    due.clamp(PAUSE, INTERVAL).max((took * REST).min(LONGEST_REST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tick_rests_for_longer_than_it_took_but_not_for_long() {
+        let millis = Duration::from_millis;
+        assert_eq!(pause(millis(0), millis(0)), PAUSE);
+        assert_eq!(pause(millis(40), millis(3)), millis(40));
+        assert_eq!(pause(millis(10_000), millis(3)), INTERVAL);
+        assert_eq!(pause(millis(40), millis(100)), millis(400));
+        // The store did not answer for a while, and the limits of jobs have passed meanwhile.
+        assert_eq!(pause(millis(0), millis(5000)), LONGEST_REST);
     }
 }
