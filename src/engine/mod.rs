@@ -18,7 +18,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::{ContextV7, Uuid};
 
@@ -38,8 +41,8 @@ use crate::{
     config::Config,
     job::{Error, Job, JobId, State, View},
     store::{
-        Cancel, Change, Claim, ClaimWait, Delete, GroupReply, Leased, LineCounts, ListPage, ListQuery, LogId,
-        Position, ProgressHint, Retry, Settlement, Store, Submission, Submitted,
+        Cancel, Change, Claim, ClaimWait, Delete, GroupReply, Handover, Leased, LineCounts, ListPage,
+        ListQuery, LogId, Position, ProgressHint, Retry, Settlement, Store, Submission, Submitted,
     },
 };
 
@@ -355,8 +358,8 @@ impl Engine {
     }
 
     /// Lets a claim wait until there are jobs, for as many as there are permits, or until the server stops.
-    pub fn claim_wait(&self, slots: Arc<Semaphore>) -> ClaimWait {
-        ClaimWait { slots, end: self.0.draining.clone() }
+    pub fn claim_wait(&self, slots: Arc<Semaphore>, handover: mpsc::UnboundedSender<Handover>) -> ClaimWait {
+        ClaimWait { slots, end: self.0.draining.clone(), handover: Some(handover) }
     }
 
     /// Ends claims that wait: when the server stops, or when it is cancelled.

@@ -18,7 +18,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::{Notify, Semaphore, broadcast, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use breaks::{Break, Breaks};
@@ -314,6 +314,16 @@ pub struct ClaimWait {
     pub slots: Arc<Semaphore>,
     /// Ends the wait: it is answered with what there is then, often nothing.
     pub end: CancellationToken,
+    /// Takes jobs while the claim waits on. A store need not use it.
+    pub handover: Option<mpsc::UnboundedSender<Handover>>,
+}
+
+/// Jobs that were leased for a claim that waits on, as many as the permits that were taken for them. So they are bounded
+/// by the claim's slots.
+#[derive(Debug)]
+pub struct Handover {
+    pub leased: Vec<Leased>,
+    pub slots: OwnedSemaphorePermit,
 }
 
 impl Claim {

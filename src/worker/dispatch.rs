@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::{
     engine::Engine,
     job::{Kind, QueueName, WorkerId},
-    store::{Claim, Leased},
+    store::{Claim, Handover, Leased},
 };
 
 /// A look at the store without a wake-up.
@@ -27,6 +27,15 @@ pub struct Assignment {
 pub struct Slot {
     _in_queue: Option<Busy>,
     _permit: OwnedSemaphorePermit,
+}
+
+/// What a waiting claim was given beside its answer. Only where queues have no limits: then no claim waits.
+pub fn assignments(handover: Handover) -> impl Iterator<Item = Assignment> {
+    let Handover { leased, mut slots } = handover;
+    leased.into_iter().map_while(move |leased| {
+        let slot = Slot { _in_queue: None, _permit: slots.split(1)? };
+        Some(Assignment { leased, slot })
+    })
 }
 
 /// One of the attempts of a queue, where queues have limits.
@@ -56,19 +65,21 @@ pub struct Dispatcher {
     /// Attempts that run, by queue, if queues have limits.
     running: Arc<Mutex<HashMap<QueueName, usize>>>,
     pool: mpsc::Sender<Assignment>,
+    handover: mpsc::UnboundedSender<Handover>,
 }
 
 impl Dispatcher {
-    /// `concurrency`: attempts that run at the same time.
+    /// `concurrency`: attempts that run at the same time. `handover` leads to the same pool.
     pub fn new(
         engine: Engine,
         worker: WorkerId,
         kinds: Vec<Kind>,
         concurrency: usize,
         pool: mpsc::Sender<Assignment>,
+        handover: mpsc::UnboundedSender<Handover>,
     ) -> Self {
         let slots = Arc::new(Semaphore::new(concurrency));
-        Self { engine, worker, kinds, slots, running: Arc::default(), pool }
+        Self { engine, worker, kinds, slots, running: Arc::default(), pool, handover }
     }
 
     /// Runs until the engine drains or the store fails.
@@ -121,7 +132,8 @@ impl Dispatcher {
     fn claim(&self) -> Claim {
         let config = self.engine.config();
         // What a queue may still run is only known now: a claim with such limits is not left to wait.
-        let wait = (!self.limits_queues()).then(|| self.engine.claim_wait(self.slots.clone()));
+        let wait = (!self.limits_queues())
+            .then(|| self.engine.claim_wait(self.slots.clone(), self.handover.clone()));
         let running = self.running.lock();
         let caps = config.queues.iter().filter_map(|(queue, settings)| {
             let queue = QueueName::parse("queues", queue).ok()?;

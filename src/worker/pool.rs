@@ -7,9 +7,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     attempt,
-    dispatch::{Assignment, Dispatcher},
+    dispatch::{Assignment, Dispatcher, assignments},
 };
-use crate::{engine::Engine, handlers::Handlers, job::WorkerId};
+use crate::{engine::Engine, handlers::Handlers, job::WorkerId, store::Handover};
 
 /// Runs jobs in this process.
 pub struct Pool {
@@ -25,10 +25,12 @@ impl Pool {
         let concurrency = engine.config().workers.concurrency;
         let kinds = handlers.kinds().cloned().collect();
         let (sender, queue) = mpsc::channel(concurrency.max(1));
-        let dispatcher = Dispatcher::new(engine.clone(), worker, kinds, concurrency, sender);
+        // The slots bound what is on its way here.
+        let (handover, handed) = mpsc::unbounded_channel();
+        let dispatcher = Dispatcher::new(engine.clone(), worker, kinds, concurrency, sender, handover);
         let attempts = TaskTracker::new();
         let stop = CancellationToken::new();
-        let runner = run(engine.clone(), handlers, queue, attempts.clone(), stop.clone());
+        let runner = run(engine.clone(), handlers, queue, handed, attempts.clone(), stop.clone());
         Self { attempts, stop, dispatcher: tokio::spawn(dispatcher.run()), runner: tokio::spawn(runner) }
     }
 
@@ -56,12 +58,21 @@ async fn run(
     engine: Engine,
     handlers: Handlers,
     mut queue: mpsc::Receiver<Assignment>,
+    mut handed: mpsc::UnboundedReceiver<Handover>,
     attempts: TaskTracker,
     stop: CancellationToken,
 ) {
-    while let Some(Assignment { leased, slot }) = queue.recv().await {
+    let begin = |Assignment { leased, slot }: Assignment| {
         // Only kinds that have a handler are claimed.
-        let Some(handler) = handlers.get(&leased.job.spec.kind).cloned() else { continue };
-        attempts.spawn(attempt::run(engine.clone(), handler, leased, stop.clone(), slot));
+        if let Some(handler) = handlers.get(&leased.job.spec.kind).cloned() {
+            attempts.spawn(attempt::run(engine.clone(), handler, leased, stop.clone(), slot));
+        }
+    };
+    loop {
+        tokio::select! {
+            Some(assignment) = queue.recv() => begin(assignment),
+            Some(handover) = handed.recv() => assignments(handover).for_each(&begin),
+            else => return,
+        }
     }
 }

@@ -131,9 +131,11 @@ impl Engine {
         request: &LeaseRequest,
         end: tokio_util::sync::CancellationToken,
     ) -> Result<Vec<Granted>, Error> {
-        let wait = request
-            .until
-            .map(|_| ClaimWait { slots: Arc::new(Semaphore::new(request.max_jobs)), end: end.clone() });
+        let wait = request.until.map(|_| ClaimWait {
+            slots: Arc::new(Semaphore::new(request.max_jobs)),
+            end: end.clone(),
+            handover: None,
+        });
         let claim = Claim {
             worker: request.worker.clone(),
             queues: Some(request.queues.clone()),

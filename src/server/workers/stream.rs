@@ -254,7 +254,7 @@ impl Connection<'_> {
             max_bytes: MOST_BYTES,
             caps: HashMap::new(),
             lease: self.workers.engine.config().workers.lease,
-            wait: Some(ClaimWait { slots: self.session.slots().clone(), end }),
+            wait: Some(ClaimWait { slots: self.session.slots().clone(), end, handover: None }),
         }
     }
 

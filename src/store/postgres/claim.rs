@@ -25,9 +25,8 @@ const CLAIM: &str = include_str!("sql/claim.sql");
 type Turn = (Vec<Span>, usize);
 
 impl Database {
-    /// At most `most` of what the claim wants, at once.
-    pub async fn claim_upto(&self, now: Timestamp, claim: &Claim, most: usize) -> Result<Vec<Leased>> {
-        let wanted = claim.wanted().min(most);
+    /// At most so many jobs that the claim asks for, at once.
+    pub async fn claim_upto(&self, now: Timestamp, claim: &Claim, wanted: usize) -> Result<Vec<Leased>> {
         if wanted == 0 {
             return Ok(Vec::new());
         }

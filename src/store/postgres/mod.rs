@@ -11,6 +11,7 @@ mod claim;
 mod database;
 mod epoch;
 mod feed;
+mod fresh;
 mod held;
 mod hints;
 mod import;
@@ -190,7 +191,7 @@ impl Store for PostgresStore {
         self.at(now);
         let leased = match claim.wait.clone() {
             Some(wait) => self.database().wait_for_jobs(now, claim, &wait).await?,
-            None => self.database().claim_upto(now, &claim, usize::MAX).await?,
+            None => self.database().claim_upto(now, &claim, claim.wanted()).await?,
         };
         Ok(leased)
     }

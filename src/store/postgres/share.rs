@@ -11,23 +11,25 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Mutex as AsyncMutex, oneshot},
+    sync::{Mutex as AsyncMutex, Notify, OwnedSemaphorePermit, oneshot},
     time::{Instant, sleep},
 };
 
 use super::{database::Database, lines::Line, pool::Result};
 use crate::{
     job::{Kind, QueueName, Timestamp},
-    store::{Claim, ClaimWait, Leased},
+    store::{Claim, ClaimWait, Handover, Leased},
 };
 
 /// Those who wait look by themselves this often, a quarter more or less, should a hint be lost.
 const POLL: Duration = Duration::from_millis(250);
 
+type Reply = oneshot::Sender<Result<Vec<Leased>>>;
+
 /// Claims without an answer yet, the oldest first.
 #[derive(Debug, Default)]
 pub struct Parked {
-    claims: Mutex<Vec<Waiting>>,
+    claims: Mutex<Vec<Arc<Waiting>>>,
     turn: AsyncMutex<()>,
     /// Looks that were asked for, and how many of them the last look has answered.
     asked: AtomicU64,
@@ -35,18 +37,23 @@ pub struct Parked {
 }
 
 #[derive(Debug)]
-struct Waiting {
-    claim: Claim,
+pub struct Waiting {
+    pub claim: Claim,
     since: (Timestamp, Instant),
-    reply: oneshot::Sender<Result<Vec<Leased>>>,
+    reply: Mutex<Option<Reply>>,
+    /// Jobs were handed over: there may be more.
+    handed_over: Notify,
 }
 
 impl Parked {
+    pub fn claims(&self) -> Vec<Arc<Waiting>> {
+        self.claims.lock().clone()
+    }
+
     /// Answers all with what there is: nothing.
     pub fn release(&self) {
         for waiting in std::mem::take(&mut *self.claims.lock()) {
-            // Nobody may be there any more to take it.
-            drop(waiting.reply.send(Ok(Vec::new())));
+            waiting.answer(Ok(Vec::new()));
         }
     }
 }
@@ -59,6 +66,53 @@ impl Waiting {
     fn is_over(&self) -> bool {
         self.claim.wait.as_ref().is_none_or(|wait| wait.end.is_cancelled())
     }
+
+    fn is_answered(&self) -> bool {
+        self.reply.lock().is_none()
+    }
+
+    fn answer(&self, leased: Result<Vec<Leased>>) {
+        if let Some(reply) = self.reply.lock().take() {
+            // Nobody may be there any more to take it.
+            drop(reply.send(leased));
+        }
+    }
+
+    /// Whether it is given jobs without being answered.
+    pub fn waits_on(&self) -> bool {
+        self.claim.wait.as_ref().is_some_and(|wait| wait.handover.is_some())
+    }
+
+    /// The slots of so many jobs that it may be handed. None if there is no room, or if it does not wait on.
+    pub fn reserve(&self, jobs: usize) -> Option<OwnedSemaphorePermit> {
+        let wait = self.claim.wait.as_ref().filter(|wait| wait.handover.is_some())?;
+        wait.slots.clone().try_acquire_many_owned(u32::try_from(jobs).ok()?).ok()
+    }
+
+    /// Gives it jobs, each with a slot, while it waits on.
+    pub fn hand_over(&self, leased: Vec<Leased>, slots: OwnedSemaphorePermit) {
+        if let Some(handover) = self.claim.wait.as_ref().and_then(|wait| wait.handover.as_ref()) {
+            drop(handover.send(Handover { leased, slots }));
+            self.handed_over.notify_one();
+        }
+    }
+}
+
+/// What a claim gets. If it waits on, with a slot for each.
+#[derive(Default)]
+struct Given {
+    leased: Vec<Leased>,
+    slots: Option<OwnedSemaphorePermit>,
+}
+
+impl Given {
+    fn add(&mut self, more: Self) {
+        self.leased.extend(more.leased);
+        match (&mut self.slots, more.slots) {
+            (Some(slots), Some(more)) => slots.merge(more),
+            (none, more) => *none = more.or(none.take()),
+        }
+    }
 }
 
 impl Database {
@@ -66,10 +120,18 @@ impl Database {
     pub async fn wait_for_jobs(&self, now: Timestamp, claim: Claim, wait: &ClaimWait) -> Result<Vec<Leased>> {
         let (reply, mut answer) = oneshot::channel();
         let mut due = self.signals.due.subscribe();
-        self.parked.claims.lock().push(Waiting { claim, since: (now, Instant::now()), reply });
+        let waiting = Arc::new(Waiting {
+            claim,
+            since: (now, Instant::now()),
+            reply: Mutex::new(Some(reply)),
+            handed_over: Notify::new(),
+        });
+        self.parked.claims.lock().push(waiting.clone());
         loop {
             due.borrow_and_update();
             self.look();
+            // Who waits on is looked for again once there is room.
+            let is_full = waiting.waits_on() && wait.slots.available_permits() == 0;
             tokio::select! {
                 biased;
                 leased = &mut answer => return leased.unwrap_or(Ok(Vec::new())),
@@ -77,8 +139,10 @@ impl Database {
                     self.look();
                     return answer.await.unwrap_or(Ok(Vec::new()));
                 }
-                _ = due.changed() => {}
-                () = sleep(POLL.mul_f64(0.75 + fastrand::f64() / 2.0)) => {}
+                room = wait.slots.acquire(), if is_full => drop(room),
+                () = waiting.handed_over.notified(), if !is_full => {}
+                _ = due.changed(), if !is_full => {}
+                () = sleep(POLL.mul_f64(0.75 + fastrand::f64() / 2.0)), if !is_full => {}
             }
         }
     }
@@ -99,29 +163,32 @@ impl Database {
         });
     }
 
-    /// Answers the claims that there is something for, and those that wait no longer.
+    /// Gives the claims what there is for them, and answers those that wait no longer.
     async fn serve(&self) {
-        let waiting: Vec<Waiting> = std::mem::take(&mut *self.parked.claims.lock());
-        let given = self.share(&waiting).await;
-        let mut left = Vec::new();
-        for (waiting, leased) in waiting.into_iter().zip(given) {
-            match leased {
-                Ok(leased) if leased.is_empty() && !waiting.is_over() => left.push(waiting),
-                // Nobody may be there any more to take it.
-                leased => drop(waiting.reply.send(leased)),
+        let claims = self.parked.claims();
+        for (waiting, given) in claims.iter().zip(self.share(&claims).await) {
+            match given {
+                Ok(Given { leased, slots: Some(slots) }) if !leased.is_empty() => {
+                    waiting.hand_over(leased, slots);
+                    if waiting.is_over() {
+                        waiting.answer(Ok(Vec::new()));
+                    }
+                }
+                Ok(Given { leased, .. }) if leased.is_empty() && !waiting.is_over() => {}
+                given => waiting.answer(given.map(|given| given.leased)),
             }
         }
-        self.parked.claims.lock().splice(0..0, left);
+        self.parked.claims.lock().retain(|waiting| !waiting.is_answered());
     }
 
     /// What each claim gets, at its place. The first in line leaves something for those behind it: what there is, is
     /// divided evenly among those who may have it, and what somebody does not need goes to the others.
-    async fn share(&self, waiting: &[Waiting]) -> Vec<Result<Vec<Leased>>> {
+    async fn share(&self, waiting: &[Arc<Waiting>]) -> Vec<Result<Given>> {
         if let [only] = waiting {
-            return vec![self.claim_upto(only.now(), &only.claim, usize::MAX).await];
+            return vec![self.give(only.now(), only, &only.claim, usize::MAX).await];
         }
-        let mut given: Vec<Result<Vec<Leased>>> = waiting.iter().map(|_| Ok(Vec::new())).collect();
-        let Some(now) = waiting.iter().map(Waiting::now).max() else { return given };
+        let mut given: Vec<Result<Given>> = waiting.iter().map(|_| Ok(Given::default())).collect();
+        let Some(now) = waiting.iter().map(|one| one.now()).max() else { return given };
         let wanted: usize = waiting.iter().map(|one| one.claim.wanted()).sum();
         let looked = async {
             self.lines.keep_up(&self.pools.claim).await?;
@@ -148,25 +215,39 @@ impl Database {
         for (served, &at) in hungry.iter().enumerate() {
             let claim = &waiting[at].claim;
             let most = available(&lines, &due, claim).div_ceil(hungry.len() - served);
-            given[at] = self.claim_upto(now, claim, most).await;
+            given[at] = self.give(now, &waiting[at], claim, most).await;
             self.taken(&mut due, &given[at]);
         }
         for at in hungry {
             let claim = &waiting[at].claim;
-            let Ok(leased) = &mut given[at] else { continue };
-            let most = claim.wanted().saturating_sub(leased.len());
+            let Ok(had) = &mut given[at] else { continue };
+            // The slots of those that are handed over are taken already.
+            let answered = if had.slots.is_some() { 0 } else { had.leased.len() };
+            let most = claim.wanted().saturating_sub(answered);
             if most > 0 && available(&lines, &due, claim) > 0 {
                 // What was given already is given, whatever becomes of the rest.
-                let more = self.claim_upto(now, &claim.beside(leased), most).await;
+                let more = self.give(now, &waiting[at], &claim.beside(&had.leased), most).await;
                 self.taken(&mut due, &more);
-                leased.extend(more.unwrap_or_default());
+                had.add(more.unwrap_or_default());
             }
         }
         given
     }
 
-    fn taken(&self, due: &mut HashMap<i32, usize>, leased: &Result<Vec<Leased>>) {
-        for leased in leased.iter().flatten() {
+    /// Leases at most `most` jobs for a claim, or for what is left of it.
+    async fn give(&self, now: Timestamp, waiting: &Waiting, claim: &Claim, most: usize) -> Result<Given> {
+        let wanted = claim.wanted().min(most);
+        let mut reserved = waiting.reserve(wanted);
+        if waiting.waits_on() && reserved.is_none() {
+            return Ok(Given::default());
+        }
+        let leased = self.claim_upto(now, claim, wanted).await?;
+        let slots = reserved.as_mut().and_then(|slots| slots.split(leased.len()));
+        Ok(Given { leased, slots })
+    }
+
+    fn taken(&self, due: &mut HashMap<i32, usize>, given: &Result<Given>) {
+        for leased in given.iter().flat_map(|given| &given.leased) {
             if let Some(left) = self.lines.of(&leased.job.spec).and_then(|line| due.get_mut(&line)) {
                 *left = left.saturating_sub(1);
             }

@@ -66,8 +66,10 @@ struct Known {
 
 #[derive(Debug, Default)]
 struct Line {
-    /// Each with the number of looks that had begun when it was last told of.
+    /// Each with the number of looks that had begun when it was last told of, or when it was found to hold more.
     spans: Vec<(u64, Span)>,
+    /// Looks that had begun when the last one at this line did.
+    looked: u64,
     /// When it was last looked through as a whole, and how long that took.
     whole: Option<(Instant, Duration)>,
 }
@@ -108,6 +110,7 @@ impl Standing {
         let mut spans = Vec::new();
         for id in lines {
             let line = known.lines.entry(id).or_default();
+            line.looked = number;
             let rests = |(at, took): (Instant, Duration)| begun - at < pause.max(took * REST);
             match line.whole.is_some_and(rests) {
                 true => spans.extend(line.disjoint()),
@@ -120,20 +123,30 @@ impl Standing {
     /// All due jobs of a line up to a rank have been taken where the look went; all there were, if that is none.
     pub fn taken(&self, look: &Look, line: i32, upto: Option<i64>) {
         let mut known = self.0.lock();
+        let looks = known.looks;
         let known = known.lines.entry(line).or_default();
         known.spans.retain_mut(|(told, span)| {
             let is_seen = *told <= look.number;
             if let (true, Some(rank)) = (is_seen, upto) {
-                span.low = span.low.max(rank);
+                (*told, span.low) = (looks, span.low.max(rank));
             }
             !is_seen || (upto.is_some() && span.low <= span.high)
         });
         if look.spans.contains(&Span::all(line)) {
             known.whole = Some((look.begun, look.begun.elapsed()));
             if let Some(rank) = upto {
-                known.add(look.number, Span { low: rank, ..Span::all(line) });
+                known.add(looks, Span { low: rank, ..Span::all(line) });
             }
         }
+    }
+
+    /// Whether no job is known to stand in any of these lines that nobody is looking at by now.
+    pub fn is_clear(&self, mut lines: impl Iterator<Item = i32>) -> bool {
+        let known = self.0.lock();
+        lines.all(|id| {
+            let line = known.lines.get(&id).filter(|line| line.whole.is_some());
+            line.is_some_and(|line| line.spans.iter().all(|(told, _)| *told <= line.looked))
+        })
     }
 }
 
@@ -218,6 +231,35 @@ mod tests {
             look(&standing);
         }
         assert_eq!(look(&standing).spans, [span(10, 25), span(30, 40), span(41, 50)]);
+    }
+
+    #[test]
+    fn a_line_is_clear_while_somebody_looks_at_what_stands_there() {
+        let standing = Standing::default();
+        let is_clear = || standing.is_clear([LINE].into_iter());
+        assert!(!is_clear());
+        let whole = look(&standing);
+        assert!(!is_clear());
+        standing.taken(&whole, LINE, None);
+        assert!(is_clear() && !standing.is_clear([LINE, 2].into_iter()));
+        standing.tell(&[span(10, 20)]);
+        assert!(!is_clear());
+        let first = look(&standing);
+        assert!(is_clear());
+        standing.tell(&[span(30, 40)]);
+        assert!(!is_clear());
+        let second = look(&standing);
+        // There was more than it took.
+        standing.taken(&first, LINE, Some(15));
+        assert!(!is_clear());
+        standing.taken(&second, LINE, None);
+        assert!(!is_clear());
+        let third = look(&standing);
+        assert!(is_clear());
+        standing.taken(&third, LINE, None);
+        assert!(is_clear());
+        standing.hear(true);
+        assert!(!is_clear());
     }
 
     #[test]

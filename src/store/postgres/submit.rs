@@ -66,9 +66,10 @@ struct Names {
 }
 
 /// A job that is new.
-struct Accepted<'a> {
-    submission: &'a Submission,
-    live: Live,
+pub struct Accepted<'a> {
+    pub submission: &'a Submission,
+    pub live: Live,
+    pub fixed: Fixed,
     job: Arc<Job>,
 }
 
@@ -223,7 +224,15 @@ impl Database {
         let payloads: Vec<&[u8]> = bodies.iter().map(|body| &body[..]).collect();
         let options: Vec<_> =
             new().map(|new| written::options(&new.submission.spec, &new.submission.trace)).collect();
-        let state: Vec<i32> = new().map(|new| new.live.state as i32).collect();
+        let grant = self.grant(plan.now, &plan.accepted);
+        let is_granted = grant.as_ref().map_or(vec![false; ids.len()], |grant| grant.is_granted(ids.len()));
+        let state: Vec<i32> = new()
+            .zip(&is_granted)
+            .map(|(new, &is_granted)| if is_granted { LiveState::Running } else { new.live.state } as i32)
+            .collect();
+        let lease = grant.as_ref().map(|grant| &grant.lease);
+        let (worker, leased_until) =
+            (lease.map(|lease| lease.worker.as_str()), lease.map(|lease| lease.until.0));
         let due: Vec<i64> = new().map(|new| new.live.due.0).collect();
         let rank: Vec<i64> = new().map(|new| new.live.rank()).collect();
         let wake: Vec<_> = new().map(|new| new.live.wake().map(|time| time.0)).collect();
@@ -257,7 +266,8 @@ impl Database {
             .collect();
         let until = plan.now.after(self.config.limits.request_id_window);
 
-        self.pools
+        let rows = self
+            .pools
             .write
             .query(
                 SUBMIT,
@@ -289,15 +299,22 @@ impl Database {
                     &is_own,
                     &stale,
                     &stale_nums,
+                    &worker,
+                    &self.replica,
+                    &leased_until,
                 ],
             )
             .await?;
         self.room.take(&specs);
-        let due = new().zip(&lines).filter(|(new, _)| new.live.state == LiveState::Queued);
-        let standing = due.map(|(new, &line)| Span::at(line, new.live.rank()));
-        let hint = Hint { due: !plan.accepted.is_empty(), ..Hint::standing(standing) };
+        let due = state.iter().zip(&lines).zip(&rank);
+        let due = due.filter(|((state, _), _)| **state == LiveState::Queued as i32);
+        let standing = due.map(|((_, &line), &rank)| Span::at(line, rank));
+        let hint = Hint { due: is_granted.contains(&false), ..Hint::standing(standing) };
         self.news(hint, new().map(|new| new.submission.job_id.clone()));
-        Ok(())
+        match grant {
+            Some(grant) => self.hand_out(grant, &plan.accepted, &rows),
+            None => Ok(()),
+        }
     }
 }
 
@@ -383,11 +400,11 @@ impl<'a> Plan<'a> {
             trace: item.trace.clone(),
             submitted: self.now,
         };
-        let job = Arc::new(fixed.live(&live));
+        let job = Arc::new(fixed.clone().live(&live));
         if !item.check_only {
             let place = self.accepted.len();
             self.room.take(item);
-            self.accepted.push(Accepted { submission: item, live, job: job.clone() });
+            self.accepted.push(Accepted { submission: item, live, fixed, job: job.clone() });
             self.new_ids.insert(&item.job_id, place);
             if let Some(key) = &item.spec.unique_key {
                 self.new_keys.insert((&item.spec.queue, key), Found::New(place));

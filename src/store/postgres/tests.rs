@@ -1,4 +1,5 @@
 mod epochs;
+mod fresh;
 mod opening;
 mod parts;
 mod plans;

@@ -1,9 +1,13 @@
 use std::collections::{BTreeSet, HashMap};
 
-use tokio::sync::Semaphore;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::store::Handover;
 
 async fn claimed(world: &World, limit: usize) -> Vec<String> {
     leased_ids(&world.claim(World::wish(limit)).await)
@@ -220,7 +224,8 @@ pub async fn claims_that_wait_share_what_comes(open: Open) {
     let world = World::new(open).await;
     let end = CancellationToken::new();
     let waiting = |room, kind: &str| {
-        let wait = Some(ClaimWait { slots: Arc::new(Semaphore::new(room)), end: end.clone() });
+        let wait =
+            Some(ClaimWait { slots: Arc::new(Semaphore::new(room)), end: end.clone(), handover: None });
         let claim = Claim { wait, kinds: vec![kind.parse().unwrap()], ..World::wish(100) };
         let (store, now) = (world.store(), world.now);
         tokio::spawn(async move { store.claim(now, claim).await.unwrap().len() })
@@ -247,7 +252,7 @@ pub async fn claims_that_wait_share_what_comes(open: Open) {
 pub async fn a_claim_may_wait_for_jobs(open: Open) {
     let world = World::new(open).await;
     let (slots, end) = (Arc::new(Semaphore::new(2)), CancellationToken::new());
-    let wait = Some(ClaimWait { slots: slots.clone(), end: end.clone() });
+    let wait = Some(ClaimWait { slots: slots.clone(), end: end.clone(), handover: None });
     let waiting = || {
         tokio::spawn({
             let (store, now) = (world.store(), world.now);
@@ -277,7 +282,8 @@ pub async fn a_claim_may_wait_for_jobs(open: Open) {
 pub async fn a_job_that_is_claimed_as_it_comes_is_like_any_other(open: Open) {
     let mut world = World::new(open).await;
     world.add(job("there").delay(secs(60))).await;
-    let wait = ClaimWait { slots: Arc::new(Semaphore::new(4)), end: CancellationToken::new() };
+    let wait =
+        ClaimWait { slots: Arc::new(Semaphore::new(4)), end: CancellationToken::new(), handover: None };
     let claim = Claim { wait: Some(wait), ..World::wish(10) };
     let waiting = {
         let (store, now) = (world.store(), world.now);
@@ -319,11 +325,113 @@ pub async fn a_job_that_is_claimed_as_it_comes_is_like_any_other(open: Open) {
     assert_eq!(world.feed().await.len(), 1);
 }
 
+/// A claim that is given jobs in either way: with its answer, after which it is asked again, or while it waits on.
+struct Pool {
+    world: World,
+    claim: Claim,
+    handed: mpsc::UnboundedReceiver<Handover>,
+    answer: JoinHandle<Vec<Leased>>,
+}
+
+impl Pool {
+    fn start(world: World, slots: &Arc<Semaphore>, end: &CancellationToken) -> Self {
+        let (handover, handed) = mpsc::unbounded_channel();
+        let wait = ClaimWait { slots: slots.clone(), end: end.clone(), handover: Some(handover) };
+        let claim = Claim { wait: Some(wait), ..World::wish(10) };
+        let answer = Self::ask(&world, &claim);
+        Self { world, claim, handed, answer }
+    }
+
+    fn ask(world: &World, claim: &Claim) -> JoinHandle<Vec<Leased>> {
+        let (store, now, claim) = (world.store(), world.now, claim.clone());
+        tokio::spawn(async move {
+            // Whoever has no room does not ask.
+            drop(claim.wait.as_ref().unwrap().slots.acquire().await);
+            store.claim(now, claim).await.unwrap()
+        })
+    }
+
+    /// So many jobs, each with its slot.
+    async fn take(&mut self, count: usize) -> Vec<(Leased, OwnedSemaphorePermit)> {
+        let slots = self.claim.wait.as_ref().unwrap().slots.clone();
+        let mut taken = Vec::new();
+        while taken.len() < count {
+            let (leased, mut slots) = tokio::select! {
+                Some(Handover { leased, slots }) = self.handed.recv() => (leased, slots),
+                leased = &mut self.answer => {
+                    let leased = leased.unwrap();
+                    let room = slots.clone().try_acquire_many_owned(leased.len() as u32);
+                    (leased, room.expect("no more than there is room for"))
+                }
+                () = tokio::time::sleep(secs(10)) => panic!("only {} of {count} jobs came", taken.len()),
+            };
+            taken.extend(leased.into_iter().map(|leased| (leased, slots.split(1).expect("a slot for each"))));
+            assert_eq!(slots.num_permits(), 0);
+            if self.answer.is_finished() {
+                self.answer = Self::ask(&self.world, &self.claim);
+            }
+        }
+        taken
+    }
+}
+
+pub async fn a_claim_may_wait_on_while_it_is_given_jobs(open: Open) {
+    let (slots, end) = (Arc::new(Semaphore::new(4)), CancellationToken::new());
+    let mut pool = Pool::start(World::new(open).await, &slots, &end);
+    pool.world.add(job("there").delay(secs(60))).await;
+    pool.world.add(job("first")).await;
+    let first = pool.take(1).await;
+    // All that stood has been looked at by now.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let limited = job("a").spec(|spec| spec.total_timeout = Some(secs(5)));
+    pool.world
+        .batch(vec![
+            vec![limited.clone(), job("b").unique("one"), job("later").delay(secs(9))],
+            vec![job("refused"), job("also-refused").unique("one").reject()],
+            vec![job("urgent").priority(1), limited, job("c").label("tenant", "acme").payload("in")],
+            vec![job("d"), job("e")],
+        ])
+        .await;
+    let mut taken = pool.take(3).await;
+    drop(first);
+    taken.extend(pool.take(1).await);
+    let order = |taken: &[(Leased, OwnedSemaphorePermit)]| {
+        taken.iter().map(|(leased, _)| leased.job.id.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(order(&taken), ["urgent", "a", "b", "c"]);
+    // What had to wait for room is not overtaken by what comes meanwhile.
+    pool.world.group([job("f")]).await.unwrap();
+    let (leases, room): (Vec<Leased>, Vec<_>) = taken.into_iter().unzip();
+    assert_eq!(slots.available_permits(), 0);
+    drop(room);
+    assert_eq!(order(&pool.take(3).await), ["d", "e", "f"]);
+
+    let world = &pool.world;
+    world.recount().await;
+    for leased in &leases {
+        assert_eq!(*leased.job, world.get(leased.job.id.as_str()).await);
+        assert_eq!((leased.job.state, leased.job.attempt, leased.job.version), (State::RUNNING, 1, 2));
+    }
+    assert!(world.find("refused", View::Result).await.is_none());
+    assert_eq!(world.state("later").await, State::SCHEDULED);
+    world.succeed(&leases[0]).await;
+    world.fail(&leases[2], busy()).await;
+    world.recount().await;
+    pool.world.pass(secs(6)).await;
+    assert_eq!(pool.world.state("a").await, State::EXPIRED);
+    let again = pool.take(1).await;
+    assert_eq!((order(&again), again[0].0.job.attempt), (vec!["b".into()], 2));
+    end.cancel();
+    assert!(pool.answer.await.unwrap().is_empty());
+    drop(pool.claim);
+    assert!(pool.handed.recv().await.is_none());
+}
+
 pub async fn claims_that_share_keep_their_limits(open: Open) {
     let world = World::new(open).await;
     let end = CancellationToken::new();
     let waiting = |claim: Claim| {
-        let wait = Some(ClaimWait { slots: Arc::new(Semaphore::new(10)), end: end.clone() });
+        let wait = Some(ClaimWait { slots: Arc::new(Semaphore::new(10)), end: end.clone(), handover: None });
         let (store, now) = (world.store(), world.now);
         tokio::spawn(async move { store.claim(now, Claim { wait, ..claim }).await.unwrap().len() })
     };

@@ -1,5 +1,5 @@
--- Accepts new jobs, in their order, and remembers the request ids of these and of repeats. Answers with the numbers of
--- the new jobs, in their order. Whoever took a name meanwhile makes it fail as a whole (unique_violation): then the names
+-- Accepts new jobs, in their order, and remembers the request ids of these and of repeats. Those in state 3 are leased at
+-- once, as claim.sql does. Answers with the numbers of the new jobs, in their order, and the fences of those leases. Whoever took a name meanwhile makes it fail as a whole (unique_violation): then the names
 -- are looked up again.
 with asked as materialized (
   select * from unnest(
@@ -23,6 +23,13 @@ to_waiting as (
                        retention, fence)
   select num, line, state, 1, 0, 1, priority, due, rank, wake, start_by, end_by, length(payload), retention, 0
   from numbered where state = 1),
+leased as (
+  insert into lease (num, line, state, run, attempt, version, priority, due, rank, wake, start_by, end_by, bytes,
+                     retention, fence, worker, replica, started, until)
+  select num, line, state, 1, 1, 2, priority, due, rank, end_by, null, end_by, length(payload),
+         retention, nextval('fence'), $28, $29, $16, $30
+  from numbered where state = 3
+  returning num, fence),
 held as (
   -- In the order of keys: nobody waits in a circle.
   insert into uniq (queue, key, num)
@@ -52,7 +59,8 @@ remembered as (
   where (select count(*) from over) >= 0
   order by caller, request_id),
 counted as (
-  insert into tally (line, scheduled, queued, bytes)
-  select line, count(*) filter (where state = 1), count(*) filter (where state = 2), sum(length(payload))
+  insert into tally (line, scheduled, queued, running, bytes)
+  select line, count(*) filter (where state = 1), count(*) filter (where state = 2), count(*) filter (where state = 3),
+         sum(length(payload))
   from numbered group by line)
-select num from numbered order by ord
+select num, fence from numbered left join leased using (num) order by ord

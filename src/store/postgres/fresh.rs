@@ -1,0 +1,104 @@
+//! Jobs that are leased by the statement that accepts them, because a claim waits for them and nothing else stands in its
+//! lines: they are written once, as running, and nobody has to look for them.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_postgres::Row;
+
+use super::{
+    database::Database,
+    pool::{Failure, Result},
+    rows::{LiveRow, get},
+    share::Waiting,
+    submit::Accepted,
+};
+use crate::{
+    job::{Lease, LiveState, QueueName, Timestamp},
+    store::{LeaseId, Leased, turns::turns},
+};
+
+/// Jobs of a batch that go to a claim at once.
+pub struct Grant {
+    pub lease: Lease,
+    to: Arc<Waiting>,
+    slots: OwnedSemaphorePermit,
+    /// By place in the batch.
+    jobs: Vec<usize>,
+}
+
+impl Database {
+    /// What a claim that waits on may have of these jobs now.
+    pub fn grant(&self, now: Timestamp, accepted: &[Accepted<'_>]) -> Option<Grant> {
+        let claims = self.parked.claims();
+        let to = claims.iter().find(|one| one.waits_on())?.clone();
+        let lines = self.lines.matching(|queue, kind| to.claim.asks_for(queue, kind));
+        if !self.standing.is_clear(lines.iter().map(|line| line.id)) {
+            return None;
+        }
+        // What others wait for too is shared out from the table.
+        let mut is_only_its: HashMap<_, bool> = HashMap::new();
+        let mut queues: BTreeMap<&QueueName, Vec<usize>> = BTreeMap::new();
+        for (at, Accepted { submission, live, .. }) in accepted.iter().enumerate() {
+            let (queue, kind) = (&submission.spec.queue, &submission.spec.kind);
+            let is_due = live.state == LiveState::Queued && live.wake().is_none_or(|wake| wake > now);
+            let is_its = *is_only_its.entry((queue, kind)).or_insert_with(|| {
+                claims.iter().all(|one| one.claim.asks_for(queue, kind) == Arc::ptr_eq(one, &to))
+            });
+            if is_due && is_its {
+                queues.entry(queue).or_default().push(at);
+            }
+        }
+        let count: usize = queues.values().map(Vec::len).sum();
+        let wanted = count.min(to.claim.wanted());
+        if wanted == 0 {
+            return None;
+        }
+        let slots = to.reserve(wanted)?;
+        let queues = queues.into_values().map(|jobs| (jobs.len(), jobs)).map(|(due, jobs)| (jobs, due));
+        let mut jobs = Vec::with_capacity(wanted);
+        for (mut of_queue, quota) in turns(queues.collect(), wanted) {
+            of_queue.sort_by_key(|&at| accepted[at].live.rank());
+            jobs.extend_from_slice(&of_queue[..quota]);
+        }
+        let claim = &to.claim;
+        let lease = Lease { worker: claim.worker.clone(), started: now, until: now.after(claim.lease) };
+        Some(Grant { lease, to, slots, jobs })
+    }
+
+    /// Hands the jobs over, once they are there. `rows`: of `submit.sql`, in the order of the batch.
+    pub fn hand_out(&self, grant: Grant, accepted: &[Accepted<'_>], rows: &[Row]) -> Result<()> {
+        let mut leased = Vec::with_capacity(grant.jobs.len());
+        let mut held = Vec::with_capacity(grant.jobs.len());
+        for at in grant.jobs {
+            let Accepted { submission, live, fixed, .. } = &accepted[at];
+            let (num, fence): (i64, i64) = (get(&rows[at], "num"), get(&rows[at], "fence"));
+            let live = live.claim(fence, grant.lease.clone());
+            let lease = LeaseId { job: num, fence };
+            let spec = &submission.spec;
+            let line = self.lines.of(spec).ok_or(Failure::Damaged("the lines"))?;
+            let line = self.lines.get(line)?;
+            leased.push(Leased {
+                lease,
+                attempt_timeout: spec.attempt_timeout.unwrap_or(line.policy.attempt_timeout),
+                job: Arc::new(fixed.clone().live(&live)),
+            });
+            held.push((lease, LiveRow { num, line: line.id, retention: spec.retention, live }));
+        }
+        self.held.keep(held.into_iter());
+        grant.to.hand_over(leased, grant.slots);
+        Ok(())
+    }
+}
+
+impl Grant {
+    /// Whether each job of the batch is leased.
+    pub fn is_granted(&self, batch: usize) -> Vec<bool> {
+        let mut is_granted = vec![false; batch];
+        self.jobs.iter().for_each(|&at| is_granted[at] = true);
+        is_granted
+    }
+}

@@ -1,0 +1,70 @@
+//! Jobs that are leased as they are accepted.
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    replicas::{NOW, Replicas, submit, success},
+    *,
+};
+use crate::store::{
+    Claim, ClaimWait, Handover, Leased,
+    suite::{World, job, secs},
+};
+
+/// A claim that waits on.
+struct Pool {
+    end: CancellationToken,
+    handed: mpsc::UnboundedReceiver<Handover>,
+    held: Vec<OwnedSemaphorePermit>,
+}
+
+impl Pool {
+    fn start(store: &Arc<PostgresStore>, room: usize) -> Self {
+        let (handover, handed) = mpsc::unbounded_channel();
+        let end = CancellationToken::new();
+        let slots = Arc::new(Semaphore::new(room));
+        let wait = ClaimWait { slots, end: end.clone(), handover: Some(handover) };
+        let claim = Claim { wait: Some(wait), ..World::wish(100) };
+        let store = store.clone();
+        tokio::spawn(async move { store.claim(NOW, claim).await });
+        Self { end, handed, held: Vec::new() }
+    }
+
+    async fn next(&mut self) -> Vec<Leased> {
+        let handed = tokio::time::timeout(secs(10), self.handed.recv()).await;
+        let Handover { leased, slots } = handed.expect("jobs are handed over").expect("it waits");
+        self.held.push(slots);
+        leased
+    }
+}
+
+fn names(leased: &[Leased]) -> Vec<&str> {
+    leased.iter().map(|leased| leased.job.id.as_str()).collect()
+}
+
+/// Lets no job stand in line any more.
+const NO_LINE: &str =
+    "create function refuse() returns trigger language plpgsql as $$ begin raise 'in line'; end $$;
+    create trigger refuse before insert on ready for each row execute function refuse()";
+
+#[tokio::test]
+async fn a_job_that_is_waited_for_never_stands_in_line() {
+    let replicas = Replicas::new().await;
+    let store = replicas.open().await;
+    let mut pool = Pool::start(&store, 5);
+    submit(&store, [job("first")]).await;
+    assert_eq!(names(&pool.next().await), ["first"]);
+    tokio::time::sleep(secs(1) / 20).await;
+    replicas.schema.execute(NO_LINE).await;
+    submit(&store, [job("a"), job("b").priority(1), job("later").delay(secs(60))]).await;
+    let leased = pool.next().await;
+    assert_eq!(names(&leased), ["b", "a"]);
+    submit(&store, [job("c")]).await;
+    let more = pool.next().await;
+    assert_eq!(names(&more), ["c"]);
+    let settled = store.settle(NOW, leased.iter().chain(&more).map(success).collect()).await.unwrap();
+    assert!(settled.iter().all(Result::is_ok), "{settled:?}");
+    pool.end.cancel();
+    assert!(pool.handed.recv().await.is_none());
+}
