@@ -11,6 +11,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     epoch::{Epoch, Guard},
+    fresh::Unheard,
     held::Held,
     hints::{Hint, Hints},
     lines::Lines,
@@ -42,6 +43,7 @@ pub struct Common {
     pub ahead: Arc<AtomicI64>,
     /// Told when a session was refused: the log is in another epoch.
     pub moved: Arc<Notify>,
+    pub unheard: Unheard,
 }
 
 impl Common {

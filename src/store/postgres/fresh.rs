@@ -4,8 +4,10 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_postgres::Row;
 
@@ -17,9 +19,12 @@ use super::{
     submit::Accepted,
 };
 use crate::{
-    job::{Lease, LiveState, QueueName, Timestamp},
-    store::{LeaseId, Leased, turns::turns},
+    job::{JobId, Lease, LiveState, QueueName, Report, Timestamp, View},
+    store::{LeaseId, Leased, Settlement, turns::turns},
 };
+
+/// Jobs that are looked for at once.
+const SLICE: usize = 500;
 
 /// Jobs of a batch that go to a claim at once.
 pub struct Grant {
@@ -94,7 +99,68 @@ impl Database {
     }
 }
 
+/// Jobs that were leased by statements whose answers were lost. If they are there, nobody runs them.
+#[derive(Debug, Default)]
+pub struct Unheard(Mutex<HashMap<JobId, Lease>>);
+
+impl Unheard {
+    pub fn expect(&self, jobs: impl Iterator<Item = JobId>, lease: &Lease) {
+        self.0.lock().extend(jobs.map(|id| (id, lease.clone())));
+    }
+
+    /// The same jobs have been accepted by a statement that was answered.
+    pub fn forget(&self, accepted: &[Accepted<'_>]) {
+        let mut unheard = self.0.lock();
+        if !unheard.is_empty() {
+            accepted.iter().for_each(|new| drop(unheard.remove(&new.submission.job_id)));
+        }
+    }
+
+    /// Some of them. A statement may take effect late: so they are looked for until their leases are over.
+    fn some(&self, now: Timestamp) -> Vec<JobId> {
+        let mut unheard = self.0.lock();
+        unheard.retain(|_, lease| lease.until > now);
+        unheard.keys().take(SLICE).cloned().collect()
+    }
+}
+
+impl Database {
+    /// Gives back what was leased unheard: the attempts do not count.
+    pub async fn give_back_unheard(&self, now: Timestamp) -> Result<()> {
+        let unheard = &self.common.unheard;
+        let ids = unheard.some(now);
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let found = self.jobs_by_id(&ids, View::Basic).await?;
+        let mut back = Vec::new();
+        for row in found.jobs.into_iter().flatten() {
+            let lease = unheard.0.lock().remove(&row.job.id);
+            let Some(live) = row.live.map(|row| row.live) else { continue };
+            // Nothing has happened to it since.
+            if live.version == 2 && live.lease == lease {
+                let lease = LeaseId { job: row.num, fence: live.fence };
+                let report = Report::Released { delay: Duration::ZERO };
+                back.push(Settlement {
+                    lease,
+                    report,
+                    only_if_over: false,
+                    jitter: 0.0,
+                    progress: None,
+                    job: None,
+                });
+            }
+        }
+        self.settle_attempts(now, back).await?;
+        Ok(())
+    }
+}
+
 impl Grant {
+    pub fn ids(&self, accepted: &[Accepted<'_>]) -> impl Iterator<Item = JobId> {
+        self.jobs.iter().map(|&at| accepted[at].submission.job_id.clone())
+    }
+
     /// Whether each job of the batch is leased.
     pub fn is_granted(&self, batch: usize) -> Vec<bool> {
         let mut is_granted = vec![false; batch];

@@ -53,6 +53,7 @@ pub use open::{Durability, OpenError, connect, migrate_schema};
 
 use self::{
     database::{Common, Database},
+    fresh::Unheard,
     link::Link,
     pool::CONNECTIONS,
 };
@@ -93,6 +94,7 @@ impl PostgresStore {
             now: AtomicI64::new(now.0),
             ahead: Arc::default(),
             moved: Arc::default(),
+            unheard: Unheard::default(),
         });
         let database = Database::open(&common, None, now).await?.ok_or(OpenError::Moved)?;
         database.tell_head().await?;

@@ -64,6 +64,14 @@ impl Failure {
         self.state() == Some(&SqlState::DISK_FULL)
     }
 
+    /// It is not known whether the statement took effect: the connection is lost, or was ended (class 57).
+    pub fn may_have_worked(&self) -> bool {
+        match self {
+            Self::Postgres(error) => error.code().is_none_or(|code| code.code().starts_with("57")),
+            _ => false,
+        }
+    }
+
     /// There is no partition for a number yet. (Nothing else is checked.)
     fn is_beyond(&self) -> bool {
         self.state() == Some(&SqlState::CHECK_VIOLATION)

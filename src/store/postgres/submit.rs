@@ -266,7 +266,7 @@ impl Database {
             .collect();
         let until = plan.now.after(self.config.limits.request_id_window);
 
-        let rows = self
+        let inserted = self
             .pools
             .write
             .query(
@@ -304,7 +304,17 @@ impl Database {
                     &leased_until,
                 ],
             )
-            .await?;
+            .await;
+        let rows = match inserted {
+            Ok(rows) => rows,
+            Err(failure) => {
+                if let Some(grant) = grant.filter(|_| failure.may_have_worked()) {
+                    self.common.unheard.expect(grant.ids(&plan.accepted), &grant.lease);
+                }
+                return Err(failure);
+            }
+        };
+        self.common.unheard.forget(&plan.accepted);
         self.room.take(&specs);
         let due = state.iter().zip(&lines).zip(&rank);
         let due = due.filter(|((state, _), _)| **state == LiveState::Queued as i32);

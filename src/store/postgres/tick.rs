@@ -51,6 +51,7 @@ impl Database {
         tick.more |= self.forget_requests(now).await?;
         if self.is_time_to_keep_house() {
             self.keep_house().await?;
+            self.give_back_unheard(now).await?;
             self.keep_parts(now).await?;
             self.warn().await?;
             // The server may not have known yet that a process was gone which had been killed just before this one began.

@@ -1,26 +1,26 @@
 -- A page of the feed: outcomes after a position ($1), at most so many ($2), ended once their outputs come to so many
 -- bytes ($3). The first columns are of the feed as a whole, in the same snapshot. `looked` is how many rows there were
 -- to look at, whatever their bytes.
-with page as materialized (
-  select seq, num, coalesce(length(output), 0) as size from done where seq > $1 order by seq limit $2),
-short as materialized (
-  select seq, num from (
-    select seq, num, sum(size) over (order by seq rows between unbounded preceding and 1 preceding) as before from page) x
-  where coalesce(before, 0) < $3::int8)
-select h.*, (select count(*) from page) as looked, s.seq as place,
-       d.*, d.content_type as output_type, length(d.output)::int8 as output_size,
-       j.id, j.line, j.priority, j.submitted, j.content_type as input_type, length(j.payload)::int8 as size, j.options,
-       f.failures
-from (
+with whole as materialized (
   select start, cut, greatest(last, coalesce((select seq from done order by seq desc limit 1), 0)) as head,
          (select finished from done where seq > feed.start order by seq limit 1) as oldest
-  from feed) h
+  from feed),
+page as materialized (
+  select *, coalesce(length(output), 0) as bytes from done where seq > $1 order by seq limit $2),
+short as materialized (
+  select * from (
+    select *, sum(bytes) over (order by seq rows between unbounded preceding and 1 preceding) as before from page) x
+  where coalesce(before, 0) < $3::int8)
+select w.*, (select count(*) from page) as looked, s.seq as place,
+       s.*, s.content_type as output_type, length(s.output)::int8 as output_size,
+       j.id, j.line, j.priority, j.submitted, j.content_type as input_type, length(j.payload)::int8 as size, j.options,
+       f.failures
+from whole w
 left join short s on true
-left join lateral (select * from done where seq = s.seq limit 1) d on true
 left join lateral (select * from job where num = s.num limit 1) j on true
 left join lateral (
   select json_agg(x)::text as failures from (
     select run, attempt, worker, started, finished, error from failure
-    where num = d.num and run = d.run and d.worker is null
-    order by attempt desc limit 1) x) f on d.num is not null
+    where num = s.num and run = s.run and s.worker is null
+    order by attempt desc limit 1) x) f on s.num is not null
 order by s.seq

@@ -7,9 +7,12 @@ use super::{
     replicas::{NOW, Replicas, submit, success},
     *,
 };
-use crate::store::{
-    Claim, ClaimWait, Handover, Leased,
-    suite::{World, job, secs},
+use crate::{
+    job::Lease,
+    store::{
+        Claim, ClaimWait, Handover, Leased,
+        suite::{World, job, secs},
+    },
 };
 
 /// A claim that waits on.
@@ -39,7 +42,7 @@ impl Pool {
     }
 }
 
-fn names(leased: &[Leased]) -> Vec<&str> {
+fn names_of(leased: &[Leased]) -> Vec<&str> {
     leased.iter().map(|leased| leased.job.id.as_str()).collect()
 }
 
@@ -54,17 +57,43 @@ async fn a_job_that_is_waited_for_never_stands_in_line() {
     let store = replicas.open().await;
     let mut pool = Pool::start(&store, 5);
     submit(&store, [job("first")]).await;
-    assert_eq!(names(&pool.next().await), ["first"]);
+    assert_eq!(names_of(&pool.next().await), ["first"]);
     tokio::time::sleep(secs(1) / 20).await;
     replicas.schema.execute(NO_LINE).await;
     submit(&store, [job("a"), job("b").priority(1), job("later").delay(secs(60))]).await;
     let leased = pool.next().await;
-    assert_eq!(names(&leased), ["b", "a"]);
+    assert_eq!(names_of(&leased), ["b", "a"]);
     submit(&store, [job("c")]).await;
     let more = pool.next().await;
-    assert_eq!(names(&more), ["c"]);
+    assert_eq!(names_of(&more), ["c"]);
     let settled = store.settle(NOW, leased.iter().chain(&more).map(success).collect()).await.unwrap();
     assert!(settled.iter().all(Result::is_ok), "{settled:?}");
     pool.end.cancel();
     assert!(pool.handed.recv().await.is_none());
+}
+
+#[tokio::test]
+async fn what_was_leased_unheard_goes_back_uncounted() {
+    let replicas = Replicas::new().await;
+    let store = replicas.open().await;
+    let mut pool = Pool::start(&store, 3);
+    submit(&store, [job("first")]).await;
+    pool.next().await;
+    tokio::time::sleep(secs(1) / 20).await;
+    submit(&store, [job("a").max_attempts(1), job("b")]).await;
+    let leased = pool.next().await;
+    // As if the answer had been lost. There is none of the third; the second has gone on since.
+    let unheard = &store.database().common.unheard;
+    let lease = |until: Timestamp| Lease { worker: World::wish(1).worker, started: NOW, until };
+    let names = leased.iter().map(|leased| leased.job.id.clone()).chain(["lost".parse().unwrap()]);
+    unheard.expect(names, &lease(NOW.after(World::wish(1).lease)));
+    store.settle(NOW, vec![success(&leased[1])]).await.unwrap();
+    store.database().give_back_unheard(NOW).await.unwrap();
+    pool.held.clear();
+    let again = pool.next().await;
+    assert_eq!(names_of(&again), ["a"]);
+    assert_eq!((again[0].job.attempt, again[0].job.version), (1, 4));
+    assert_ne!(again[0].lease.fence, leased[0].lease.fence);
+    store.database().give_back_unheard(NOW).await.unwrap();
+    assert!(store.settle(NOW, vec![success(&again[0])]).await.unwrap()[0].is_ok());
 }
