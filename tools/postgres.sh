@@ -16,6 +16,7 @@
 #   pause     what was committed before reaches the standby, nothing that is committed from here on does
 #   resume    the standby follows again
 #   promote   the standby becomes the primary, whether the old one still runs or not. It waits for no standby
+#   revive    the old primary runs again, as one that has not heard of the new one
 #   rejoin    the old primary is thrown away, and a new standby of the new one stands in its place
 #
 # PGBIN names the directory of another version's programs.
@@ -195,7 +196,7 @@ rejoin() {
 
 obey() {
     case $1 in
-    pause | resume | promote | rejoin)
+    pause | resume | promote | revive | rejoin)
         [ -n "$mode" ] || { say "there is no standby: --standby" && return 1; }
         ;;
     esac
@@ -207,6 +208,7 @@ obey() {
     pause) pause ;;
     resume) follow ;;
     promote) promote ;;
+    revive) launch "$standby" ;;
     rejoin) rejoin ;;
     *) say "no such command: $1" && return 1 ;;
     esac

@@ -13,7 +13,6 @@ use tokio_postgres::{Client, Statement};
 
 const SCHEMA: &str = include_str!("../../src/store/postgres/sql/schema_1.sql");
 const SUBMIT: &str = include_str!("../../src/store/postgres/sql/submit.sql");
-const CLAIM: &str = include_str!("../../src/store/postgres/sql/claim.sql");
 const MOVE: &str = include_str!("../../src/store/postgres/sql/move.sql");
 /// As many as a store that has served for long has, with room for all that is measured.
 const PARTS: &str = "select add_part(parent, n << 20, (n + 1) << 20)
@@ -29,11 +28,10 @@ fn failed(error: impl error::Error) -> Error {
 struct Loop {
     client: Client,
     submit: Statement,
-    claim: Statement,
     finish: Statement,
 }
 
-/// Jobs a second that are inserted, claimed and completed in batches by as many loops as are asked for.
+/// Jobs a second that are inserted as running, and completed, in batches by as many loops as are asked for.
 pub async fn lifecycles(url: &str, loops: usize, duration: Duration) -> Result<f64, Error> {
     let url = empty_schema(url).await?;
     let client = postgres::connect(&url).await.map_err(failed)?;
@@ -49,12 +47,13 @@ pub async fn lifecycles(url: &str, loops: usize, duration: Duration) -> Result<f
             let url = url.clone();
             tokio::spawn(async move {
                 let bare = Loop::new(&url).await?;
-                let (mut submitted, mut finished) = (0, 0);
+                let mut jobs = 0;
                 while start.elapsed() < duration {
-                    finished += bare.batch(number, submitted).await?;
-                    submitted += BATCH;
+                    let started = bare.start(number, jobs).await.map_err(failed)?;
+                    bare.finish(&started).await.map_err(failed)?;
+                    jobs += BATCH;
                 }
-                Ok::<_, Error>(finished)
+                Ok::<_, Error>(jobs)
             })
         })
         .collect();
@@ -74,25 +73,17 @@ impl Loop {
         let client = postgres::connect(url).await.map_err(failed)?;
         Ok(Self {
             submit: client.prepare(SUBMIT).await.map_err(failed)?,
-            claim: client.prepare(CLAIM).await.map_err(failed)?,
             finish: client.prepare(MOVE).await.map_err(failed)?,
             client,
         })
     }
 
-    /// Answers with how many were finished: beside another loop not always those that were submitted.
-    async fn batch(&self, number: usize, from: usize) -> Result<usize, Error> {
-        self.submit(number, from).await.map_err(failed)?;
-        let claimed = self.claim().await.map_err(failed)?;
-        self.finish(&claimed).await.map_err(failed)?;
-        Ok(claimed.len())
-    }
-
-    async fn submit(&self, number: usize, from: usize) -> Result<(), tokio_postgres::Error> {
+    async fn start(&self, number: usize, from: usize) -> Result<Vec<i64>, tokio_postgres::Error> {
         let id = |at| uuid::Builder::from_unix_timestamp_millis(at as u64, &[number as u8; 10]).into_uuid();
         let ids: Vec<String> = (from..from + BATCH).map(|at| id(at).to_string()).collect();
         let payload = [b'x'; 100];
-        self.client
+        let rows = self
+            .client
             .query(
                 &self.submit,
                 &[
@@ -102,7 +93,7 @@ impl Loop {
                     &vec!["application/octet-stream"; BATCH],
                     &vec![&payload[..]; BATCH],
                     &none::<&str>(BATCH),
-                    &vec![2_i32; BATCH],
+                    &vec![3_i32; BATCH],
                     &vec![NOW; BATCH],
                     &vec![NOW; BATCH],
                     &none::<i64>(BATCH),
@@ -123,42 +114,23 @@ impl Loop {
                     &vec![false; BATCH],
                     &Vec::<&str>::new(),
                     &Vec::<i64>::new(),
-                ],
-            )
-            .await
-            .map(drop)
-    }
-
-    async fn claim(&self) -> Result<Vec<i64>, tokio_postgres::Error> {
-        let rows = self
-            .client
-            .query(
-                &self.claim,
-                &[
-                    &vec![1_i32],
-                    &vec![1_i32],
-                    &vec![BATCH as i64],
-                    &NOW,
-                    &i64::MAX,
                     &"worker",
                     &1_i64,
                     &(NOW + 30_000),
-                    &vec![i64::MIN],
-                    &vec![i64::MAX],
                 ],
             )
             .await?;
         Ok(rows.iter().map(|row| row.get("num")).collect())
     }
 
-    async fn finish(&self, claimed: &[i64]) -> Result<(), tokio_postgres::Error> {
-        let count = claimed.len();
+    async fn finish(&self, started: &[i64]) -> Result<(), tokio_postgres::Error> {
+        let count = started.len();
         let output = [b'x'; 100];
         self.client
             .query(
                 &self.finish,
                 &[
-                    &claimed,
+                    &started,
                     &vec![3_i32; count],
                     &vec![2_i64; count],
                     &vec![false; count],

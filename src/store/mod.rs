@@ -402,6 +402,14 @@ pub struct Settlement {
     pub job: Option<Arc<Job>>,
 }
 
+impl Settlement {
+    /// Gives a lease back, uncounted.
+    pub fn release(lease: LeaseId) -> Self {
+        let report = Report::Released { delay: Duration::ZERO };
+        Self { lease, report, only_if_over: false, jitter: 0.0, progress: None, job: None }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Cancel {
     pub job_id: JobId,

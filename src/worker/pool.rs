@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinHandle},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -10,6 +13,9 @@ use super::{
     dispatch::{Assignment, Dispatcher, assignments},
 };
 use crate::{engine::Engine, handlers::Handlers, job::WorkerId, store::Handover};
+
+/// For as long attempts may take to be given back, their grace included. Longer only takes a store that does not answer.
+const GIVING_BACK: Duration = Duration::from_secs(60);
 
 /// Runs jobs in this process.
 pub struct Pool {
@@ -38,6 +44,7 @@ impl Pool {
     /// new is claimed.
     pub async fn drain(self, patience: Duration) {
         let Self { attempts, stop, dispatcher, runner } = self;
+        let tasks = [dispatcher.abort_handle(), runner.abort_handle()];
         let ended = async {
             // The dispatcher hands over what it has just claimed, and hangs up; then the runner has started the last.
             let _ = dispatcher.await;
@@ -49,7 +56,12 @@ impl Pool {
         if tokio::time::timeout(patience, &mut ended).await.is_err() {
             tracing::warn!(attempts = attempts.len(), "attempts that still run are given back");
             stop.cancel();
-            ended.await;
+            if tokio::time::timeout(GIVING_BACK, ended).await.is_err() {
+                tracing::error!(
+                    "the store does not answer: what is left runs again when its leases are over"
+                );
+                tasks.iter().for_each(AbortHandle::abort);
+            }
         }
     }
 }

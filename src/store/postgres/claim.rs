@@ -93,7 +93,7 @@ impl Database {
         claim: &Claim,
         wanted: usize,
         lines: &[Arc<Line>],
-        look: &Look,
+        look: &Look<'_>,
     ) -> Result<Vec<Turn>> {
         let queue_of: HashMap<i32, &QueueName> = lines.iter().map(|line| (line.id, &line.queue)).collect();
         let mut queues: BTreeMap<&QueueName, Turn> = BTreeMap::new();
@@ -123,7 +123,12 @@ impl Database {
     }
 
     /// How many due jobs there are in each line that is looked at, up to a number. Lines without any are left out.
-    pub async fn due_jobs(&self, now: Timestamp, look: &Look, most: usize) -> Result<HashMap<i32, usize>> {
+    pub async fn due_jobs(
+        &self,
+        now: Timestamp,
+        look: &Look<'_>,
+        most: usize,
+    ) -> Result<HashMap<i32, usize>> {
         if look.spans.is_empty() || most == 0 {
             return Ok(HashMap::new());
         }

@@ -103,11 +103,14 @@ impl Database {
         drop(client);
         match before {
             Some(before) if before == epoch => return Ok(None),
-            Some(before) if before.first >= epoch.first => return Err(OpenError::Outdated),
+            Some(before) if before.first >= epoch.first => {
+                link.avoid_old_primary();
+                return Err(OpenError::Outdated);
+            }
             _ => {}
         }
 
-        let guard = Arc::new(Guard::new(epoch, moved.clone()));
+        let guard = Arc::new(Guard::new(epoch, link.clone(), moved.clone()));
         let (lines, standing) = (Arc::new(Lines::new(config.clone())), Arc::new(Standing::default()));
         let hints = Arc::new(Hints::default());
         let listening = Listening {

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tokio_postgres::Client;
 
 use super::{
+    link::Link,
     open::{self, OpenError},
     parts,
 };
@@ -88,13 +89,14 @@ pub async fn new_log(url: &str) -> Result<LogId, OpenError> {
 #[derive(Debug)]
 pub struct Guard {
     pub epoch: Epoch,
+    link: Link,
     /// Told when a session is refused.
     moved: Arc<Notify>,
 }
 
 impl Guard {
-    pub fn new(epoch: Epoch, moved: Arc<Notify>) -> Self {
-        Self { epoch, moved }
+    pub fn new(epoch: Epoch, link: Link, moved: Arc<Notify>) -> Self {
+        Self { epoch, link, moved }
     }
 
     /// # Errors
@@ -105,6 +107,9 @@ impl Guard {
         let found = Epoch { log_id, first: Position(row.get("first")) };
         if found == self.epoch && row.get("is_here") {
             return Ok(());
+        }
+        if found.first < self.epoch.first {
+            self.link.avoid_old_primary();
         }
         self.moved.notify_one();
         Err(OpenError::Moved)

@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -19,12 +18,12 @@ use super::{
     submit::Accepted,
 };
 use crate::{
-    job::{JobId, Lease, LiveState, QueueName, Report, Timestamp, View},
+    job::{JobId, Lease, LiveState, QueueName, Timestamp, View},
     store::{LeaseId, Leased, Settlement, turns::turns},
 };
 
-/// Jobs that are looked for at once.
-const SLICE: usize = 500;
+/// So many are remembered at most: the leases of others run out.
+const UNHEARD: usize = 4096;
 
 /// Jobs of a batch that go to a claim at once.
 pub struct Grant {
@@ -39,7 +38,7 @@ impl Database {
     /// What a claim that waits on may have of these jobs now.
     pub fn grant(&self, now: Timestamp, accepted: &[Accepted<'_>]) -> Option<Grant> {
         let claims = self.parked.claims();
-        let to = claims.iter().find(|one| one.waits_on())?.clone();
+        let to = claims.iter().find(|one| one.waits_on() && !one.is_answered())?.clone();
         let lines = self.lines.matching(|queue, kind| to.claim.asks_for(queue, kind));
         if !self.standing.is_clear(lines.iter().map(|line| line.id)) {
             return None;
@@ -70,12 +69,14 @@ impl Database {
             jobs.extend_from_slice(&of_queue[..quota]);
         }
         let claim = &to.claim;
-        let lease = Lease { worker: claim.worker.clone(), started: now, until: now.after(claim.lease) };
+        // The batch may have waited for a while.
+        let until = now.max(self.last_time()).after(claim.lease);
+        let lease = Lease { worker: claim.worker.clone(), started: now, until };
         Some(Grant { lease, to, slots, jobs })
     }
 
     /// Hands the jobs over, once they are there. `rows`: of `submit.sql`, in the order of the batch.
-    pub fn hand_out(&self, grant: Grant, accepted: &[Accepted<'_>], rows: &[Row]) -> Result<()> {
+    pub async fn hand_out(&self, grant: Grant, accepted: &[Accepted<'_>], rows: &[Row]) -> Result<()> {
         let mut leased = Vec::with_capacity(grant.jobs.len());
         let mut held = Vec::with_capacity(grant.jobs.len());
         for at in grant.jobs {
@@ -94,7 +95,8 @@ impl Database {
             held.push((lease, LiveRow { num, line: line.id, retention: spec.retention, live }));
         }
         self.held.keep(held.into_iter());
-        grant.to.hand_over(leased, grant.slots);
+        let unsent = grant.to.hand_over(leased, grant.slots);
+        self.give_back(self.last_time(), &unsent).await;
         Ok(())
     }
 }
@@ -105,7 +107,9 @@ pub struct Unheard(Mutex<HashMap<JobId, Lease>>);
 
 impl Unheard {
     pub fn expect(&self, jobs: impl Iterator<Item = JobId>, lease: &Lease) {
-        self.0.lock().extend(jobs.map(|id| (id, lease.clone())));
+        let mut unheard = self.0.lock();
+        let room = UNHEARD.saturating_sub(unheard.len());
+        unheard.extend(jobs.take(room).map(|id| (id, lease.clone())));
     }
 
     /// The same jobs have been accepted by a statement that was answered.
@@ -116,11 +120,11 @@ impl Unheard {
         }
     }
 
-    /// Some of them. A statement may take effect late: so they are looked for until their leases are over.
-    fn some(&self, now: Timestamp) -> Vec<JobId> {
+    /// A statement may take effect late: so they are looked for until their leases are over.
+    fn all(&self, now: Timestamp) -> Vec<JobId> {
         let mut unheard = self.0.lock();
         unheard.retain(|_, lease| lease.until > now);
-        unheard.keys().take(SLICE).cloned().collect()
+        unheard.keys().cloned().collect()
     }
 }
 
@@ -128,35 +132,35 @@ impl Database {
     /// Gives back what was leased unheard: the attempts do not count.
     pub async fn give_back_unheard(&self, now: Timestamp) -> Result<()> {
         let unheard = &self.common.unheard;
-        let ids = unheard.some(now);
+        let ids = unheard.all(now);
         if ids.is_empty() {
             return Ok(());
         }
         let found = self.jobs_by_id(&ids, View::Basic).await?;
-        let mut back = Vec::new();
+        let (mut back, mut seen) = (Vec::new(), Vec::new());
         for row in found.jobs.into_iter().flatten() {
-            let lease = unheard.0.lock().remove(&row.job.id);
+            let lease = unheard.0.lock().get(&row.job.id).cloned();
+            seen.push(row.job.id);
             let Some(live) = row.live.map(|row| row.live) else { continue };
             // Nothing has happened to it since.
-            if live.version == 2 && live.lease == lease {
-                let lease = LeaseId { job: row.num, fence: live.fence };
-                let report = Report::Released { delay: Duration::ZERO };
-                back.push(Settlement {
-                    lease,
-                    report,
-                    only_if_over: false,
-                    jitter: 0.0,
-                    progress: None,
-                    job: None,
-                });
+            if live.version == 2 && lease.is_some() && live.lease == lease {
+                back.push(Settlement::release(LeaseId { job: row.num, fence: live.fence }));
             }
         }
         self.settle_attempts(now, back).await?;
+        let mut unheard = unheard.0.lock();
+        seen.iter().for_each(|id| drop(unheard.remove(id)));
         Ok(())
     }
 }
 
 impl Grant {
+    /// It comes to nothing: the slots are free again.
+    pub fn give_up(self) {
+        drop(self.slots);
+        self.to.look_again();
+    }
+
     pub fn ids(&self, accepted: &[Accepted<'_>]) -> impl Iterator<Item = JobId> {
         self.jobs.iter().map(|&at| accepted[at].submission.job_id.clone())
     }

@@ -3,7 +3,18 @@
 //! `sslmode` means what it means to other clients of PostgreSQL. The library knows it up to `require`; what checks the
 //! certificate is ours. No mode is ever weaker than it was asked for: what cannot be had is refused.
 
-use std::{fmt, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use deadpool_postgres::Connect;
+use futures_util::future::BoxFuture;
 
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -15,7 +26,12 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
     server::ParsedCertificate,
 };
-use tokio_postgres::{Client, Config, Connection, Socket, config::TargetSessionAttrs, tls::MakeTlsConnect};
+use tokio::task::JoinHandle;
+use tokio_postgres::{
+    Client, Config, Connection, Socket,
+    config::{LoadBalanceHosts, TargetSessionAttrs},
+    tls::MakeTlsConnect,
+};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use url::form_urlencoded;
 
@@ -25,7 +41,8 @@ use super::open::OpenError;
 #[derive(Clone)]
 pub struct Link {
     pub config: Config,
-    pub tls: MakeRustlsConnect,
+    tls: MakeRustlsConnect,
+    any_order: Arc<AtomicBool>,
 }
 
 type Driver = Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
@@ -56,12 +73,47 @@ impl Link {
         config.tcp_user_timeout(Duration::from_secs(30));
         // Of several hosts the primary.
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-        Ok(Self { config, tls: MakeRustlsConnect::new(check.client()?) })
+        Ok(Self { config, tls: MakeRustlsConnect::new(check.client()?), any_order: Arc::default() })
     }
 
     /// A connection, which somebody must drive.
     pub async fn connect(&self) -> Result<(Client, Driver), tokio_postgres::Error> {
-        self.config.connect(self.tls.clone()).await
+        let mut config = self.config.clone();
+        if self.any_order.load(Ordering::Relaxed) {
+            config.load_balance_hosts(LoadBalanceHosts::Random);
+        }
+        config.connect(self.tls.clone()).await
+    }
+
+    /// A connection that is driven until its client is dropped.
+    pub async fn connect_driven(&self) -> Result<(Client, JoinHandle<()>), tokio_postgres::Error> {
+        let (client, connection) = self.connect().await?;
+        let driver = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to PostgreSQL has ended");
+            }
+        });
+        Ok((client, driver))
+    }
+
+    /// An old primary that nobody has stopped answers. It must not come first each time: from now on hosts are tried in any
+    /// order.
+    pub fn avoid_old_primary(&self) {
+        if !self.any_order.swap(true, Ordering::Relaxed) && self.config.get_hosts().len() > 1 {
+            tracing::warn!(
+                "a server of the URL serves an older state of the database than was seen before, as an old primary does that \
+                 nobody has stopped: it is not used, and the others are tried too. Stop it"
+            );
+        }
+    }
+}
+
+impl Connect for Link {
+    fn connect(
+        &self,
+        _config: &Config,
+    ) -> BoxFuture<'_, Result<(Client, JoinHandle<()>), tokio_postgres::Error>> {
+        Box::pin(self.connect_driven())
     }
 }
 

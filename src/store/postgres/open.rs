@@ -138,12 +138,7 @@ pub async fn connect(url: &str) -> Result<Client, OpenError> {
 
 /// The same with settings that are known.
 pub async fn connect_with(link: &Link) -> Result<Client, OpenError> {
-    let (client, connection) = link.connect().await.map_err(unreachable)?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection to PostgreSQL has ended");
-        }
-    });
+    let (client, _) = link.connect_driven().await.map_err(unreachable)?;
     client.batch_execute(SESSION).await?;
     Ok(client)
 }

@@ -64,12 +64,12 @@ impl Failure {
         self.state() == Some(&SqlState::DISK_FULL)
     }
 
-    /// It is not known whether the statement took effect: the connection is lost, or was ended (class 57).
+    /// It is not known whether the statement took effect: the connection is lost, or was ended by somebody, as a crash of
+    /// the server ends it.
     pub fn may_have_worked(&self) -> bool {
-        match self {
-            Self::Postgres(error) => error.code().is_none_or(|code| code.code().starts_with("57")),
-            _ => false,
-        }
+        let Self::Postgres(error) = self else { return false };
+        let unknown = ["08", "57", "58", "XX", "40003"];
+        error.code().is_none_or(|code| unknown.iter().any(|class| code.code().starts_with(class)))
     }
 
     /// There is no partition for a number yet. (Nothing else is checked.)
@@ -158,7 +158,7 @@ impl Pools {
 impl Connections {
     fn new(link: &Link, guard: &Arc<Guard>, size: usize) -> Result<Self> {
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = Manager::from_config(link.config.clone(), link.tls.clone(), recycling);
+        let manager = Manager::from_connect(link.config.clone(), link.clone(), recycling);
         let patience = Some(PATIENCE);
         let guard = guard.clone();
         let pool = Pool::builder(manager)

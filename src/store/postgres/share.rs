@@ -18,7 +18,7 @@ use tokio::{
 use super::{database::Database, lines::Line, pool::Result};
 use crate::{
     job::{Kind, QueueName, Timestamp},
-    store::{Claim, ClaimWait, Handover, Leased},
+    store::{Claim, ClaimWait, Handover, Leased, Settlement},
 };
 
 /// Those who wait look by themselves this often, a quarter more or less, should a hint be lost.
@@ -53,29 +53,33 @@ impl Parked {
     /// Answers all with what there is: nothing.
     pub fn release(&self) {
         for waiting in std::mem::take(&mut *self.claims.lock()) {
+            // It was given nothing.
             waiting.answer(Ok(Vec::new()));
         }
     }
 }
 
 impl Waiting {
-    fn now(&self) -> Timestamp {
-        self.since.0.after(self.since.1.elapsed())
+    /// `known`: the newest time that was heard of. It may wait for days.
+    fn now(&self, known: Timestamp) -> Timestamp {
+        self.since.0.after(self.since.1.elapsed()).max(known)
     }
 
     fn is_over(&self) -> bool {
         self.claim.wait.as_ref().is_none_or(|wait| wait.end.is_cancelled())
     }
 
-    fn is_answered(&self) -> bool {
+    pub fn is_answered(&self) -> bool {
         self.reply.lock().is_none()
     }
 
-    fn answer(&self, leased: Result<Vec<Leased>>) {
-        if let Some(reply) = self.reply.lock().take() {
-            // Nobody may be there any more to take it.
-            drop(reply.send(leased));
-        }
+    /// Answers with what nobody is there any more to take.
+    fn answer(&self, leased: Result<Vec<Leased>>) -> Vec<Leased> {
+        let unsent = match self.reply.lock().take() {
+            Some(reply) => reply.send(leased).err(),
+            None => Some(leased),
+        };
+        unsent.and_then(Result::ok).unwrap_or_default()
     }
 
     /// Whether it is given jobs without being answered.
@@ -89,12 +93,23 @@ impl Waiting {
         wait.slots.clone().try_acquire_many_owned(u32::try_from(jobs).ok()?).ok()
     }
 
-    /// Gives it jobs, each with a slot, while it waits on.
-    pub fn hand_over(&self, leased: Vec<Leased>, slots: OwnedSemaphorePermit) {
-        if let Some(handover) = self.claim.wait.as_ref().and_then(|wait| wait.handover.as_ref()) {
-            drop(handover.send(Handover { leased, slots }));
-            self.handed_over.notify_one();
-        }
+    /// Gives it jobs, each with a slot, while it waits on. Answers as above.
+    pub fn hand_over(&self, leased: Vec<Leased>, slots: OwnedSemaphorePermit) -> Vec<Leased> {
+        let Some(handover) = self.claim.wait.as_ref().and_then(|wait| wait.handover.as_ref()) else {
+            return leased;
+        };
+        let Err(unsent) = handover.send(Handover { leased, slots }) else {
+            self.look_again();
+            return Vec::new();
+        };
+        // It waits for nothing any more.
+        self.answer(Ok(Vec::new()));
+        unsent.0.leased
+    }
+
+    /// There may be more for it, once it has room.
+    pub fn look_again(&self) {
+        self.handed_over.notify_one();
     }
 }
 
@@ -166,36 +181,44 @@ impl Database {
     /// Gives the claims what there is for them, and answers those that wait no longer.
     async fn serve(&self) {
         let claims = self.parked.claims();
+        let (mut served, mut unsent) = (Vec::new(), Vec::new());
         for (waiting, given) in claims.iter().zip(self.share(&claims).await) {
             match given {
                 Ok(Given { leased, slots: Some(slots) }) if !leased.is_empty() => {
-                    waiting.hand_over(leased, slots);
+                    unsent.extend(waiting.hand_over(leased, slots));
+                    served.push(waiting.clone());
                     if waiting.is_over() {
                         waiting.answer(Ok(Vec::new()));
                     }
                 }
                 Ok(Given { leased, .. }) if leased.is_empty() && !waiting.is_over() => {}
-                given => waiting.answer(given.map(|given| given.leased)),
+                given => unsent.extend(waiting.answer(given.map(|given| given.leased))),
             }
         }
-        self.parked.claims.lock().retain(|waiting| !waiting.is_answered());
+        {
+            let mut parked = self.parked.claims.lock();
+            parked.retain(|waiting| !waiting.is_answered());
+            // Whoever was given something is last in line.
+            parked.sort_by_key(|waiting| served.iter().any(|served| Arc::ptr_eq(served, waiting)));
+        }
+        self.give_back(self.last_time(), &unsent).await;
     }
 
     /// What each claim gets, at its place. The first in line leaves something for those behind it: what there is, is
     /// divided evenly among those who may have it, and what somebody does not need goes to the others.
     async fn share(&self, waiting: &[Arc<Waiting>]) -> Vec<Result<Given>> {
         if let [only] = waiting {
-            return vec![self.give(only.now(), only, &only.claim, usize::MAX).await];
+            return vec![self.give(only.now(self.last_time()), only, &only.claim, usize::MAX).await];
         }
         let mut given: Vec<Result<Given>> = waiting.iter().map(|_| Ok(Given::default())).collect();
-        let Some(now) = waiting.iter().map(|one| one.now()).max() else { return given };
+        let Some(now) = waiting.iter().map(|one| one.now(self.last_time())).max() else { return given };
         let wanted: usize = waiting.iter().map(|one| one.claim.wanted()).sum();
         let looked = async {
             self.lines.keep_up(&self.pools.claim).await?;
             let asked =
                 |queue: &QueueName, kind: &Kind| waiting.iter().any(|one| one.claim.asks_for(queue, kind));
             let lines = self.lines.matching(asked);
-            let look = self.standing.look(lines.iter().map(|line| line.id), false);
+            let look = self.standing.peek(lines.iter().map(|line| line.id), false);
             let due = self.due_jobs(now, &look, wanted).await?;
             Ok((lines, due))
         };
@@ -236,14 +259,26 @@ impl Database {
 
     /// Leases at most `most` jobs for a claim, or for what is left of it.
     async fn give(&self, now: Timestamp, waiting: &Waiting, claim: &Claim, most: usize) -> Result<Given> {
-        let wanted = claim.wanted().min(most);
-        let mut reserved = waiting.reserve(wanted);
-        if waiting.waits_on() && reserved.is_none() {
-            return Ok(Given::default());
+        let (mut wanted, mut reserved) = (claim.wanted().min(most), None);
+        while waiting.waits_on() && reserved.is_none() {
+            // Somebody else may have had some of its slots in between.
+            wanted = claim.wanted().min(most);
+            reserved = waiting.reserve(wanted);
         }
         let leased = self.claim_upto(now, claim, wanted).await?;
         let slots = reserved.as_mut().and_then(|slots| slots.split(leased.len()));
         Ok(Given { leased, slots })
+    }
+
+    /// Gives back what was leased for somebody who is not there any more, uncounted. If that fails, the leases run out.
+    pub async fn give_back(&self, now: Timestamp, leased: &[Leased]) {
+        if leased.is_empty() {
+            return;
+        }
+        let back = leased.iter().map(|leased| Settlement::release(leased.lease)).collect();
+        if let Err(error) = self.settle_attempts(now, back).await {
+            tracing::warn!(%error, jobs = leased.len(), "jobs that nobody runs wait for their leases to run out");
+        }
     }
 
     fn taken(&self, due: &mut HashMap<i32, usize>, given: &Result<Given>) {

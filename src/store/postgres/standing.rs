@@ -66,21 +66,42 @@ struct Known {
 
 #[derive(Debug, Default)]
 struct Line {
-    /// Each with the number of looks that had begun when it was last told of, or when it was found to hold more.
-    spans: Vec<(u64, Span)>,
-    /// Looks that had begun when the last one at this line did.
-    looked: u64,
+    places: Vec<Place>,
     /// When it was last looked through as a whole, and how long that took.
     whole: Option<(Instant, Duration)>,
 }
 
-/// A look at some lines.
+/// Where jobs may stand.
 #[derive(Debug)]
-pub struct Look {
+struct Place {
+    span: Span,
+    /// The number of looks that had begun when it was last told of.
+    told: u64,
+    /// Somebody is taking what stands there.
+    is_looked_at: bool,
+}
+
+/// A look at some lines, until it is dropped.
+#[derive(Debug)]
+pub struct Look<'a> {
     /// Where to look: no two of them overlap.
     pub spans: Vec<Span>,
     number: u64,
     begun: Instant,
+    standing: &'a Standing,
+}
+
+impl Drop for Look<'_> {
+    /// Nobody looks any more at what it has left.
+    fn drop(&mut self) {
+        let mut known = self.standing.0.lock();
+        for span in &self.spans {
+            if let Some(line) = known.lines.get_mut(&span.line) {
+                let seen = line.places.iter_mut().filter(|place| place.told <= self.number);
+                seen.for_each(|place| place.is_looked_at = false);
+            }
+        }
+    }
 }
 
 impl Standing {
@@ -100,9 +121,22 @@ impl Standing {
         known.lines.values_mut().for_each(|line| line.whole = None);
     }
 
-    /// Where to look for due jobs of these lines. `at_once`: there will be no other look if this one misses what no hint
-    /// has told of.
-    pub fn look(&self, lines: impl Iterator<Item = i32>, at_once: bool) -> Look {
+    /// Where to look for due jobs of these lines, to take them. `at_once`: there will be no other look if this one misses
+    /// what no hint has told of.
+    pub fn look(&self, lines: impl Iterator<Item = i32>, at_once: bool) -> Look<'_> {
+        let look = self.peek(lines, at_once);
+        let mut known = self.0.lock();
+        for span in &look.spans {
+            if let Some(line) = known.lines.get_mut(&span.line) {
+                line.places.iter_mut().for_each(|place| place.is_looked_at = place.told <= look.number);
+            }
+        }
+        drop(known);
+        look
+    }
+
+    /// The same, without taking any.
+    pub fn peek(&self, lines: impl Iterator<Item = i32>, at_once: bool) -> Look<'_> {
         let mut known = self.0.lock();
         let (number, begun) = (known.looks, Instant::now());
         known.looks += 1;
@@ -110,32 +144,30 @@ impl Standing {
         let mut spans = Vec::new();
         for id in lines {
             let line = known.lines.entry(id).or_default();
-            line.looked = number;
             let rests = |(at, took): (Instant, Duration)| begun - at < pause.max(took * REST);
             match line.whole.is_some_and(rests) {
                 true => spans.extend(line.disjoint()),
                 false => spans.push(Span::all(id)),
             }
         }
-        Look { spans, number, begun }
+        Look { spans, number, begun, standing: self }
     }
 
     /// All due jobs of a line up to a rank have been taken where the look went; all there were, if that is none.
-    pub fn taken(&self, look: &Look, line: i32, upto: Option<i64>) {
+    pub fn taken(&self, look: &Look<'_>, line: i32, upto: Option<i64>) {
         let mut known = self.0.lock();
-        let looks = known.looks;
         let known = known.lines.entry(line).or_default();
-        known.spans.retain_mut(|(told, span)| {
+        known.places.retain_mut(|Place { span, told, .. }| {
             let is_seen = *told <= look.number;
             if let (true, Some(rank)) = (is_seen, upto) {
-                (*told, span.low) = (looks, span.low.max(rank));
+                span.low = span.low.max(rank);
             }
             !is_seen || (upto.is_some() && span.low <= span.high)
         });
         if look.spans.contains(&Span::all(line)) {
             known.whole = Some((look.begun, look.begun.elapsed()));
             if let Some(rank) = upto {
-                known.add(looks, Span { low: rank, ..Span::all(line) });
+                known.add(look.number, Span { low: rank, ..Span::all(line) });
             }
         }
     }
@@ -145,25 +177,25 @@ impl Standing {
         let known = self.0.lock();
         lines.all(|id| {
             let line = known.lines.get(&id).filter(|line| line.whole.is_some());
-            line.is_some_and(|line| line.spans.iter().all(|(told, _)| *told <= line.looked))
+            line.is_some_and(|line| line.places.iter().all(|place| place.is_looked_at))
         })
     }
 }
 
 impl Line {
     fn add(&mut self, told: u64, span: Span) {
-        let is_full = self.spans.len() >= SPANS;
-        match self.spans.last_mut() {
-            Some((last, there)) if *last == told || is_full => {
-                *last = told.max(*last);
-                there.join(span);
+        let is_full = self.places.len() >= SPANS;
+        match self.places.last_mut() {
+            Some(last) if last.told == told || is_full => {
+                last.span.join(span);
+                (last.told, last.is_looked_at) = (told.max(last.told), false);
             }
-            _ => self.spans.push((told, span)),
+            _ => self.places.push(Place { span, told, is_looked_at: false }),
         }
     }
 
     fn disjoint(&self) -> Vec<Span> {
-        let mut spans: Vec<Span> = self.spans.iter().map(|&(_, span)| span).collect();
+        let mut spans: Vec<Span> = self.places.iter().map(|place| place.span).collect();
         spans.sort_unstable_by_key(|span| span.low);
         spans.dedup_by(|next, before| {
             let overlap = next.low <= before.high;
@@ -186,7 +218,7 @@ mod tests {
         Span { line: LINE, low, high }
     }
 
-    fn look(standing: &Standing) -> Look {
+    fn look(standing: &Standing) -> Look<'_> {
         standing.look([LINE].into_iter(), false)
     }
 
@@ -196,6 +228,7 @@ mod tests {
         let first = look(&standing);
         assert_eq!(first.spans, [Span::all(LINE)]);
         standing.taken(&first, LINE, None);
+        drop(first);
         assert_eq!(look(&standing).spans, []);
         standing
     }
@@ -243,20 +276,29 @@ mod tests {
         standing.taken(&whole, LINE, None);
         assert!(is_clear() && !standing.is_clear([LINE, 2].into_iter()));
         standing.tell(&[span(10, 20)]);
+        // Who takes nothing makes nothing clear.
+        drop(standing.peek([LINE].into_iter(), false));
         assert!(!is_clear());
         let first = look(&standing);
         assert!(is_clear());
         standing.tell(&[span(30, 40)]);
         assert!(!is_clear());
         let second = look(&standing);
+        assert!(is_clear());
         // There was more than it took.
         standing.taken(&first, LINE, Some(15));
+        drop(first);
         assert!(!is_clear());
         standing.taken(&second, LINE, None);
-        assert!(!is_clear());
-        let third = look(&standing);
+        drop(second);
         assert!(is_clear());
-        standing.taken(&third, LINE, None);
+        standing.tell(&[span(50, 60)]);
+        // It failed.
+        drop(look(&standing));
+        assert!(!is_clear());
+        let last = look(&standing);
+        standing.taken(&last, LINE, None);
+        drop(last);
         assert!(is_clear());
         standing.hear(true);
         assert!(!is_clear());
@@ -269,7 +311,7 @@ mod tests {
             standing.tell(&[span(n * 10, n * 10 + 1)]);
             look(&standing);
         }
-        let spans = look(&standing).spans;
+        let spans = look(&standing).spans.clone();
         assert_eq!(spans.len(), SPANS);
         assert_eq!(spans.last().map(|span| span.high), Some(991));
     }

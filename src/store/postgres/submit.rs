@@ -308,8 +308,11 @@ impl Database {
         let rows = match inserted {
             Ok(rows) => rows,
             Err(failure) => {
-                if let Some(grant) = grant.filter(|_| failure.may_have_worked()) {
-                    self.common.unheard.expect(grant.ids(&plan.accepted), &grant.lease);
+                if let Some(grant) = grant {
+                    if failure.may_have_worked() {
+                        self.common.unheard.expect(grant.ids(&plan.accepted), &grant.lease);
+                    }
+                    grant.give_up();
                 }
                 return Err(failure);
             }
@@ -322,7 +325,7 @@ impl Database {
         let hint = Hint { due: is_granted.contains(&false), ..Hint::standing(standing) };
         self.news(hint, new().map(|new| new.submission.job_id.clone()));
         match grant {
-            Some(grant) => self.hand_out(grant, &plan.accepted, &rows),
+            Some(grant) => self.hand_out(grant, &plan.accepted, &rows).await,
             None => Ok(()),
         }
     }

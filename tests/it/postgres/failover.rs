@@ -16,7 +16,7 @@ use jobwire::proto::{
 use tokio::time::sleep;
 use tonic::Code;
 
-use super::{Cluster, schema};
+use super::{Cluster, application, connect, schema};
 use crate::{
     calls::{Refusal, Watch, eventually, finish, get, place, result},
     support::{Client, Server, jobwire, seconds, submit},
@@ -345,6 +345,31 @@ async fn a_cursor_from_ahead_is_waited_for() {
     let mut found = Watch::open(&one, after(&watch.cursor)).await;
     finish(&other, echo("newer")).await;
     eventually(async || (found.finished().await.job_id == "newer").then_some(())).await;
+}
+
+/// An old primary that comes back and knows nothing of the new one is named first in the URL.
+#[tokio::test]
+async fn an_old_primary_is_passed_over() {
+    let mut cluster = Cluster::start(&["--standby", "async"]);
+    let url = cluster.schema();
+    let server = Server::on_database(&url, "");
+    let client = server.client().await;
+    finish(&client, submit("echo", "1")).await;
+    cluster.order("kill");
+    cluster.order("promote");
+    recovered(&client).await;
+    place(&client, echo("new")).await;
+    cluster.order("revive");
+    let (hosts, rest) = url.split_once(',').unwrap();
+    let new = connect(&format!("{}@{rest}", hosts.rsplit_once('@').unwrap().0)).await;
+    let cut = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1";
+    new.query(cut, &[&application(&url)]).await.expect("PostgreSQL answers");
+    recovered(&client).await;
+    place(&client, echo("newer")).await;
+    get(&client, "new").await;
+    let placed = new.query_one("select count(*) from job where id in ('new', 'newer')", &[]).await;
+    assert_eq!(placed.expect("PostgreSQL answers").get::<_, i64>(0), 2);
+    assert!(server.log().contains("Stop it"), "{}", server.log());
 }
 
 /// After a restore from a dump an operator says so. Nothing is lost here: cursors are refused all the same.

@@ -97,3 +97,48 @@ async fn what_was_leased_unheard_goes_back_uncounted() {
     store.database().give_back_unheard(NOW).await.unwrap();
     assert!(store.settle(NOW, vec![success(&again[0])]).await.unwrap()[0].is_ok());
 }
+
+#[tokio::test]
+async fn a_claim_that_waits_for_long_knows_what_time_it_is() {
+    let replicas = Replicas::new().await;
+    let store = replicas.open().await;
+    let mut pool = Pool::start(&store, 9);
+    submit(&store, [job("first")]).await;
+    pool.next().await;
+    // An hour that the machine slept through.
+    let later = NOW.after(secs(3600));
+    store.tick(later).await.unwrap();
+    for id in ["looked-for", "fresh"] {
+        let queue = if id == "fresh" { "default" } else { "new" };
+        store.submit(later, vec![vec![job(id).queue(queue).into()]]).await.unwrap().remove(0).unwrap();
+        let leased = pool.next().await;
+        assert_eq!((names_of(&leased), leased[0].job.start_time), (vec![id], Some(later)));
+        tokio::time::sleep(secs(1) / 20).await;
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_is_there_to_take_goes_back_uncounted() {
+    let replicas = Replicas::new().await;
+    let store = replicas.open().await;
+    for id in ["looked-for", "fresh"] {
+        let mut pool = Pool::start(&store, 9);
+        submit(&store, [job(&format!("before-{id}")).queue(id)]).await;
+        pool.next().await;
+        tokio::time::sleep(secs(1) / 20).await;
+        drop(pool.handed);
+        let queue = if id == "fresh" { "fresh" } else { "new" };
+        submit(&store, [job(id).queue(queue)]).await;
+        let back = async {
+            loop {
+                let leased = store.claim(NOW, World::wish(9)).await.unwrap();
+                if !leased.is_empty() {
+                    return leased;
+                }
+                tokio::time::sleep(secs(1) / 100).await;
+            }
+        };
+        let leased = tokio::time::timeout(secs(10), back).await.expect("the job is there again");
+        assert_eq!((names_of(&leased), leased[0].job.attempt), (vec![id], 1));
+    }
+}
