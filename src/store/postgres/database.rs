@@ -104,7 +104,7 @@ impl Database {
         match before {
             Some(before) if before == epoch => return Ok(None),
             Some(before) if before.first >= epoch.first => {
-                link.avoid_old_primary();
+                link.avoid_old_primary(before.first);
                 return Err(OpenError::Outdated);
             }
             _ => {}

@@ -21,7 +21,7 @@ use crate::{
 };
 
 const EPOCH: &str = include_str!("sql/epoch.sql");
-const GUARD: &str = include_str!("sql/guard.sql");
+pub const GUARD: &str = include_str!("sql/guard.sql");
 const LANE: &str = "select pg_advisory_xact_lock('feed'::regclass::oid::int4, 0)";
 const SERVERS: &str = "select count(*) from pg_locks where locktype = 'advisory' and objsubid = 2
     and database = (select oid from pg_database where datname = current_database())
@@ -109,7 +109,7 @@ impl Guard {
             return Ok(());
         }
         if found.first < self.epoch.first {
-            self.link.avoid_old_primary();
+            self.link.avoid_old_primary(self.epoch.first);
         }
         self.moved.notify_one();
         Err(OpenError::Moved)

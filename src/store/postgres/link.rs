@@ -8,7 +8,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -35,14 +35,19 @@ use tokio_postgres::{
 use tokio_postgres_rustls::MakeRustlsConnect;
 use url::form_urlencoded;
 
-use super::open::OpenError;
+use super::{epoch::GUARD, open::OpenError};
+use crate::store::Position;
+
+/// Connections that may lead to an old primary, one after the other.
+const TRIES: usize = 8;
 
 /// The settings of a URL, with what jobwire needs besides.
 #[derive(Clone)]
 pub struct Link {
     pub config: Config,
     tls: MakeRustlsConnect,
-    any_order: Arc<AtomicBool>,
+    /// The epoch that an old primary was found not to know of. From then on hosts are tried in any order.
+    newest: Arc<AtomicI64>,
 }
 
 type Driver = Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
@@ -73,13 +78,13 @@ impl Link {
         config.tcp_user_timeout(Duration::from_secs(30));
         // Of several hosts the primary.
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-        Ok(Self { config, tls: MakeRustlsConnect::new(check.client()?), any_order: Arc::default() })
+        Ok(Self { config, tls: MakeRustlsConnect::new(check.client()?), newest: Arc::default() })
     }
 
     /// A connection, which somebody must drive.
     pub async fn connect(&self) -> Result<(Client, Driver), tokio_postgres::Error> {
         let mut config = self.config.clone();
-        if self.any_order.load(Ordering::Relaxed) {
+        if self.newest.load(Ordering::Relaxed) > 0 {
             config.load_balance_hosts(LoadBalanceHosts::Random);
         }
         config.connect(self.tls.clone()).await
@@ -87,19 +92,32 @@ impl Link {
 
     /// A connection that is driven until its client is dropped.
     pub async fn connect_driven(&self) -> Result<(Client, JoinHandle<()>), tokio_postgres::Error> {
-        let (client, connection) = self.connect().await?;
-        let driver = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to PostgreSQL has ended");
+        let mut tries = 1;
+        loop {
+            let (client, connection) = self.connect().await?;
+            let driver = tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "a connection to PostgreSQL has ended");
+                }
+            });
+            if tries == TRIES || self.is_new(&client).await {
+                return Ok((client, driver));
             }
-        });
-        Ok((client, driver))
+            tries += 1;
+        }
     }
 
-    /// An old primary that nobody has stopped answers. It must not come first each time: from now on hosts are tried in any
-    /// order.
-    pub fn avoid_old_primary(&self) {
-        if !self.any_order.swap(true, Ordering::Relaxed) && self.config.get_hosts().len() > 1 {
+    /// Whether it is not the old primary, as far as that can be told.
+    async fn is_new(&self, client: &Client) -> bool {
+        let newest = self.newest.load(Ordering::Relaxed);
+        newest == 0
+            || client.query_one(GUARD, &[]).await.is_ok_and(|row| row.get::<_, i64>("first") >= newest)
+    }
+
+    /// A server answers that knows of no epoch as new as this one: an old primary that nobody has stopped. It must not come
+    /// first each time.
+    pub fn avoid_old_primary(&self, newest: Position) {
+        if self.newest.fetch_max(newest.0, Ordering::Relaxed) == 0 && self.config.get_hosts().len() > 1 {
             tracing::warn!(
                 "a server of the URL serves an older state of the database than was seen before, as an old primary does that \
                  nobody has stopped: it is not used, and the others are tried too. Stop it"
