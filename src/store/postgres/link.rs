@@ -23,7 +23,7 @@ use rustls::{
         verify_server_cert_signed_by_trust_anchor,
     },
     crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
     server::ParsedCertificate,
 };
 use tokio::task::JoinHandle;
@@ -62,7 +62,7 @@ impl Link {
     /// # Errors
     /// The URL is not one of PostgreSQL's, or asks for certificates to be checked and does not say how.
     pub fn of(url: &str) -> Result<Self, OpenError> {
-        let (url, check) = take_check(url)?;
+        let (url, check, own) = take_files(url)?;
         let mut config: Config = url.parse().map_err(OpenError::Url)?;
         if config.get_application_name().is_none() {
             config.application_name("jobwire");
@@ -78,7 +78,7 @@ impl Link {
         config.tcp_user_timeout(Duration::from_secs(30));
         // Of several hosts the primary.
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-        Ok(Self { config, tls: MakeRustlsConnect::new(check.client()?), newest: Arc::default() })
+        Ok(Self { config, tls: MakeRustlsConnect::new(check.client(own)?), newest: Arc::default() })
     }
 
     /// A connection, which somebody must drive.
@@ -146,16 +146,25 @@ enum Check {
     Host(String),
 }
 
+/// The files of the certificate that the server is shown, and of its private key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Own {
+    certificate: String,
+    key: String,
+}
+
 /// Takes out of a URL what the library does not know.
-fn take_check(url: &str) -> Result<(String, Check), OpenError> {
+fn take_files(url: &str) -> Result<(String, Check, Option<Own>), OpenError> {
     let (address, query) = url.split_once('?').unwrap_or((url, ""));
-    let (mut mode, mut roots, mut rest) = (None, None, Vec::new());
+    let (mut mode, mut roots, mut certificate, mut key, mut rest) = (None, None, None, None, Vec::new());
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         // A plus is a plus here.
         let decoded = pair.replace('+', "%2B");
         match form_urlencoded::parse(decoded.as_bytes()).next() {
             Some((name, value)) if name == "sslmode" => mode = Some(value.into_owned()),
             Some((name, value)) if name == "sslrootcert" => roots = Some(value.into_owned()),
+            Some((name, value)) if name == "sslcert" => certificate = Some(value.into_owned()),
+            Some((name, value)) if name == "sslkey" => key = Some(value.into_owned()),
             _ => rest.push(pair.to_owned()),
         }
     }
@@ -175,16 +184,21 @@ fn take_check(url: &str) -> Result<(String, Check), OpenError> {
         }
         (mode, None) => (mode, Check::None),
     };
+    let own = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(Own { certificate, key }),
+        (None, None) => None,
+        _ => return Err(OpenError::Tls("sslcert and sslkey need each other: name both files".into())),
+    };
     rest.extend(known.map(|mode| format!("sslmode={mode}")));
     let query = if rest.is_empty() { String::new() } else { format!("?{}", rest.join("&")) };
-    Ok((format!("{address}{query}"), check))
+    Ok((format!("{address}{query}"), check, own))
 }
 
 const ROOTS: &str = "name the file with their certificates, such as \
                      sslrootcert=/etc/ssl/certs/ca-certificates.crt for those that the system trusts";
 
 impl Check {
-    fn client(self) -> Result<ClientConfig, OpenError> {
+    fn client(self, own: Option<Own>) -> Result<ClientConfig, OpenError> {
         let provider = Arc::new(ring::default_provider());
         let algorithms = provider.signature_verification_algorithms;
         let broken = |error: rustls::Error| OpenError::Tls(error.to_string());
@@ -198,20 +212,46 @@ impl Check {
             }
             Self::Host(file) => builder.with_root_certificates(read_roots(&file)?),
         };
-        let mut client = builder.with_no_client_auth();
+        let mut client = match own {
+            Some(own) => {
+                let (certificates, key) = own.read()?;
+                builder.with_client_auth_cert(certificates, key).map_err(broken)?
+            }
+            None => builder.with_no_client_auth(),
+        };
         // What sslnegotiation=direct asks for.
         client.alpn_protocols = vec![b"postgresql".to_vec()];
         Ok(client)
     }
 }
 
-fn read_roots(file: &str) -> Result<RootCertStore, OpenError> {
-    let broken = |why: &dyn std::fmt::Display| OpenError::Tls(format!("sslrootcert {file}: {why}"));
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(Path::new(file)).map_err(|error| broken(&error))? {
-        roots.add(certificate.map_err(|error| broken(&error))?).map_err(|error| broken(&error))?;
+impl Own {
+    fn read(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), OpenError> {
+        let key =
+            PrivateKeyDer::from_pem_file(&self.key).map_err(|error| broken("sslkey", &self.key, error))?;
+        Ok((read_certificates("sslcert", &self.certificate)?, key))
     }
-    if roots.is_empty() { Err(broken(&"no certificate in it")) } else { Ok(roots) }
+}
+
+fn broken(name: &str, file: &str, why: impl fmt::Display) -> OpenError {
+    OpenError::Tls(format!("{name} {file}: {why}"))
+}
+
+fn read_certificates(name: &str, file: &str) -> Result<Vec<CertificateDer<'static>>, OpenError> {
+    let found =
+        CertificateDer::pem_file_iter(Path::new(file)).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match found {
+        Ok(none) if none.is_empty() => Err(broken(name, file, "no certificate in it")),
+        found => found.map_err(|error| broken(name, file, error)),
+    }
+}
+
+fn read_roots(file: &str) -> Result<RootCertStore, OpenError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in read_certificates("sslrootcert", file)? {
+        roots.add(certificate).map_err(|error| broken("sslrootcert", file, error))?;
+    }
+    Ok(roots)
 }
 
 /// Asks who has signed a certificate, or not even that, but never whose it is.
@@ -269,7 +309,11 @@ mod tests {
 
     #[test]
     fn the_library_is_told_what_it_knows() {
-        let taken = |query: &str| take_check(&format!("{AT}{query}")).unwrap();
+        let taken = |query: &str| {
+            let (url, check, own) = take_files(&format!("{AT}{query}")).unwrap();
+            assert_eq!(own, None);
+            (url, check)
+        };
         let file = || "/a+b c.pem".to_owned();
         for (query, rest, check) in [
             ("", "", Check::None),
@@ -290,6 +334,14 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_comes_with_its_key() {
+        let (url, check, own) =
+            take_files(&format!("{AT}?sslcert=/me.pem&x=1&sslkey=/me%20too.key")).unwrap();
+        assert_eq!((url, check), (format!("{AT}?x=1"), Check::None));
+        assert_eq!(own, Some(Own { certificate: "/me.pem".into(), key: "/me too.key".into() }));
+    }
+
+    #[test]
     fn nothing_is_weaker_than_it_was_asked_for() {
         for (query, words) in [
             ("?sslmode=verify-full", "sslrootcert=/etc"),
@@ -302,7 +354,9 @@ mod tests {
             ("?sslmode=verify-full&sslrootcert=/dev/null", "no certificate"),
             ("?sslmode=allow", "sslmode"),
             ("?sslmode=verify_full", "sslmode"),
-            ("?sslmode=require&sslcert=/me.pem", "sslcert"),
+            ("?sslmode=require&sslcert=/me.pem", "sslkey"),
+            ("?sslkey=/me.key", "sslcert"),
+            ("?sslcert=/not/there.pem&sslkey=/not/there.key", "sslkey /not/there.key"),
         ] {
             let Err(error) = Link::of(&format!("{AT}{query}")) else { panic!("{query} is taken") };
             assert!(error.to_string().contains(words), "{query}: {error}");

@@ -393,10 +393,13 @@ impl Store for SqliteStore {
     async fn close(&self) {
         self.readers.close(self.config.store.readers).await;
         let threads = self.threads.lock().take();
-        drop(self.writer.lock().take());
+        let commands = self.writer.lock().take();
         if let Some(Threads { writer, checkpointer }) = threads {
             let joined = tokio::task::spawn_blocking(move || {
+                // One after the other: the last connection that closes writes the log back, and of two that close at
+                // once each takes the other for the last.
                 drop(checkpointer);
+                drop(commands);
                 writer.join().is_err()
             });
             if joined.await.unwrap_or(true) {
