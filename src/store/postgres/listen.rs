@@ -82,7 +82,7 @@ impl Listener {
     /// Registers this process as a replica, and listens from now on.
     pub async fn start(listening: Listening) -> Result<Self, OpenError> {
         let session = Session::open(&listening.link, &listening.guard).await?;
-        let replica: i64 = session.client.query_one(REGISTER, &[]).await?.get("id");
+        let replica = session.register().await?;
         session.listen_for(replica).await?;
         compare_clocks(&session.client, &listening.ahead).await?;
         Ok(Self { replica, task: tokio::spawn(listening.run(replica, session)) })
@@ -113,6 +113,14 @@ impl Session {
             client.query_one("select 'jobwire_' || 'feed'::regclass::oid", &[]).await?.get(0);
         client.batch_execute(&format!("listen {channel}")).await?;
         Ok(Self { client, notes, overflown, channel, driver })
+    }
+
+    /// The number of a new replica. A crash of the database must not forget that it was given: nobody else may be.
+    async fn register(&self) -> Result<i64, OpenError> {
+        self.client.batch_execute("set synchronous_commit = local").await?;
+        let replica = self.client.query_one(REGISTER, &[]).await?.get("id");
+        self.client.batch_execute("set synchronous_commit = off").await?;
+        Ok(replica)
     }
 
     /// One that listens to what is told to this replica alone too.
