@@ -157,6 +157,8 @@ impl Loop {
                     &none::<&[u8]>(count),
                     &NOW,
                     &20_i32,
+                    &vec![false; count],
+                    &vec![1_i64],
                 ],
             )
             .await

@@ -44,6 +44,8 @@ pub struct Common {
     /// Told when a session was refused: the log is in another epoch.
     pub moved: Arc<Notify>,
     pub unheard: Unheard,
+    /// The numbers that this process has had among the replicas: another one in each epoch.
+    pub replicas: Mutex<Vec<i64>>,
 }
 
 impl Common {
@@ -123,6 +125,7 @@ impl Database {
             ahead: ahead.clone(),
         };
         let listener = Listener::start(listening).await?;
+        common.replicas.lock().push(listener.replica);
         let pools = Pools::new(link, &guard).map_err(failed)?;
         let database = Arc::new_cyclic(|me| Self {
             me: me.clone(),

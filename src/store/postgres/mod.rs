@@ -95,6 +95,7 @@ impl PostgresStore {
             ahead: Arc::default(),
             moved: Arc::default(),
             unheard: Unheard::default(),
+            replicas: Mutex::default(),
         });
         let database = Database::open(&common, None, now).await?.ok_or(OpenError::Moved)?;
         database.tell_head().await?;

@@ -91,6 +91,7 @@ impl Job {
 #[derive(Debug, Default)]
 struct Change {
     must_be_over: bool,
+    must_be_mine: bool,
     ending: Option<Ending>,
     failure: Option<JobError>,
     progress: Option<Progress>,
@@ -167,6 +168,11 @@ impl Unit {
         self.change(num, |_, change| change.must_be_over = true);
     }
 
+    /// Only if no other process has prolonged its lease: that one knows more of it.
+    pub fn only_if_mine(&mut self, num: i64) {
+        self.change(num, |_, change| change.must_be_mine = true);
+    }
+
     fn change(&mut self, num: i64, make: impl FnOnce(&mut Job, &mut Change)) {
         let Some(job) = self.jobs.get_mut(&num) else { return };
         let mut change = job.change.take().unwrap_or_else(|| {
@@ -195,6 +201,7 @@ struct Columns {
     was: Vec<i32>,
     was_version: Vec<i64>,
     must_be_over: Vec<bool>,
+    must_be_mine: Vec<bool>,
     becomes: Vec<i32>,
     run: Vec<Option<i32>>,
     attempt: Vec<Option<i32>>,
@@ -230,6 +237,7 @@ impl Columns {
         self.was.push(was.live.state as i32);
         self.was_version.push(was.live.version);
         self.must_be_over.push(change.must_be_over);
+        self.must_be_mine.push(change.must_be_mine);
         self.becomes.push(job.present.state().number());
         self.run.push(live.map(|live| live.run as i32));
         self.attempt.push(live.map(|live| live.attempt as i32));
@@ -273,6 +281,7 @@ impl Database {
             return Ok(Moved::default());
         }
         let kept = Attempt::KEPT as i32;
+        let numbers = self.common.replicas.lock().clone();
         let rows = self
             .pools
             .write
@@ -306,6 +315,8 @@ impl Database {
                     &c.details,
                     &now.0,
                     &kept,
+                    &c.must_be_mine,
+                    &numbers,
                 ],
             )
             .await?;

@@ -45,7 +45,7 @@ impl Database {
         let rows = self
             .pools
             .write
-            .query(RENEW, &[&nums, &fences, &until, &at, &fraction, &note, &types, &bodies])
+            .query(RENEW, &[&nums, &fences, &until, &at, &fraction, &note, &types, &bodies, &self.replica])
             .await?;
         let held: HashMap<LeaseId, bool> = rows
             .iter()
@@ -86,6 +86,10 @@ impl Database {
             open.retain(|&at| {
                 unit.is_changed(settlements[at].lease.job) && !moved.has(settlements[at].lease.job)
             });
+            for at in open.extract_if(.., |at| settlements[*at].only_if_over) {
+                // It was prolonged, perhaps at another replica.
+                answers[at] = Err(Error::LeaseLost);
+            }
         }
         Ok(answers)
     }
@@ -129,6 +133,7 @@ impl Database {
         }
         if settlement.only_if_over {
             unit.only_if_over(num);
+            unit.only_if_mine(num);
         }
         if let Some(progress) = settlement.progress.clone().filter(|_| goes_on) {
             unit.progress(num, progress);

@@ -1,5 +1,5 @@
 -- Moves jobs from where they are to where they go, each only if it is still as it was when that was decided: in the same
--- state, of the same version, and with its lease over if that is the reason. Answers with those that were moved, and the
+-- state, of the same version, and with its lease over, and prolonged by nobody but this process ($29: its numbers), if that is the reason. Answers with those that were moved, and the
 -- positions of those that ended. The others are left alone.
 --
 -- Row locks are taken table by table, in the order of numbers; the lane lock comes last. It is held from the first
@@ -8,11 +8,11 @@ with asked as materialized (
   select * from unnest(
     $1::int8[], $2::int4[], $3::int8[], $4::bool[], $5::int4[], $6::int4[], $7::int4[], $8::int8[], $9::int8[],
     $10::int8[], $11::int8[], $12::int8[], $13::int8[], $14::int8[], $15::text[], $16::text[], $17::text[], $18::text[],
-    $19::bytea[], $20::int8[], $21::int8[], $22::float8[], $23::text[], $24::text[], $25::bytea[])
+    $19::bytea[], $20::int8[], $21::int8[], $22::float8[], $23::text[], $24::text[], $25::bytea[], $28::bool[])
   with ordinality as u (
     num, was, was_version, must_be_over, becomes, run, attempt, version, due,
     rank, wake, start_by, end_by, fence, cancel_reason, failure, error, content_type,
-    output, keep_until, progress_at, fraction, note, details_type, details, ord)),
+    output, keep_until, progress_at, fraction, note, details_type, details, must_be_mine, ord)),
 marked as (
   update lease set version = version + 1,
     cancel_reason = (select a.cancel_reason from asked a where a.num = lease.num)
@@ -24,6 +24,7 @@ of_lease as (
   where num = any (array (select num from asked where was = 3 and becomes <> 3))
     and ((num, version) in (select num, was_version from asked)) is true
     and (until <= $26 or (num in (select num from asked where not must_be_over)) is true)
+    and (replica = any ($29::int8[]) or (num in (select num from asked where not must_be_mine)) is true)
   returning num, line, state, run, attempt, version, priority, bytes, retention, fence, worker, started),
 of_ready as (
   delete from ready

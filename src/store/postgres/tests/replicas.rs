@@ -8,7 +8,7 @@ use super::{server::Schema, *};
 use crate::{
     job::{Cause, Error, Filter, Payload, Report, State, View},
     store::{
-        Cancel, Claim, Outcome, Position, Settlement, Submission,
+        Cancel, Claim, Outcome, Position, Renewal, Renewed, Settlement, Submission,
         suite::{World, drawn, job, secs},
     },
 };
@@ -212,6 +212,31 @@ async fn no_job_is_leased_twice() {
     assert_eq!(leased.len(), 300);
     assert_eq!(leased.iter().map(|one| one.job.id.clone()).collect::<BTreeSet<_>>().len(), 300);
     assert_eq!(leased.iter().map(|one| one.lease.fence).collect::<BTreeSet<_>>().len(), 300);
+}
+
+/// The replica that gave a lease does not know that its worker has confirmed it elsewhere.
+#[tokio::test]
+async fn a_lease_that_was_confirmed_elsewhere_does_not_go_back_uncounted() {
+    let replicas = Replicas::new().await;
+    let [a, b] = replicas.pair().await;
+    submit(&a, [job("confirmed"), job("unconfirmed")]).await;
+    let leased = a.claim(NOW, World::wish(2)).await.unwrap();
+    let renewal = Renewal { lease: leased[0].lease, until: Some(NOW.after(secs(40))), progress: None };
+    assert_eq!(b.renew(NOW, vec![renewal]).await.unwrap(), [Renewed::Held]);
+    let late = NOW.after(secs(41));
+    let back = leased.iter().map(|leased| Settlement {
+        only_if_over: true,
+        job: Some(leased.job.clone()),
+        ..Settlement::release(leased.lease)
+    });
+    assert_eq!(a.settle(late, back.collect()).await.unwrap(), [Err(Error::LeaseLost), Ok(())]);
+    b.tick(late).await.unwrap();
+    let attempts = async |name: &str| {
+        let found = a.get(vec![name.parse().unwrap()], View::Basic).await.unwrap().0.remove(0).unwrap();
+        (found.state, found.attempt)
+    };
+    assert_eq!(attempts("confirmed").await, (State::BACKING_OFF, 1));
+    assert_eq!(attempts("unconfirmed").await, (State::QUEUED, 0));
 }
 
 #[tokio::test]
