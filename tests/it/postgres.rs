@@ -73,14 +73,13 @@ impl Cluster {
 }
 
 impl Cluster {
-    /// Takes every connection there is, once `last` has done something over one of them. They are free again when the
-    /// answer is dropped.
+    /// Takes every connection there is. `cut` ends those of others, over one of them, and answers with how many it found.
+    /// They are free again when the answer is dropped.
     pub async fn take_all_connections(
         &self,
-        last: impl AsyncFn(&tokio_postgres::Client),
+        cut: impl AsyncFn(&tokio_postgres::Client) -> usize,
     ) -> Vec<tokio_postgres::Client> {
         let mut held = vec![connect(&self.url).await];
-        let mut freed = false;
         loop {
             match tokio_postgres::connect(&self.url, NoTls).await {
                 Ok((client, connection)) => {
@@ -89,14 +88,11 @@ impl Cluster {
                 }
                 Err(error) => {
                     assert_eq!(error.code(), Some(&SqlState::TOO_MANY_CONNECTIONS), "{error}");
-                    if freed {
+                    // Sessions take a moment to end, and may come back meanwhile.
+                    if cut(&held[0]).await == 0 {
                         return held;
                     }
                 }
-            }
-            if held.len() > 250 && !freed {
-                last(&held[0]).await;
-                freed = true;
             }
         }
     }
