@@ -31,7 +31,19 @@ pub struct Grant {
     to: Arc<Waiting>,
     slots: OwnedSemaphorePermit,
     /// By place in the batch.
-    jobs: Vec<usize>,
+    pub jobs: Vec<usize>,
+}
+
+impl Grant {
+    /// It comes to nothing: the slots are free again.
+    pub fn give_up(self) {
+        drop(self.slots);
+        self.to.look_again();
+    }
+
+    pub fn ids(&self, accepted: &[Accepted<'_>]) -> impl Iterator<Item = JobId> {
+        self.jobs.iter().map(|&at| accepted[at].submission.job_id.clone())
+    }
 }
 
 impl Database {
@@ -62,7 +74,10 @@ impl Database {
             return None;
         }
         let slots = to.reserve(wanted)?;
-        let queues = queues.into_values().map(|jobs| (jobs.len(), jobs)).map(|(due, jobs)| (jobs, due));
+        let queues = queues.into_values().map(|jobs| {
+            let due = jobs.len();
+            (jobs, due)
+        });
         let mut jobs = Vec::with_capacity(wanted);
         for (mut of_queue, quota) in turns(queues.collect(), wanted) {
             of_queue.sort_by_key(|&at| accepted[at].live.rank());
@@ -151,24 +166,5 @@ impl Database {
         let mut unheard = unheard.0.lock();
         seen.iter().for_each(|id| drop(unheard.remove(id)));
         Ok(())
-    }
-}
-
-impl Grant {
-    /// It comes to nothing: the slots are free again.
-    pub fn give_up(self) {
-        drop(self.slots);
-        self.to.look_again();
-    }
-
-    pub fn ids(&self, accepted: &[Accepted<'_>]) -> impl Iterator<Item = JobId> {
-        self.jobs.iter().map(|&at| accepted[at].submission.job_id.clone())
-    }
-
-    /// Whether each job of the batch is leased.
-    pub fn is_granted(&self, batch: usize) -> Vec<bool> {
-        let mut is_granted = vec![false; batch];
-        self.jobs.iter().for_each(|&at| is_granted[at] = true);
-        is_granted
     }
 }

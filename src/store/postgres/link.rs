@@ -15,7 +15,6 @@ use std::{
 
 use deadpool_postgres::Connect;
 use futures_util::future::BoxFuture;
-
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::{

@@ -225,15 +225,13 @@ impl Database {
         let options: Vec<_> =
             new().map(|new| written::options(&new.submission.spec, &new.submission.trace)).collect();
         let grant = self.grant(plan.now, &plan.accepted);
-        let is_granted = grant.as_ref().map_or(vec![false; ids.len()], |grant| grant.is_granted(ids.len()));
-        let state: Vec<i32> = new()
-            .zip(&is_granted)
-            .map(|(new, &is_granted)| if is_granted { LiveState::Running } else { new.live.state } as i32)
-            .collect();
+        let mut states: Vec<LiveState> = new().map(|new| new.live.state).collect();
+        grant.iter().flat_map(|grant| &grant.jobs).for_each(|&at| states[at] = LiveState::Running);
+        let state: Vec<i32> = states.iter().map(|&state| state as i32).collect();
         let lease = grant.as_ref().map(|grant| &grant.lease);
         let (worker, leased_until) =
             (lease.map(|lease| lease.worker.as_str()), lease.map(|lease| lease.until.0));
-        let due: Vec<i64> = new().map(|new| new.live.due.0).collect();
+        let due_at: Vec<i64> = new().map(|new| new.live.due.0).collect();
         let rank: Vec<i64> = new().map(|new| new.live.rank()).collect();
         let wake: Vec<_> = new().map(|new| new.live.wake().map(|time| time.0)).collect();
         let start_by: Vec<_> = new().map(|new| new.live.start_by.map(|time| time.0)).collect();
@@ -279,7 +277,7 @@ impl Database {
                     &payloads,
                     &options,
                     &state,
-                    &due,
+                    &due_at,
                     &rank,
                     &wake,
                     &start_by,
@@ -319,10 +317,10 @@ impl Database {
         };
         self.common.unheard.forget(&plan.accepted);
         self.room.take(&specs);
-        let due = state.iter().zip(&lines).zip(&rank);
-        let due = due.filter(|((state, _), _)| **state == LiveState::Queued as i32);
-        let standing = due.map(|((_, &line), &rank)| Span::at(line, rank));
-        let hint = Hint { due: is_granted.contains(&false), ..Hint::standing(standing) };
+        let queued = (0..states.len()).filter(|&at| states[at] == LiveState::Queued);
+        let standing = queued.map(|at| Span::at(lines[at], rank[at]));
+        let due = states.iter().any(|&state| state != LiveState::Running);
+        let hint = Hint { due, ..Hint::standing(standing) };
         self.news(hint, new().map(|new| new.submission.job_id.clone()));
         match grant {
             Some(grant) => self.hand_out(grant, &plan.accepted, &rows).await,

@@ -1,6 +1,7 @@
 //! TLS to the database: each mode asks of the server's certificate what it says.
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use tempfile::TempDir;
 
 use super::{Cluster, execute};
 use crate::{
@@ -37,15 +38,18 @@ fn write(cluster: &Cluster, name: &str, text: &str) {
     execute(&cluster.url, &write);
 }
 
+/// The path of a new file.
+fn file(dir: &TempDir, name: &str, text: &str) -> String {
+    let path = dir.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
 #[tokio::test]
 async fn each_mode_asks_what_it_says() {
     let cluster = Cluster::start(&[]);
     let dir = tempfile::tempdir().unwrap();
-    let file = |name: &str, text: &str| {
-        let path = dir.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
+    let file = |name: &str, text: &str| file(&dir, name, text);
     let url = cluster.schema();
     let plain = Server::try_on_database(&format!("{url}&sslmode=require"), "").err().expect("no TLS yet");
     assert!(plain.contains("TLS"), "{plain}");
@@ -85,11 +89,7 @@ async fn each_mode_asks_what_it_says() {
 async fn a_role_may_log_in_by_certificate() {
     let cluster = Cluster::start(&[]);
     let dir = tempfile::tempdir().unwrap();
-    let file = |name: &str, text: &str| {
-        let path = dir.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
+    let file = |name: &str, text: &str| file(&dir, name, text);
     let url = cluster.schema();
     let authority = take_tls(&cluster, "127.0.0.1");
     write(&cluster, "root.crt", &authority.root);

@@ -1,6 +1,6 @@
 -- Accepts new jobs, in their order, and remembers the request ids of these and of repeats. Those in state 3 are leased at
--- once, as claim.sql does. Answers with the numbers of the new jobs, in their order, and the fences of those leases. Whoever took a name meanwhile makes it fail as a whole (unique_violation): then the names
--- are looked up again.
+-- once, as claim.sql does. Answers with the numbers of the new jobs, in their order, and the fences of those leases. Whoever
+-- took a name meanwhile makes it fail as a whole (unique_violation): then the names are looked up again.
 with asked as materialized (
   select * from unnest(
     $1::text[], $2::int4[], $3::int4[], $4::text[], $5::bytea[], $6::text[], $7::int4[], $8::int8[], $9::int8[],
