@@ -102,7 +102,9 @@ PEERS = [
 # jobwire is driven by its own `bench`: a scenario for throughput, and one for latency. Some rows have a store beside it.
 JOBWIRE = {
     "jobwire, StreamSubmit": ("stream-lifecycle", None),
+    "jobwire, BatchSubmit of 100": ("batch-lifecycle", None),
     "jobwire, unary Submit, 64 callers": ("lifecycle", None),
     "jobwire on PostgreSQL, StreamSubmit": ("stream-lifecycle", servers.postgres),
+    "jobwire on PostgreSQL, BatchSubmit of 100": ("batch-lifecycle", servers.postgres),
 }
 JOBWIRE_LATENCY = "latency"

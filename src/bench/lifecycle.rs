@@ -1,6 +1,7 @@
 //! Whole lives: submitted, run by echo, seen by a watcher.
 
 use std::{
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -11,7 +12,7 @@ use std::{
 use hdrhistogram::Histogram;
 use tokio::{sync::Semaphore, task::JoinHandle};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
-use tonic::Streaming;
+use tonic::{Streaming, transport::Channel};
 
 use super::{
     Error, Load, Report, Target, load,
@@ -20,7 +21,7 @@ use super::{
     submit::{IN_FLIGHT, with_usage},
     workload::{self, Queue},
 };
-use crate::proto::{StreamSubmitRequest, SubmitRequest};
+use crate::proto::{BatchSubmitRequest, StreamSubmitRequest, SubmitRequest};
 
 /// An outcome comes within it, or something is wrong.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -54,11 +55,18 @@ impl Course {
 
     /// The number of the next job, once there is room for it.
     async fn begin(&self) -> Result<u64, Error> {
+        Ok(self.begin_many(1).await?.start)
+    }
+
+    /// The numbers of the next jobs, once there is room for all of them.
+    async fn begin_many(&self, count: u32) -> Result<Range<u64>, Error> {
         let ended = |_| Error::Unexpected("the watcher has ended".into());
-        self.room.acquire().await.map_err(ended)?.forget();
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.slot(number).store(self.micros(), Ordering::Relaxed);
-        Ok(number)
+        self.room.acquire_many(count).await.map_err(ended)?.forget();
+        let first = self.next.fetch_add(count.into(), Ordering::Relaxed);
+        let numbers = first..first + u64::from(count);
+        let now = self.micros();
+        numbers.clone().for_each(|number| self.slot(number).store(now, Ordering::Relaxed));
+        Ok(numbers)
     }
 
     /// How long a job was on its way.
@@ -127,27 +135,47 @@ impl Watcher {
 }
 
 pub async fn unary(target: &Target, load: &Load) -> Result<Report, Error> {
+    called("lifecycle", target, load, |channel, queue, course| async move {
+        let request = queue.echo(course.begin().await?);
+        short::submit(channel, request).await.map(drop)
+    })
+    .await
+}
+
+pub async fn batch(target: &Target, load: &Load) -> Result<Report, Error> {
+    let size = load.batch.min(load.outstanding as u32);
+    called("batch-lifecycle", target, load, move |channel, queue, course| async move {
+        let requests = course.begin_many(size).await?.map(|number| queue.echo(number)).collect();
+        short::batch_submit(channel, BatchSubmitRequest { requests }).await.map(drop)
+    })
+    .await
+}
+
+/// Jobs by callers of a unary method.
+async fn called<F>(
+    name: &str,
+    target: &Target,
+    load: &Load,
+    call: impl Fn(Channel, Queue, Arc<Course>) -> F + Clone + Send + 'static,
+) -> Result<Report, Error>
+where
+    F: Future<Output = Result<(), Error>> + Send,
+{
     let queue = Queue::new(load.payload);
     let course = Course::new(load.outstanding);
     let watcher = Watcher::start(target, &queue, &course).await?;
     let channels = target.channels(load.connections).await?;
     let caller = |index: usize| {
-        let (channel, queue, course) =
-            (channels[index % channels.len()].clone(), queue.clone(), course.clone());
-        move || {
-            let (channel, queue, course) = (channel.clone(), queue.clone(), course.clone());
-            async move {
-                let request = queue.echo(course.begin().await?);
-                short::submit(channel, request).await.map(drop)
-            }
-        }
+        let channel = channels[index % channels.len()].clone();
+        let (queue, course, call) = (queue.clone(), course.clone(), call.clone());
+        move || call(channel.clone(), queue.clone(), course.clone())
     };
     let (before, start) = (target.usage(), Instant::now());
     let submitted = load::callers(load.callers, load.duration, caller, || ()).await;
     // What the watcher failed with says more.
     let times = watcher.finish(course.next.load(Ordering::Relaxed)).await?;
     submitted?;
-    Ok(with_usage(of("lifecycle", start.elapsed(), &times), target, before))
+    Ok(with_usage(of(name, start.elapsed(), &times), target, before))
 }
 
 pub async fn stream(target: &Target, load: &Load) -> Result<Report, Error> {

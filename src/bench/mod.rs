@@ -39,6 +39,8 @@ pub enum Scenario {
     Lifecycle,
     /// The same with StreamSubmit
     StreamLifecycle,
+    /// The same with BatchSubmit
+    BatchLifecycle,
     /// One caller: Submit with `wait`, to the result
     Latency,
     /// GetResult of final jobs
@@ -66,6 +68,8 @@ pub struct Load {
     pub duration: Duration,
     /// Jobs on their way at most in lifecycles, from before their submission until they are watched; at least 1.
     pub outstanding: usize,
+    /// Jobs of each BatchSubmit, at least 1; at most `outstanding` are sent.
+    pub batch: u32,
     /// Bytes of each payload, at least 8.
     pub payload: usize,
     /// Watchers of `fan-out`.
@@ -87,6 +91,7 @@ impl Default for Load {
             connections: 4,
             duration: Duration::from_secs(5),
             outstanding: 1024,
+            batch: 100,
             payload: 100,
             watchers: 1000,
             idle_watchers: 10_000,
@@ -107,6 +112,7 @@ pub async fn run(scenario: Scenario, target: &mut Target, load: &Load) -> Result
         Scenario::StreamSubmit => submit::stream(target, load).await?,
         Scenario::Lifecycle => lifecycle::unary(target, load).await?,
         Scenario::StreamLifecycle => lifecycle::stream(target, load).await?,
+        Scenario::BatchLifecycle => lifecycle::batch(target, load).await?,
         Scenario::Latency => latency::run(target, load).await?,
         Scenario::Get => get::run(target, load).await?,
         Scenario::FanOut => watchers::fan_out(target, load).await?,

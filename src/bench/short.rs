@@ -10,8 +10,8 @@ use tonic_prost::ProstCodec;
 
 use super::Error;
 use crate::proto::{
-    GetResultRequest, Rejection, StreamSubmitRequest, SubmitRequest, WatchResultsRequest, WorkerHeartbeat,
-    WorkerHello, WorkerWelcome,
+    BatchSubmitRequest, GetResultRequest, Rejection, StreamSubmitRequest, SubmitRequest, WatchResultsRequest,
+    WorkerHeartbeat, WorkerHello, WorkerWelcome,
 };
 
 /// Of SubmitResponse.
@@ -20,6 +20,10 @@ pub struct Submitted {
     #[prost(bool, tag = "3")]
     pub done: bool,
 }
+
+/// Of BatchSubmitResponse: nothing. It says that all were accepted.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct AllSubmitted {}
 
 /// Of GetResultResponse.
 #[derive(Clone, PartialEq, Message)]
@@ -174,6 +178,10 @@ impl FinishAck {
 
 pub async fn submit(channel: Channel, request: SubmitRequest) -> Result<Submitted, Error> {
     unary(channel, "/jobwire.v1.JobService/Submit", request).await
+}
+
+pub async fn batch_submit(channel: Channel, request: BatchSubmitRequest) -> Result<AllSubmitted, Error> {
+    unary(channel, "/jobwire.v1.JobService/BatchSubmit", request).await
 }
 
 pub async fn get_result(channel: Channel, request: GetResultRequest) -> Result<Found, Error> {

@@ -56,6 +56,9 @@ pub(super) struct Bench {
     /// Jobs on their way at most where their lives are measured
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     outstanding: u32,
+    /// Jobs of each BatchSubmit
+    #[arg(long, default_value_t = Load::default().batch, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
     /// Bytes of each payload
     #[arg(long, default_value_t = Load::default().payload)]
     payload: usize,
@@ -113,6 +116,7 @@ impl Bench {
             connections: self.connections,
             duration: self.duration,
             outstanding: self.outstanding as usize,
+            batch: self.batch,
             payload: self.payload,
             watchers: self.watchers,
             idle_watchers: self.idle_watchers,
