@@ -1,9 +1,12 @@
 //! Group commit, seen from the callers: whatever arrives while a batch is on its way makes up the next one.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, mem, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::{Instant, sleep_until},
+};
 
 use crate::job::Error;
 
@@ -26,7 +29,12 @@ pub struct Bounds<I> {
     pub most: usize,
     pub weight: fn(&I) -> usize,
     pub flights: usize,
+    /// A batch that weighs less waits until no other is on its way, but not for long.
+    pub enough: usize,
 }
+
+/// The batch before may hang on a connection that is dead.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// What a caller does when there is no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,31 +80,42 @@ impl<I: Send + 'static, O: Send + 'static> Batcher<I, O> {
 
 async fn run<I, O, F>(
     mut queue: mpsc::UnboundedReceiver<Call<I, O>>,
-    Bounds { most, weight, flights }: Bounds<I>,
+    Bounds { most, weight, flights, enough }: Bounds<I>,
     flush: impl Fn(Vec<I>) -> F,
 ) where
     F: Future<Output = Result<Vec<O>, Error>>,
 {
     let mut flying = FuturesUnordered::new();
-    loop {
+    let (mut items, mut replies, mut weights) = (Vec::new(), Vec::new(), 0);
+    let mut is_open = true;
+    let mut since = Instant::now();
+    while is_open || !items.is_empty() || !flying.is_empty() {
+        let may_fly =
+            flying.is_empty() || flying.len() < flights && (weights >= enough || since.elapsed() >= PATIENCE);
+        if !items.is_empty() && may_fly {
+            let (flight, replies) = (flush(mem::take(&mut items)), mem::take(&mut replies));
+            weights = 0;
+            flying.push(async move { answer(replies, flight.await) });
+        }
         tokio::select! {
             biased;
             Some(()) = flying.next() => {}
-            first = queue.recv(), if flying.len() < flights => {
-                let Some(first) = first else { break };
-                let mut weights = weight(&first.item);
-                let (mut items, mut replies) = (vec![first.item], vec![(first.reply, first._room)]);
-                while weights < most && let Ok(call) = queue.try_recv() {
-                    weights += weight(&call.item);
-                    items.push(call.item);
-                    replies.push((call.reply, call._room));
+            () = sleep_until(since + PATIENCE), if !items.is_empty() && flying.len() < flights => {}
+            first = queue.recv(), if is_open && weights < most => {
+                is_open = first.is_some();
+                if items.is_empty() {
+                    since = Instant::now();
                 }
-                let flight = flush(items);
-                flying.push(async move { answer(replies, flight.await) });
+                let mut next = first;
+                while let Some(Call { item, reply, _room }) = next {
+                    weights += weight(&item);
+                    items.push(item);
+                    replies.push((reply, _room));
+                    next = if weights < most { queue.try_recv().ok() } else { None };
+                }
             }
         }
     }
-    while flying.next().await.is_some() {}
 }
 
 type Waiting<O> = (oneshot::Sender<Result<O, Error>>, OwnedSemaphorePermit);
@@ -123,33 +142,73 @@ mod tests {
     use super::*;
 
     fn bounds<I>(most: usize) -> Bounds<I> {
-        Bounds { most, weight: |_| 1, flights: 64 }
+        Bounds { most, weight: |_| 1, flights: 64, enough: 1 }
+    }
+
+    /// A batcher that answers one batch for each permit, and the sizes of the batches so far.
+    struct Gated {
+        batcher: Arc<Batcher<u32, u32>>,
+        gate: Arc<Semaphore>,
+        sizes: Arc<parking_lot::Mutex<Vec<usize>>>,
+    }
+
+    fn gated(bounds: Bounds<u32>) -> Gated {
+        let (gate, sizes) = (Arc::new(Semaphore::new(0)), Arc::new(parking_lot::Mutex::new(Vec::new())));
+        let (opened, seen) = (gate.clone(), sizes.clone());
+        let batcher = Batcher::spawn(100, bounds, move |items: Vec<u32>| {
+            seen.lock().push(items.len());
+            let opened = opened.clone();
+            async move {
+                opened.acquire().await.unwrap().forget();
+                Ok(items.into_iter().map(|item| item * 2).collect())
+            }
+        });
+        Gated { batcher: batcher.into(), gate, sizes }
+    }
+
+    type Called = tokio::task::JoinHandle<Result<u32, Error>>;
+
+    async fn call(batcher: &Arc<Batcher<u32, u32>>, items: std::ops::Range<u32>) -> Vec<Called> {
+        let call = |item| {
+            let batcher = batcher.clone();
+            tokio::spawn(async move { batcher.call(item, 1, Pressure::Refuse).await })
+        };
+        let calls = items.map(call).collect();
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        calls
     }
 
     #[tokio::test]
     async fn what_waits_goes_together() {
-        let (gate, batches) = (Arc::new(Semaphore::new(0)), Arc::new(parking_lot::Mutex::new(Vec::new())));
-        let (opened, seen) = (gate.clone(), batches.clone());
-        let batcher = Arc::new(Batcher::spawn(100, bounds(50), move |items: Vec<u32>| {
-            let (opened, seen) = (opened.clone(), seen.clone());
-            async move {
-                opened.acquire().await.unwrap().forget();
-                seen.lock().push(items.len());
-                Ok(items.into_iter().map(|item| item * 2).collect())
-            }
-        }));
-        let calls: Vec<_> = (0..20)
-            .map(|item| {
-                let batcher = batcher.clone();
-                tokio::spawn(async move { batcher.call(item, 1, Pressure::Refuse).await })
-            })
-            .collect();
-        tokio::task::yield_now().await;
+        let Gated { batcher, gate, sizes } = gated(bounds(50));
+        let calls = call(&batcher, 0..20).await;
         gate.add_permits(20);
         for (item, call) in calls.into_iter().enumerate() {
             assert_eq!(call.await.unwrap().unwrap(), item as u32 * 2);
         }
-        assert!(batches.lock().len() <= 4, "{batches:?}");
+        assert!(sizes.lock().len() <= 4, "{sizes:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_small_batch_waits_for_the_one_before_it_but_not_for_ever() {
+        let Gated { batcher, gate, sizes } = gated(Bounds { flights: 2, enough: 10, ..bounds(10) });
+        let mut calls = call(&batcher, 0..1).await;
+        calls.extend(call(&batcher, 1..10).await);
+        assert_eq!(*sizes.lock(), [1]);
+        calls.extend(call(&batcher, 10..14).await);
+        assert_eq!(*sizes.lock(), [1, 10]);
+        // There is room for one more, but it is small.
+        gate.add_permits(1);
+        calls.extend(call(&batcher, 14..15).await);
+        assert_eq!(*sizes.lock(), [1, 10]);
+        tokio::time::sleep(2 * PATIENCE).await;
+        assert_eq!(*sizes.lock(), [1, 10, 4]);
+        gate.add_permits(2);
+        for (item, call) in calls.into_iter().enumerate() {
+            assert_eq!(call.await.unwrap().unwrap(), item as u32 * 2);
+        }
     }
 
     #[tokio::test]

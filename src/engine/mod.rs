@@ -422,14 +422,11 @@ impl Engine {
     }
 }
 
-/// Batches of a sort that are on their way at the same time. To a writer of our own many, which it takes together while it
+/// Of batches of a sort many are on their way at the same time to a writer of our own, which takes them together while it
 /// syncs; to a database few and large ones, because each is a transaction.
-fn flights(store: &dyn Store) -> usize {
-    if store.is_shared() { 2 } else { 64 }
-}
-
 fn bounds<I>(store: &dyn Store) -> Bounds<I> {
-    Bounds { most: BATCH, weight: |_| 1, flights: flights(store) }
+    let (flights, enough) = if store.is_shared() { (2, BATCH) } else { (64, 1) };
+    Bounds { most: BATCH, weight: |_| 1, flights, enough }
 }
 
 /// The only answer, to a group of one.
