@@ -13,7 +13,7 @@ BASELINE := proto/baseline.binpb
 MAX_SIZE := 26214400
 # kill -9 so often; SEED=n repeats the draws that were printed for n.
 KILLS ?= 50
-STEPS := tools fmt-check clippy proto-lint proto-breaking deny cargo-test postgres-test release-check kills transcripts readme clients-test
+STEPS := tools fmt-check clippy proto-lint proto-breaking deny cargo-test postgres-test postgres14-test release-check kills transcripts readme clients-test
 
 export PATH := $(TOOLS)/bin:$(PATH)
 
@@ -63,6 +63,11 @@ postgres-test: ## The tests of the services again, on PostgreSQL
 		batch:: calls:: changes:: end_to_end:: health:: limits:: list:: result:: states:: stop:: stream_submit:: submit:: \
 		watch:: watch_ends:: watch_hints:: workers:: \
 		--skip limits::a_damaged_job_is_not_handed_out --skip limits::a_disk_that_is_nearly_full_takes_no_jobs_but_serves
+
+# What is drawn at random and what the planner does has been tested on the other one.
+postgres14-test: ## The tests of the store again, on the oldest PostgreSQL that is served
+	tools/on-postgres14.sh $(TOOLS) cargo test --locked --lib --test it -- store::postgres:: migrate:: replicas:: roles:: \
+		--skip random --skip plans --skip kill::
 
 release-check: ## Build the release binary and check its size
 	@start=$$SECONDS; cargo build --locked --release; seconds=$$((SECONDS - start)); \
