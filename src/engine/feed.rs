@@ -1,8 +1,8 @@
 //! The end of the feed in memory, shared by all who follow it: watchers and waits.
 //!
 //! One tailer takes the outcomes that the store hands over after its commits, reads from the store what it does not
-//! hand over (looking every second, should a wake-up be lost), and appends all of them to a ring of recent outcomes.
-//! Followers sleep on the tail, read from the ring, and from the store when they lag behind it.
+//! hand over (looking every second, should a wake-up be lost) if somebody follows its queue, and appends all of them to a
+//! ring of recent outcomes. Followers sleep on the tail, read from the ring, and from the store when they lag behind it.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry as MapEntry},
@@ -13,10 +13,13 @@ use std::{
 use parking_lot::RwLock;
 use tokio::sync::{broadcast, watch};
 
-use super::waits::Waits;
+use super::{
+    interest::{Interest, Version},
+    waits::Waits,
+};
 use crate::{
     job::{Error, Job, JobId, Timestamp},
-    store::{FeedStart, Outcome, OutcomePage, Position, Store},
+    store::{FeedStart, Outcome, OutcomePage, Position, Queues, Store},
 };
 
 /// A look at the store without a wake-up.
@@ -52,11 +55,42 @@ struct Ring {
     deleted: HashMap<JobId, Position>,
     /// The same of jobs that were reopened.
     reopened: HashMap<JobId, Position>,
-    /// Every outcome after this position, and up to `end`, is in the ring.
+    /// Every outcome after this position, and up to `end`, is in the ring, if its queue has been followed for as long.
     after: Position,
     end: Position,
+    interest: Interest,
     bytes: usize,
     capacity: usize,
+}
+
+/// Somebody who is told the outcomes of some queues. Leaves no trace when dropped.
+pub struct Follower {
+    feed: Arc<Feed>,
+    queues: Queues,
+    /// Their outcomes after this position are in the ring, unless they have left it.
+    pub since: Position,
+    /// Wakes whenever the end of the feed has moved.
+    pub tail: watch::Receiver<Position>,
+}
+
+impl Follower {
+    /// At most `limit` outcomes after a position, and perhaps some of other queues among them.
+    pub async fn read(&self, after: Position, limit: usize) -> Result<Stretch, Error> {
+        if after >= self.since
+            && let Some(stretch) = self.feed.ring.read().read(after, limit)
+        {
+            return Ok(stretch);
+        }
+        let OutcomePage { outcomes, upto, start } =
+            self.feed.store.outcomes(after, limit, &self.queues).await?;
+        Ok(Stretch { outcomes, upto, start: Some(start) })
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.feed.ring.write().interest.remove(&self.queues);
+    }
 }
 
 struct Entry {
@@ -84,22 +118,26 @@ impl Feed {
     /// `capacity`: bytes of outcomes in the ring, about.
     pub fn new(store: Arc<dyn Store>, capacity: usize) -> Self {
         let head = *store.signals().head.borrow();
-        let ring = Ring { after: head, end: head, capacity, ..Ring::default() };
+        let mut ring = Ring { after: head, end: head, capacity, ..Ring::default() };
+        if !store.is_shared() {
+            // It hands over everything.
+            ring.interest.add(&Queues::All, Position(0));
+        }
         Self { store, ring: RwLock::new(ring), tail: watch::Sender::new(head) }
     }
 
-    /// Wakes whenever the end of the feed has moved.
-    pub fn tail(&self) -> watch::Receiver<Position> {
-        self.tail.subscribe()
+    /// The end of the feed in memory.
+    pub fn end(&self) -> Position {
+        *self.tail.borrow()
     }
 
-    /// At most `limit` outcomes after a position.
-    pub async fn read(&self, after: Position, limit: usize) -> Result<Stretch, Error> {
-        if let Some(stretch) = self.ring.read().read(after, limit) {
-            return Ok(stretch);
-        }
-        let OutcomePage { outcomes, upto, start } = self.store.outcomes(after, limit).await?;
-        Ok(Stretch { outcomes, upto, start: Some(start) })
+    /// Follows some queues. What ends in them from here on is not missed.
+    pub fn follower(self: &Arc<Self>, queues: Queues) -> Follower {
+        let mut ring = self.ring.write();
+        let end = ring.end;
+        let since = ring.interest.add(&queues, end);
+        drop(ring);
+        Follower { feed: self.clone(), queues, since, tail: self.tail.subscribe() }
     }
 
     /// A job that is final, if its end is in memory and was the last that happened to it.
@@ -144,7 +182,8 @@ impl Feed {
             }
             // Something was not handed over, or for long there was no wake-up at all.
             let missing = early.first_key_value().map_or(PAGE, |(first, _)| (first.0 - end.0 - 1) as usize);
-            let page = match self.store.outcomes(end, missing.min(PAGE)).await {
+            let (queues, version) = self.ring.write().interest.queues();
+            let page = match self.store.outcomes(end, missing.min(PAGE), &queues).await {
                 Ok(page) => page,
                 Err(error) => {
                     tracing::error!(%error, "the feed cannot be read");
@@ -158,7 +197,7 @@ impl Feed {
             if let Some(lost) = self.store.breaks().find(end) {
                 self.restart(lost.resumed);
             } else if page.upto > end {
-                self.append(&page.outcomes, page.upto, waits);
+                self.append(&page.outcomes, page.upto, Some(version), waits);
             }
         }
     }
@@ -184,7 +223,7 @@ impl Feed {
             let (first, outcomes) = next.remove_entry();
             if let Some(last) = outcomes.last().filter(|_| first.0 == end.0 + 1) {
                 end = last.position;
-                self.append(&outcomes, end, waits);
+                self.append(&outcomes, end, None, waits);
             }
         }
         end
@@ -193,13 +232,20 @@ impl Feed {
     /// The end of the feed is lost, perhaps with outcomes that are in the ring: it begins anew where the feed goes on.
     fn restart(&self, at: Position) {
         let mut ring = self.ring.write();
-        *ring = Ring { after: at, end: at, capacity: ring.capacity, ..Ring::default() };
+        let (capacity, interest) = (ring.capacity, std::mem::take(&mut ring.interest));
+        *ring = Ring { after: at, end: at, interest, capacity, ..Ring::default() };
         drop(ring);
         self.tail.send_replace(at);
     }
 
-    fn append(&self, outcomes: &[Outcome], upto: Position, waits: &Waits) {
-        self.ring.write().append(outcomes, upto);
+    /// `read_for`: whose outcomes these are, if not everybody's. If there is more interest now, they are read anew.
+    fn append(&self, outcomes: &[Outcome], upto: Position, read_for: Option<Version>, waits: &Waits) {
+        let mut ring = self.ring.write();
+        if read_for.is_some_and(|version| version != ring.interest.version()) {
+            return;
+        }
+        ring.append(outcomes, upto);
+        drop(ring);
         self.tail.send_replace(upto);
         // Last: whoever is woken and begins to watch finds it in the feed.
         waits.wake(outcomes);
@@ -351,12 +397,36 @@ mod tests {
         assert_eq!(take(3, 4), 8);
         // Read from the store meanwhile.
         assert_eq!(take(10, 11), 8);
-        feed.append(&[outcome(9, "9"), outcome(10, "10")], Position(10), &waits);
+        feed.append(&[outcome(9, "9"), outcome(10, "10")], Position(10), None, &waits);
         assert_eq!(take(13, 13), 10);
-        feed.append(&[outcome(11, "11"), outcome(12, "12")], Position(12), &waits);
+        feed.append(&[outcome(11, "11"), outcome(12, "12")], Position(12), None, &waits);
         assert_eq!(take(14, 14), 14);
         assert!(early.is_empty());
         assert_eq!(positions(&feed.ring.read()), (1..=14).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_page_that_was_read_for_fewer_followers_is_read_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(dir.path(), Arc::default(), Timestamp(0)).unwrap();
+        let (feed, waits) = (Arc::new(Feed::new(store, 1 << 20)), Waits::new(1));
+        // As where servers share a store.
+        feed.ring.write().interest = Interest::default();
+        let (queues, version) = feed.ring.write().interest.queues();
+        assert_eq!(queues, Queues::Only([].into()));
+        feed.append(&[], Position(5), Some(version), &waits);
+        let queue = Queues::from(&"default".parse().unwrap());
+        let follower = feed.follower(queue);
+        assert_eq!(follower.since, Position(5));
+        feed.append(&[], Position(9), Some(version), &waits);
+        assert_eq!(*follower.tail.borrow(), Position(5));
+        let (_, version) = feed.ring.write().interest.queues();
+        feed.append(&[outcome(8, "a")], Position(9), Some(version), &waits);
+        assert_eq!(*follower.tail.borrow(), Position(9));
+        // What it has not followed from the beginning is in the store, not in memory.
+        let stretch = follower.read(Position(5), 10).await.unwrap();
+        assert_eq!((stretch.outcomes.len(), stretch.start), (1, None));
+        assert!(follower.read(Position(4), 10).await.unwrap().start.is_some());
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod batcher;
 mod clock;
 mod feed;
 mod hints;
+mod interest;
 mod leases;
 mod remote;
 mod timers;
@@ -33,13 +34,13 @@ pub use watch::{Event, GapReason, Message, OnGap, Start, Watch, WatchRequest};
 
 use self::{
     batcher::{Batcher, Bounds},
-    feed::Feed,
+    feed::{Feed, Follower},
     remote::{Remote, Requests},
     waits::{Wait, Waits},
 };
 use crate::{
     config::Config,
-    job::{Error, Job, JobId, State, View},
+    job::{Error, Job, JobId, QueueName, State, View},
     store::{
         Cancel, Change, Claim, ClaimWait, Delete, GroupReply, Handover, Leased, LineCounts, ListPage,
         ListQuery, LogId, Position, ProgressHint, Retry, Settlement, Store, Submission, Submitted,
@@ -282,11 +283,25 @@ impl Engine {
     pub async fn wait(&self, id: &JobId, until: Instant) -> Result<Arc<Job>, Error> {
         // Registered first, looked second: an end between the two is not missed.
         let wait = self.0.waits.begin(id.clone())?;
+        let seen = self.0.feed.end();
         let job = self.get(id, View::Result).await?;
         if job.state.is_final() || Instant::now() >= until {
             return Ok(job);
         }
+        let follower = self.follow(&job.spec.queue);
+        if follower.as_ref().is_some_and(|follower| follower.since > seen) {
+            // Its queue was not followed in between.
+            let job = self.get(id, View::Result).await?;
+            if job.state.is_final() {
+                return Ok(job);
+            }
+        }
         self.outcome(wait, id, until).await
+    }
+
+    /// Sees to it that the outcomes of a queue are read, where servers share a store: one alone is told all of them.
+    fn follow(&self, queue: &QueueName) -> Option<Follower> {
+        self.0.store.is_shared().then(|| self.0.feed.follower(queue.into()))
     }
 
     async fn outcome(&self, mut wait: Wait<'_>, id: &JobId, until: Instant) -> Result<Arc<Job>, Error> {
@@ -311,6 +326,7 @@ impl Engine {
         let id = item.job_id.clone();
         // Before the job is there: nothing is missed, and nobody has to look whether it has ended already.
         let wait = self.0.waits.begin(id.clone())?;
+        let _follower = self.follow(&item.spec.queue);
         let group = self.submit(vec![item], Pressure::Refuse).await.map_err(|(_, error)| error)?;
         let mut submitted = only(group)?;
         if submitted.deduplicated {

@@ -20,10 +20,10 @@ use tokio::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, hints::Hints};
+use super::{Engine, feed::Follower, hints::Hints};
 use crate::{
     job::{Error, Filter, Job, JobId, Timestamp, View},
-    store::{FeedStart, Outcome, Position, ProgressHint},
+    store::{FeedStart, Outcome, Position, ProgressHint, Queues},
 };
 
 /// Outcomes of one read.
@@ -142,7 +142,7 @@ impl Engine {
         let (ended, end) = watch::channel(None);
         // Subscribed before the first look, so that nothing falls between the two.
         let mut watcher = Watcher {
-            tail: self.0.feed.tail(),
+            feed: self.0.feed.follower(Queues::of(&request.filter)),
             hints: Hints::new(
                 self.0.store.signals().listen(request.include_transitions, request.include_progress),
             ),
@@ -179,7 +179,7 @@ fn jittered(age: Duration) -> Duration {
 struct Watcher {
     engine: Engine,
     request: WatchRequest,
-    tail: watch::Receiver<Position>,
+    feed: Follower,
     hints: Hints,
     /// Every matching outcome up to here was sent.
     at: Position,
@@ -215,7 +215,7 @@ enum Wake {
 impl Watcher {
     /// Finds the place to begin at, and refuses what cannot be served.
     async fn open(&mut self) -> Result<Opening, Error> {
-        let mut head = *self.tail.borrow();
+        let mut head = *self.feed.tail.borrow();
         if self.request.until_all_done {
             head = self.find_pending(true).await?;
         }
@@ -323,7 +323,7 @@ impl Watcher {
                 () = self.request.retire.cancelled() => Wake::Close,
                 () = sleep_until(self.retire) => Wake::Close,
                 () = async { match deadline { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => Wake::Deadline,
-                _ = self.tail.changed() => Wake::Tail,
+                _ = self.feed.tail.changed() => Wake::Tail,
                 _ = beat.tick() => Wake::Beat,
                 () = self.hints.next() => Wake::Hints,
             };
@@ -359,18 +359,18 @@ impl Watcher {
     async fn catch_up(&mut self) -> Result<(), Error> {
         loop {
             // Marked as seen first, read second: what comes in between wakes again.
-            let tail = *self.tail.borrow_and_update();
+            let tail = *self.feed.tail.borrow_and_update();
             if self.at >= tail {
                 if self.at >= self.present {
                     break;
                 }
                 tokio::select! {
-                    _ = self.tail.changed() => continue,
+                    _ = self.feed.tail.changed() => continue,
                     // What comes next ends the watch.
                     () = self.engine.0.closing.cancelled() => return Ok(()),
                 }
             }
-            let stretch = self.engine.0.feed.read(self.at, PAGE).await?;
+            let stretch = self.feed.read(self.at, PAGE).await?;
             if let Some(start) = stretch.start
                 && self.mind_the_gap(start).await?
             {

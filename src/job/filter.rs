@@ -18,7 +18,7 @@ pub struct Filter {
 }
 
 /// An exact name, or every name with a prefix.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum NamePattern {
     Exact(String),
     Prefix(String),

@@ -57,8 +57,11 @@ const TABLES: [(&str, &str, Option<&str>); 11] = [
     ),
     (
         "done",
-        "seq, num, run, attempt, version, state, fence, worker, started, finished, keep_until, error, content_type, output",
-        None,
+        "seq, num, run, attempt, version, state, line, fence, worker, started, finished, keep_until, error, content_type, output",
+        Some(
+            "SELECT seq, num, run, attempt, version, state, job.line, fence, worker, started, finished, keep_until, error, \
+             done.content_type, output FROM done JOIN job USING (num)",
+        ),
     ),
     ("failure", "num, run, attempt, worker, started, finished, error", None),
     ("progress", "num, at, fraction, note, content_type, details", None),

@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 pub use breaks::{Break, Breaks};
 
 use crate::job::{
-    Error, Fence, Filter, Job, JobId, JobSpec, Key, Kind, Progress, QueueName, Report, State, Timestamp,
-    View, WorkerId,
+    Error, Fence, Filter, Job, JobId, JobSpec, Key, Kind, NamePattern, Progress, QueueName, Report, State,
+    Timestamp, View, WorkerId,
 };
 
 /// Keeps jobs, runs the rules of [`crate::job`] on them, and keeps the feed: every outcome in commit order.
@@ -99,8 +99,9 @@ pub trait Store: Send + Sync + 'static {
     /// next one: the work of one call is bounded.
     async fn list(&self, query: ListQuery) -> Result<ListPage, Error>;
 
-    /// Outcomes after a position, in commit order, in [`View::Result`]. Those that were deleted are left out.
-    async fn outcomes(&self, after: Position, limit: usize) -> Result<OutcomePage, Error>;
+    /// Outcomes of some queues after a position, in commit order, in [`View::Result`]. Those that were deleted are left out.
+    /// `limit` counts those of all queues: a page may be empty and still not be the last.
+    async fn outcomes(&self, after: Position, limit: usize, queues: &Queues) -> Result<OutcomePage, Error>;
 
     /// The newest outcome of each job that is final, in commit order, after a position and not beyond `upto`.
     async fn existing(
@@ -148,6 +149,33 @@ pub trait Store: Send + Sync + 'static {
 /// A place in the feed: after the outcome with this number. 0 is before all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position(pub i64);
+
+/// Whose outcomes are wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Queues {
+    All,
+    Only(Arc<[NamePattern]>),
+}
+
+impl Queues {
+    /// As [`Filter::queues`] has them: none are all.
+    pub fn of(filter: &Filter) -> Self {
+        if filter.queues.is_empty() { Self::All } else { Self::Only(filter.queues.as_slice().into()) }
+    }
+
+    pub fn contain(&self, queue: &QueueName) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(patterns) => patterns.iter().any(|pattern| pattern.matches(queue.as_str())),
+        }
+    }
+}
+
+impl From<&QueueName> for Queues {
+    fn from(queue: &QueueName) -> Self {
+        Self::Only([NamePattern::Exact(queue.to_string())].into())
+    }
+}
 
 /// Names a log of outcomes. Positions mean nothing outside theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,9 +1,13 @@
 //! Several servers on one database, and those who go from one to the other.
 
-use std::{collections::BTreeSet, process::Command, time::Duration};
+use std::{
+    collections::BTreeSet,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use jobwire::proto::{
-    DeleteJobRequest, Lease, SubmitRequest, WatchResultsRequest, WorkerHello, job::State,
+    DeleteJobRequest, JobFilter, Lease, SubmitRequest, WatchResultsRequest, WorkerHello, job::State,
     watch_results_request::Start, watch_results_response::Event,
 };
 use tokio::time::{sleep, timeout};
@@ -12,6 +16,7 @@ use crate::{
     calls::{Watch, eventually, finish, get, place, reach, reach_when, result},
     postgres::{Cluster, connect, schema},
     support::{PATIENCE, Server, submit},
+    watch::after,
     workers::{SHORT, Worker, checkpoint, hello, task},
 };
 
@@ -102,6 +107,67 @@ async fn hints_reach_those_who_watch_at_another_server() {
         }
     };
     timeout(PATIENCE, all).await.expect("both are told");
+}
+
+/// A server reads what others finish only where somebody follows it. Whoever comes later has missed nothing.
+#[tokio::test]
+async fn outcomes_of_other_servers_reach_whoever_follows_their_queue() {
+    let url = schema();
+    let (idle, busy) =
+        (Server::on_database(&url, "[workers]\nconcurrency = 0\n"), Server::on_database(&url, ""));
+    let (here, there) = (idle.client().await, busy.client().await);
+    let of = |queue: &str, request: WatchResultsRequest| WatchResultsRequest {
+        filter: Some(JobFilter { queues: vec![queue.into()], ..Default::default() }),
+        ..request
+    };
+    let done = async |queues: [&str; 2], name: &str| {
+        for n in 0..10 {
+            for queue in queues {
+                let mut job = SubmitRequest { job_id: format!("{queue}-{name}-{n}"), ..submit("echo", "1") };
+                job.spec.as_mut().expect("a spec").queue = queue.into();
+                finish(&there, job).await;
+            }
+        }
+    };
+    let ids = |queue: &str, name: &str| (0..10).map(|n| format!("{queue}-{name}-{n}")).collect::<Vec<_>>();
+    let told = async |watch: &mut Watch| {
+        let mut told = Vec::new();
+        while told.len() < 10 {
+            told.push(watch.finished().await.job_id);
+        }
+        told
+    };
+
+    let mut x = Watch::open(&here, of("x", WatchResultsRequest::default())).await;
+    x.replay().await;
+    let start = x.cursor.clone();
+    done(["x", "y"], "first").await;
+    assert_eq!(told(&mut x).await, ids("x", "first"));
+    // Nobody had followed it when its outcomes came, and now they are followed by two, of whom one is behind.
+    let mut late = Watch::open(&here, of("y", after(&start))).await;
+    let mut y = Watch::open(&here, of("y", WatchResultsRequest::default())).await;
+    y.replay().await;
+    done(["x", "y"], "second").await;
+    assert_eq!(told(&mut late).await, ids("y", "first"));
+    for (watch, queue) in [(&mut late, "y"), (&mut y, "y"), (&mut x, "x")] {
+        assert_eq!(told(watch).await, ids(queue, "second"));
+    }
+    // Together they are everything, and so is what somebody reads who has no filter.
+    let mut all = Watch::open(&here, after(&start)).await;
+    assert_eq!(all.replay().await.len(), 40);
+    done(["z", "x"], "third").await;
+    for (watch, queue) in [(&mut x, "x"), (&mut Watch::open(&here, of("z", after(&start))).await, "z")] {
+        assert_eq!(told(watch).await, ids(queue, "third"));
+    }
+    // A wait follows the queue of its job, or it would last until its next look, after 5 s.
+    eventually(async || {
+        let mut job = submit("sleep", r#"{"duration":"200ms"}"#);
+        job.spec.as_mut().expect("a spec").queue = "w".into();
+        let begin = Instant::now();
+        finish(&here, job).await;
+        (begin.elapsed() < Duration::from_secs(4)).then_some(())
+    })
+    .await;
 }
 
 /// The database forgets its locks when one of its processes crashes, and knows of nobody then: that proves no death.

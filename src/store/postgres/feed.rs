@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     job::{Filter, JobId, Timestamp, View},
-    store::{FeedStart, Outcome, OutcomePage, Position},
+    store::{FeedStart, Outcome, OutcomePage, Position, Queues},
 };
 
 const OUTCOMES: &str = include_str!("sql/outcomes.sql");
@@ -24,23 +24,37 @@ const SCAN: usize = 2000;
 const PAGE_BYTES: i64 = 1 << 20;
 
 impl Database {
-    pub async fn outcomes_after(&self, after: Position, limit: usize) -> Result<OutcomePage> {
+    pub async fn outcomes_after(
+        &self,
+        after: Position,
+        limit: usize,
+        queues: &Queues,
+    ) -> Result<OutcomePage> {
+        if *queues == Queues::Only([].into()) {
+            let (start, head) = self.bounds().await?;
+            return Ok(OutcomePage { outcomes: Vec::new(), upto: head.max(after), start });
+        }
         let limit = limit.min(SCAN) as i64;
-        let found = self.pools.read.query(OUTCOMES, &[&after.0, &limit, &PAGE_BYTES]).await?;
+        let (lines, newest) = self.lines.of_queues(queues);
+        let found =
+            self.pools.read.query(OUTCOMES, &[&after.0, &limit, &PAGE_BYTES, &lines, &newest]).await?;
         self.know_lines(&found).await?;
         let first = found.first().ok_or(Failure::Damaged("the feed"))?;
         let mut page = OutcomePage { outcomes: Vec::new(), upto: after, start: self.start_of(first) };
+        let mut told = 0;
         for row in &found {
             let Some(seq) = get::<Option<i64>>(row, "place").map(Position) else { continue };
+            told += 1;
             page.upto = seq;
-            if let Some(job) = rows::outcome(row, &self.lines)? {
+            if let Some(job) = rows::outcome(row, &self.lines)?.filter(|job| queues.contain(&job.spec.queue))
+            {
                 page.outcomes.push(Outcome { position: seq, job: job.into() });
             }
         }
-        let looked: i64 = get(first, "looked");
-        let told = if page.upto == after { 0 } else { found.len() as i64 };
-        if looked < limit && told == looked {
-            page.upto = page.upto.max(Position(get(first, "head")));
+        if told == get::<i64>(first, "wanted") {
+            let is_last = get::<i64>(first, "looked") < limit;
+            let seen = if is_last { Some(get(first, "head")) } else { get(first, "seen") };
+            page.upto = seen.map_or(page.upto, |seen| page.upto.max(Position(seen)));
         }
         Ok(page)
     }

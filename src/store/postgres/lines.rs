@@ -19,7 +19,7 @@ use super::{
 use crate::{
     config::Config,
     job::{JobSpec, Kind, Policy, QueueName, State},
-    store::LineCounts,
+    store::{LineCounts, Queues},
 };
 
 const COUNTS: &str = include_str!("sql/counts.sql");
@@ -145,6 +145,15 @@ impl Lines {
     pub fn matching(&self, wanted: impl Fn(&QueueName, &Kind) -> bool) -> Vec<Arc<Line>> {
         let known = self.known.read();
         known.by_id.values().filter(|line| wanted(&line.queue, &line.kind)).cloned().collect()
+    }
+
+    /// The lines of some queues, or None for all, and the newest one that is known: later ones may be of these queues too.
+    pub fn of_queues(&self, queues: &Queues) -> (Option<Vec<i32>>, i32) {
+        let known = self.known.read();
+        let of = |queue| queues.contain(queue);
+        let lines = (*queues != Queues::All)
+            .then(|| known.by_id.values().filter(|line| of(&line.queue)).map(|line| line.id).collect());
+        (lines, known.newest)
     }
 
     /// All lines with their counts, exact as of now.

@@ -59,8 +59,8 @@ use self::{
 };
 use super::{
     Breaks, Cancel, Change, Claim, Delete, FeedStart, GroupReply, LeaseId, Leased, LineCounts, ListPage,
-    ListQuery, LogId, OutcomePage, Position, ProgressHint, Renewal, Renewed, Retry, Settlement, Signals,
-    Store, Submission, Tick,
+    ListQuery, LogId, OutcomePage, Position, ProgressHint, Queues, Renewal, Renewed, Retry, Settlement,
+    Signals, Store, Submission, Tick,
 };
 use crate::{
     config::Config,
@@ -254,8 +254,8 @@ impl Store for PostgresStore {
         Ok(self.database().list_jobs(&query).await?)
     }
 
-    async fn outcomes(&self, after: Position, limit: usize) -> Result<OutcomePage, Error> {
-        Ok(self.database().outcomes_after(after, limit).await?)
+    async fn outcomes(&self, after: Position, limit: usize, queues: &Queues) -> Result<OutcomePage, Error> {
+        Ok(self.database().outcomes_after(after, limit, queues).await?)
     }
 
     async fn existing(

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     job::{Filter, JobId, Timestamp, View},
-    store::{FeedStart, Outcome, OutcomePage, Position},
+    store::{FeedStart, Outcome, OutcomePage, Position, Queues},
 };
 
 /// Rows that one call looks at, at most: a page is a short transaction.
@@ -58,21 +58,25 @@ pub fn outcomes(
     now: Timestamp,
     after: Position,
     limit: usize,
+    queues: &Queues,
 ) -> Result<OutcomePage> {
     let mut page = OutcomePage { outcomes: Vec::new(), upto: after, start: feed_start(connection, now)? };
     let limit = i64::try_from(limit).unwrap_or(i64::MAX).min(SCAN);
-    let mut bytes = 0;
+    let (mut looked, mut bytes) = (0, 0);
     let mut statement = connection.prepare_cached(OUTCOMES)?;
     let mut rows = statement.query(params![after.0, limit])?;
     while bytes < PAGE_BYTES
         && let Some(row) = rows.next()?
     {
         let outcome = outcome(connection, row)?;
-        bytes += outcome.job.output.as_ref().map_or(0, |output| output.size);
+        looked += 1;
         page.upto = outcome.position;
-        page.outcomes.push(outcome);
+        if queues.contain(&outcome.job.spec.queue) {
+            bytes += outcome.job.output.as_ref().map_or(0, |output| output.size);
+            page.outcomes.push(outcome);
+        }
     }
-    if bytes < PAGE_BYTES && (page.outcomes.len() as i64) < limit {
+    if bytes < PAGE_BYTES && looked < limit {
         page.upto = page.upto.max(head(connection)?);
     }
     Ok(page)

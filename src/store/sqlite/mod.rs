@@ -53,8 +53,8 @@ use self::{
 };
 use super::{
     Breaks, Cancel, Change, Claim, Delete, FeedStart, GroupReply, LeaseId, Leased, LineCounts, ListPage,
-    ListQuery, LogId, OutcomePage, Position, Renewal, Renewed, Retry, Settlement, Signals, Store, Submission,
-    Tick,
+    ListQuery, LogId, OutcomePage, Position, Queues, Renewal, Renewed, Retry, Settlement, Signals, Store,
+    Submission, Tick,
 };
 use crate::{
     config::Config,
@@ -339,9 +339,9 @@ impl Store for SqliteStore {
         self.read(move |connection| list::list(connection, &query)).await
     }
 
-    async fn outcomes(&self, after: Position, limit: usize) -> Result<OutcomePage, Error> {
-        let now = self.shared.now();
-        self.read(move |connection| feed::outcomes(connection, now, after, limit)).await
+    async fn outcomes(&self, after: Position, limit: usize, queues: &Queues) -> Result<OutcomePage, Error> {
+        let (now, queues) = (self.shared.now(), queues.clone());
+        self.read(move |connection| feed::outcomes(connection, now, after, limit, &queues)).await
     }
 
     async fn existing(

@@ -57,13 +57,36 @@ pub async fn a_page_of_outcomes_follows_the_other(open: Open) {
     }
     let all = world.feed().await;
     let store = world.store();
-    let first = store.outcomes(Position(0), 2).await.unwrap();
+    let first = store.outcomes(Position(0), 2, &Queues::All).await.unwrap();
     assert_eq!((outcome_ids(&first.outcomes), first.upto), (outcome_ids(&all[..2]), all[1].position));
-    let last = store.outcomes(all[3].position, 2).await.unwrap();
+    let last = store.outcomes(all[3].position, 2, &Queues::All).await.unwrap();
     assert_eq!((outcome_ids(&last.outcomes), last.upto), (outcome_ids(&all[4..]), world.head()));
-    let none = store.outcomes(world.head(), 2).await.unwrap();
+    let none = store.outcomes(world.head(), 2, &Queues::All).await.unwrap();
     assert_eq!((none.outcomes.len(), none.upto), (0, world.head()));
     assert_eq!(none.start, store.feed_start().await.unwrap());
+}
+
+pub async fn a_page_may_be_of_some_queues_alone(open: Open) {
+    let mut world = World::new(open).await;
+    for (n, queue) in ["mail", "images", "images/small", "mail", "mail"].into_iter().enumerate() {
+        world.reach(job(&format!("job-{n}")).queue(queue), State::SUCCEEDED).await;
+    }
+    let all = world.feed().await;
+    let (store, prefix) = (world.store(), NamePattern::Prefix("images/".into()));
+    let mail = Queues::from(&"mail".parse().unwrap());
+    let page = store.outcomes(Position(0), 10, &mail).await.unwrap();
+    assert_eq!(
+        (outcome_ids(&page.outcomes), page.upto),
+        (outcome_ids(&[all[0].clone(), all[3].clone(), all[4].clone()]), world.head())
+    );
+    // Rows are counted, whosever they are, and what was looked at is not looked at again.
+    let page = store.outcomes(Position(0), 3, &mail).await.unwrap();
+    assert_eq!((outcome_ids(&page.outcomes), page.upto), (outcome_ids(&all[..1]), all[2].position));
+    let small = Queues::Only([prefix, NamePattern::Exact("nobody's".into())].into());
+    let page = store.outcomes(all[0].position, 10, &small).await.unwrap();
+    assert_eq!((outcome_ids(&page.outcomes), page.upto), (outcome_ids(&all[2..3]), world.head()));
+    let page = store.outcomes(Position(0), 10, &Queues::Only([].into())).await.unwrap();
+    assert_eq!((page.outcomes.len(), page.upto), (0, world.head()));
 }
 
 pub async fn what_was_deleted_is_left_out(open: Open) {
@@ -77,7 +100,7 @@ pub async fn what_was_deleted_is_left_out(open: Open) {
     }
     assert_eq!(outcome_ids(&world.feed().await), ["job-0", "job-2", "job-3"]);
     // Looked at up to the head, although the last one is gone.
-    let page = world.store().outcomes(all[3].position, 10).await.unwrap();
+    let page = world.store().outcomes(all[3].position, 10, &Queues::All).await.unwrap();
     assert_eq!((page.outcomes.len(), page.upto), (0, all[4].position));
     // Its position does not come again.
     world.reach(job("new"), State::SUCCEEDED).await;
@@ -108,7 +131,7 @@ pub async fn a_page_of_outcomes_is_bounded_in_bytes(open: Open) {
         let output = Payload::new(Payload::BYTES, vec![0; 1 << 20]);
         world.settle(World::report(&leased, Report::Succeeded(output))).await.unwrap();
     }
-    let page = world.store().outcomes(Position(0), 100).await.unwrap();
+    let page = world.store().outcomes(Position(0), 100, &Queues::All).await.unwrap();
     assert!((1..=5).contains(&page.outcomes.len()), "{}", page.outcomes.len());
     assert_eq!(page.upto, page.outcomes.last().unwrap().position);
     assert_eq!(world.feed().await.len(), 12);

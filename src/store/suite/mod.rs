@@ -202,6 +202,7 @@ macro_rules! store_suite {
                 outcomes_come_in_commit_order
                 outcomes_of_a_batch_keep_its_order
                 a_page_of_outcomes_follows_the_other
+                a_page_may_be_of_some_queues_alone
                 what_was_deleted_is_left_out
                 every_run_has_its_outcome
                 a_page_of_outcomes_is_bounded_in_bytes

@@ -211,6 +211,6 @@ pub async fn a_closed_store_does_nothing(open: Open) {
     let renewal = Renewal { lease, until: Some(now), progress: None };
     assert_matches!(store.renew(now, vec![renewal]).await, Err(Error::StoreUnavailable(_)));
     assert_matches!(store.get(vec![id("a")], View::Basic).await, Err(Error::StoreUnavailable(_)));
-    assert_matches!(store.outcomes(Position(0), 1).await, Err(Error::StoreUnavailable(_)));
+    assert_matches!(store.outcomes(Position(0), 1, &Queues::All).await, Err(Error::StoreUnavailable(_)));
     assert!(store.signals().failed.borrow().is_none(), "to close is not to fail");
 }

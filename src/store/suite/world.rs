@@ -7,8 +7,8 @@ use tempfile::TempDir;
 
 use super::{
     super::{
-        Cancel, Change, Claim, Delete, GroupReply, LeaseId, Leased, ListPage, ListQuery, Outcome, Position,
-        Renewal, Renewed, Retry, Settlement, Store, Submitted, Tick,
+        Cancel, Change, Claim, Delete, GroupReply, LeaseId, Leased, ListPage, ListQuery, Outcome,
+        Position, Queues, Renewal, Renewed, Retry, Settlement, Store, Submitted, Tick,
     },
     new::New,
 };
@@ -365,7 +365,7 @@ impl World {
     pub async fn feed_after(&self, after: Position) -> Vec<Outcome> {
         let (mut after, mut outcomes) = (after, Vec::new());
         loop {
-            let page = self.store().outcomes(after, 100).await.unwrap();
+            let page = self.store().outcomes(after, 100, &Queues::All).await.unwrap();
             assert!(page.outcomes.len() <= 100);
             assert!(page.upto >= after);
             outcomes.extend(page.outcomes);

@@ -12,7 +12,7 @@ use jobwire::{
     config::Config,
     job::{Error, Filter, JobId, JobSpec, Key, Payload, Timestamp, View},
     proto::{SubmitRequest, payload::Body},
-    store::{GroupReply, ListQuery, LogId, Position, Store, Submission, sqlite, sqlite::SqliteStore},
+    store::{GroupReply, ListQuery, LogId, Position, Queues, Store, Submission, sqlite, sqlite::SqliteStore},
 };
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -102,7 +102,7 @@ async fn compare_feed(store: &SqliteStore, known: &Known) -> Result<(), String> 
     let mut feed: Vec<(Run, Outcome)> = Vec::new();
     let mut after = Position(0);
     loop {
-        let page = store.outcomes(after, PAGE).await.map_err(|error| error.to_string())?;
+        let page = store.outcomes(after, PAGE, &Queues::All).await.map_err(|error| error.to_string())?;
         if page.upto == after {
             break;
         }

@@ -77,9 +77,9 @@ lane as materialized (
 ended as materialized (
   select nextval('done_seq') as seq, m.* from (select m.* from moved m, lane where becomes >= 5 order by ord) m),
 to_done as (
-  insert into done (seq, num, run, attempt, version, state, fence, worker, started, finished, keep_until, error,
+  insert into done (seq, num, run, attempt, version, state, line, fence, worker, started, finished, keep_until, error,
                     content_type, output)
-  select seq, num, last_run, last_attempt, last_version + 1, becomes, last_fence, worker, started, $26, keep_until, error,
+  select seq, num, last_run, last_attempt, last_version + 1, becomes, line, last_fence, worker, started, $26, keep_until, error,
          content_type, output
   from ended),
 unheld as (delete from uniq where num = any (array (select num from ended))),

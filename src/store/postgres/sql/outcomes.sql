@@ -1,19 +1,22 @@
--- A page of the feed: outcomes after a position ($1), at most so many ($2), ended once their outputs come to so many
--- bytes ($3). The first columns are of the feed as a whole, in the same snapshot. `looked` is how many rows there were
--- to look at, whatever their bytes.
+-- A page of the feed: outcomes after a position ($1) among at most so many ($2), ended once their outputs come to so many
+-- bytes ($3). If there are lines to choose from ($4), it has only those of these and of later ones ($5). The first columns
+-- are of the feed as a whole, in the same snapshot. `looked` is how many rows there were to look at, `seen` the last of
+-- them, `wanted` how many were of these lines, whatever their bytes.
 with whole as materialized (
   select start, cut, greatest(last, coalesce((select seq from done order by seq desc limit 1), 0)) as head,
          (select finished from done where seq > feed.start order by seq limit 1) as oldest
   from feed),
 page as materialized (
   select *, coalesce(length(output), 0) as bytes from done where seq > $1 order by seq limit $2),
+chosen as materialized (select * from page where $4::int4[] is null or line = any ($4) or line > $5),
 short as materialized (
   select * from (
-    select *, sum(bytes) over (order by seq rows between unbounded preceding and 1 preceding) as before from page) x
+    select *, sum(bytes) over (order by seq rows between unbounded preceding and 1 preceding) as before from chosen) x
   where coalesce(before, 0) < $3::int8)
-select w.*, (select count(*) from page) as looked, s.seq as place,
+select w.*, (select count(*) from page) as looked, (select max(seq) from page) as seen,
+       (select count(*) from chosen) as wanted, s.seq as place,
        s.*, s.content_type as output_type, length(s.output)::int8 as output_size,
-       j.id, j.line, j.priority, j.submitted, j.content_type as input_type, length(j.payload)::int8 as size, j.options,
+       j.id, j.priority, j.submitted, j.content_type as input_type, length(j.payload)::int8 as size, j.options,
        f.failures
 from whole w
 left join short s on true

@@ -155,6 +155,7 @@ create table done (
   attempt      int4 not null,
   version      int8 not null,
   state        int4 not null,
+  line         int4 not null,
   fence        int8 not null,              -- of the newest grant
   worker       text,
   started      int8,

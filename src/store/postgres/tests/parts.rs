@@ -6,7 +6,7 @@ use super::{replicas::*, *};
 use crate::{
     job::{Error, Filter, JobId, Report, State, View},
     store::{
-        Cancel, Delete, ListQuery, Position, Retry, Submitted,
+        Cancel, Delete, ListQuery, Position, Queues, Retry, Submitted,
         postgres::{connect, migrate_schema, parts},
         suite::{New, World, drawn, job, secs},
     },
@@ -149,7 +149,7 @@ async fn many_outcomes_leave_with_their_partition() {
     // The feed has lost them as if they had been removed one by one.
     assert!(outcomes(&store, Position(0)).await.is_empty());
     assert_eq!(store.feed_start().await.unwrap().position, Position(0));
-    assert_eq!(store.outcomes(Position(0), 10).await.unwrap().upto, head);
+    assert_eq!(store.outcomes(Position(0), 10, &Queues::All).await.unwrap().upto, head);
     assert_eq!(list(&store, Filter::default(), true).await, ["job-3"]);
     let again = submit_one(&store, now, drawn("other").request("r-3")).await;
     assert!(matches!(again, Err(Error::JobDeleted { .. })), "{again:?}");

@@ -5,7 +5,7 @@ use super::{server::Schema, *};
 use crate::{
     job::{Filter, JobError, Payload, Progress, Report, State, View},
     store::{
-        Cancel, Delete, ListQuery, Position, Renewal, Retry,
+        Cancel, Delete, ListQuery, Position, Queues, Renewal, Retry,
         suite::{World, drawn, job, secs},
     },
 };
@@ -20,7 +20,7 @@ const FILL: &str = "
       from generate_series(1000001, 1060000) n;
     insert into waiting select n, 2 + n % 20, 1, 1, 0, 1, 0, 9e15, 9e15, 9e15, null, null, 2, null, 0
       from generate_series(1060001, 1120000) n;
-    insert into done select n - 1000000, n, 1, 1, 3, 5, 1, 'w', 1, 1, 9e15, null, 't', 'out'
+    insert into done select n - 1000000, n, 1, 1, 3, 5, 2 + n % 20, 1, 'w', 1, 1, 9e15, null, 't', 'out'
       from generate_series(1120001, 1180000) n;
     insert into failure select n, 1, 1, 'w', 1, 1, '{}' from generate_series(1000001, 1180000) n;
     insert into progress select n, 1, 0.5, '', null, null from generate_series(1000001, 1120000) n;
@@ -82,7 +82,7 @@ async fn use_all(store: &PostgresStore, name: &str) {
         store.cancel(NOW, vec![cancel]).await.unwrap().remove(0).unwrap();
         let (found, head) = store.get(vec![id.parse().unwrap()], View::Full).await.unwrap();
         assert_eq!(found[0].as_ref().unwrap().state, State::SUCCEEDED);
-        let page = store.outcomes(Position(head.0 - 2), 10).await.unwrap();
+        let page = store.outcomes(Position(head.0 - 2), 10, &Queues::All).await.unwrap();
         assert_eq!(page.upto, head);
         store.existing(Position(head.0 - 2), head, &Filter::default(), 10).await.unwrap();
         let filter = Filter { job_ids: [later.clone()].into(), ..Filter::default() };

@@ -8,7 +8,7 @@ use super::{server::Schema, *};
 use crate::{
     job::{Cause, Error, Filter, Payload, Report, State, View},
     store::{
-        Cancel, Claim, Outcome, Position, Renewal, Renewed, Settlement, Submission,
+        Cancel, Claim, Outcome, Position, Queues, Renewal, Renewed, Settlement, Submission,
         suite::{World, drawn, job, secs},
     },
 };
@@ -52,7 +52,7 @@ pub fn success(leased: &crate::store::Leased) -> Settlement {
 pub async fn outcomes(store: &PostgresStore, mut after: Position) -> Vec<Outcome> {
     let mut all = Vec::new();
     loop {
-        let page = store.outcomes(after, 100).await.unwrap();
+        let page = store.outcomes(after, 100, &Queues::All).await.unwrap();
         all.extend(page.outcomes);
         if page.upto == after {
             return all;
@@ -75,7 +75,7 @@ async fn work(store: Arc<PostgresStore>, name: usize, batches: usize) {
 async fn follow(store: Arc<PostgresStore>, count: usize) -> Vec<Outcome> {
     let (mut after, mut seen) = (Position(0), Vec::new());
     while seen.len() < count {
-        let page = store.outcomes(after, 7).await.unwrap();
+        let page = store.outcomes(after, 7, &Queues::All).await.unwrap();
         assert!(page.upto >= after);
         seen.extend(page.outcomes);
         after = page.upto;

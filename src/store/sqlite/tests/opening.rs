@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     job::{Error, View},
     store::{
-        Position,
+        Position, Queues,
         sqlite::{OpenError, backup, verify},
         suite::{id, job},
     },
@@ -117,7 +117,7 @@ async fn a_store_that_has_failed_answers_no_more() {
     assert!(store.signals().failed.borrow().as_ref().unwrap().contains("live"));
     assert!(unavailable(&store.tick(world.now).await.unwrap_err()));
     assert!(unavailable(&store.get(vec![id("a")], View::Basic).await.unwrap_err()));
-    assert!(unavailable(&store.outcomes(Position(0), 1).await.unwrap_err()));
+    assert!(unavailable(&store.outcomes(Position(0), 1, &Queues::All).await.unwrap_err()));
     assert!(unavailable(&store.counts().await.unwrap_err()));
     assert!(!head.has_changed().unwrap());
     // What was acknowledged before is still there, what failed is not.

@@ -17,7 +17,7 @@ use crate::{
     config::Config,
     job::{Filter, JobError, Payload, Progress, Report, Timestamp, View},
     store::{
-        Cancel, Claim, Delete, LeaseId, Position, Renewal, Retry, Settlement, Signals,
+        Cancel, Claim, Delete, LeaseId, Position, Queues, Renewal, Retry, Settlement, Signals,
         sqlite::{
             Shared, change, claim, feed, lines::Lines, open, read, settle, submit, tick, tx::Tx,
             writer::State,
@@ -149,7 +149,7 @@ impl Writer {
         self.run(|tx, now| {
             let num = read::num(tx.connection, &id(name))?.unwrap();
             read::job(tx.connection, num, View::Full)?;
-            feed::outcomes(tx.connection, now, Position(0), 10)?;
+            feed::outcomes(tx.connection, now, Position(0), 10, &Queues::All)?;
             feed::existing(tx.connection, now, Position(0), head, &Filter::default(), 10)?;
             feed::existing(tx.connection, now, Position(0), head, &job_ids, 10)?;
             feed::position_at(tx.connection, now)
