@@ -420,8 +420,7 @@ pub enum Renewed {
 pub struct Settlement {
     pub lease: LeaseId,
     pub report: Report,
-    /// [`Error::LeaseLost`] unless the time of the lease is over: another process may have prolonged it.
-    pub only_if_over: bool,
+    pub only_if: OnlyIf,
     /// 0 up to 1, drawn by the caller.
     pub jitter: f64,
     /// The newest progress of the attempt, for the next one.
@@ -434,8 +433,18 @@ impl Settlement {
     /// Gives a lease back, uncounted.
     pub fn release(lease: LeaseId) -> Self {
         let report = Report::Released { delay: Duration::ZERO };
-        Self { lease, report, only_if_over: false, jitter: 0.0, progress: None, job: None }
+        Self { lease, report, only_if: OnlyIf::Held, jitter: 0.0, progress: None, job: None }
     }
+}
+
+/// What has to be true of a lease, or the answer is [`Error::LeaseLost`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnlyIf {
+    Held,
+    /// And no other process has prolonged it: its worker is there, and that process knows.
+    Own,
+    /// And its time is over besides.
+    OwnAndOver,
 }
 
 #[derive(Clone, Debug)]

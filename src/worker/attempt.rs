@@ -14,7 +14,7 @@ use crate::{
     config::Limits,
     engine::{Engine, Held, Revocation},
     job::{Cause, Error, Job, JobError, Payload, Progress, Report},
-    store::{Leased, ProgressHint, Settlement},
+    store::{Leased, OnlyIf, ProgressHint, Settlement},
 };
 
 /// Watchers hear of progress this often at most.
@@ -60,7 +60,7 @@ pub async fn run(
     let settlement = Settlement {
         lease,
         report,
-        only_if_over: false,
+        only_if: OnlyIf::Held,
         jitter: fastrand::f64(),
         progress: newest,
         job: Some(job.clone()),

@@ -51,6 +51,25 @@ async fn a_lease_that_was_confirmed_elsewhere_is_not_given_back() {
     assert_eq!((job.state(), job.attempt, job.attempts.len()), (State::Succeeded, 1, 0), "{job:?}");
 }
 
+/// The server that gave it hears of its worker again, and not of the lease: that is held through another server.
+#[tokio::test]
+async fn a_lease_that_is_held_at_another_server_is_not_given_back() {
+    let url = schema();
+    let (a, b) = (Server::on_database(&url, SHORT), Server::on_database(&url, SHORT));
+    let client = b.client().await;
+    let mut worker = Worker::connect(&a, hello("w1", 1)).await;
+    let id = place(&client, task("1")).await;
+    let lease = worker.lease().await;
+    drop(worker);
+    let mut worker = Worker::connect(&b, hello_again(&lease)).await;
+    let other = Worker::connect(&a, hello("w1", 1)).await;
+    goes_on_with(&mut worker, &lease).await;
+    worker.succeed(&lease).await;
+    drop(other);
+    let job = get(&client, &id).await;
+    assert_eq!((job.state(), job.attempt, job.attempts.len()), (State::Succeeded, 1, 0), "{job:?}");
+}
+
 /// The server that was told of progress stores it late, and knows nothing of the lease's new end.
 #[tokio::test]
 async fn progress_told_elsewhere_does_not_end_a_lease() {

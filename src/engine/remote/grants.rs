@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use super::{Granted, Named, Session, Stopped, failure, settlement};
 use crate::{
     job::{Job, JobId, Progress, Report, Timestamp, WorkerId},
-    store::{LeaseId, Leased, ProgressHint, Renewal, Settlement},
+    store::{LeaseId, Leased, OnlyIf, ProgressHint, Renewal, Settlement},
 };
 
 /// Leases that one look at the time deals with.
@@ -441,7 +441,7 @@ impl State {
                 let back = Report::Released { delay: Duration::ZERO };
                 let back = settlement(lease, back, Some(grant.job));
                 // Its worker may have confirmed it at another server.
-                elapsed.settlements.push(Settlement { only_if_over: true, ..back });
+                elapsed.settlements.push(Settlement { only_if: OnlyIf::OwnAndOver, ..back });
             }
         } else {
             self.change(lease, |grant| {

@@ -21,7 +21,7 @@ use self::grants::Grant;
 use super::{BATCH, Engine};
 use crate::{
     job::{Cause, Error, Job, JobError, JobId, Progress, Report, Timestamp, View},
-    store::{Claim, LeaseId, Renewal, Renewed, Settlement, Store},
+    store::{Claim, LeaseId, OnlyIf, Renewal, Renewed, Settlement, Store},
 };
 
 /// Why the attempt of a lease must stop.
@@ -61,8 +61,9 @@ pub struct Named {
 impl Engine {
     /// Connects a worker that still is at work on the leases it names.
     pub async fn connect(&self, session: &Arc<Session>, named: &HashSet<LeaseId>) -> Result<Named, Error> {
-        self.remote().attend(session);
         let found = self.renew_named(Some(session), named, self.config().workers.lease).await?;
+        // From here on an earlier stream that ends gives back what was not named.
+        self.remote().attend(session);
         // What it was sent before its last stream broke, and has not got.
         self.give_back(self.remote().take_orphans(session.worker(), named)).await;
         Ok(found)
@@ -161,13 +162,12 @@ impl Engine {
         job.start_time.unwrap_or(self.clock().now()).after(timeout)
     }
 
-    /// Gives leases back that nobody works on: their attempts do not count.
+    /// Gives leases back that nobody works on, as far as is known here: their attempts do not count.
     pub async fn give_back(&self, leases: Vec<LeaseId>) {
-        let released =
-            |lease| self.settle(settlement(lease, Report::Released { delay: Duration::ZERO }, None));
+        let released = |lease| self.settle(Settlement { only_if: OnlyIf::Own, ..Settlement::release(lease) });
         for given in join_all(leases.into_iter().map(released)).await {
             match given {
-                // Its worker was faster.
+                // Its worker was faster, perhaps at another server.
                 Ok(()) | Err(Error::LeaseLost) => {}
                 Err(error) => tracing::error!(%error, "a lease could not be given back"),
             }
@@ -274,7 +274,7 @@ pub async fn tell_progress(engine: &Engine) {
 }
 
 fn settlement(lease: LeaseId, report: Report, job: Option<Arc<Job>>) -> Settlement {
-    Settlement { lease, report, only_if_over: false, jitter: fastrand::f64(), progress: None, job }
+    Settlement { lease, report, only_if: OnlyIf::Held, jitter: fastrand::f64(), progress: None, job }
 }
 
 /// What an attempt is spent with that was stopped and has not given in.

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     job::{Error, Next, Timestamp, View},
-    store::{LeaseId, Renewal, Renewed, Settlement},
+    store::{LeaseId, OnlyIf, Renewal, Renewed, Settlement},
 };
 
 const RENEW: &str = include_str!("sql/renew.sql");
@@ -86,7 +86,7 @@ impl Database {
             open.retain(|&at| {
                 unit.is_changed(settlements[at].lease.job) && !moved.has(settlements[at].lease.job)
             });
-            for at in open.extract_if(.., |at| settlements[*at].only_if_over) {
+            for at in open.extract_if(.., |at| settlements[*at].only_if != OnlyIf::Held) {
                 // It was prolonged, perhaps at another replica.
                 answers[at] = Err(Error::LeaseLost);
             }
@@ -117,7 +117,8 @@ impl Database {
         let num = settlement.lease.job;
         let Some(job) = unit.job(num) else { return Ok(Err(Error::LeaseLost)) };
         let Present::Live(live) = &job.present else { return Ok(Err(Error::LeaseLost)) };
-        if settlement.only_if_over && !live.is_over(now) {
+        let must_be_over = settlement.only_if == OnlyIf::OwnAndOver;
+        if must_be_over && !live.is_over(now) {
             return Ok(Err(Error::LeaseLost));
         }
         let policy = job.row.policy(&*self.lines.get(job.row.line)?);
@@ -131,8 +132,10 @@ impl Database {
         if let Some(job) = &settlement.job {
             unit.leased(num, job.clone());
         }
-        if settlement.only_if_over {
+        if must_be_over {
             unit.only_if_over(num);
+        }
+        if settlement.only_if != OnlyIf::Held {
             unit.only_if_mine(num);
         }
         if let Some(progress) = settlement.progress.clone().filter(|_| goes_on) {

@@ -5,7 +5,7 @@ use rusqlite::params;
 use super::{rows::Result, tx::Tx};
 use crate::{
     job::{Error, LiveState, Next, Report, Timestamp},
-    store::{Renewal, Renewed, Settlement},
+    store::{OnlyIf, Renewal, Renewed, Settlement},
 };
 
 pub fn renew(tx: &mut Tx<'_>, renewals: Vec<Renewal>) -> Result<Vec<Renewed>> {
@@ -46,8 +46,9 @@ fn settle_one(
     now: Timestamp,
     settlement: Settlement,
 ) -> Result<std::result::Result<(), Error>> {
-    let Settlement { lease, report, only_if_over, jitter, progress, job } = settlement;
-    let Some(row) = tx.live(lease.job)?.filter(|row| !only_if_over || row.live.is_over(now)) else {
+    let Settlement { lease, report, only_if, jitter, progress, job } = settlement;
+    let Some(row) = tx.live(lease.job)?.filter(|row| only_if != OnlyIf::OwnAndOver || row.live.is_over(now))
+    else {
         return Ok(Err(Error::LeaseLost));
     };
     // Only a failure asks for the job's own retries, which are another read.

@@ -245,7 +245,7 @@ impl Pair {
             settlements.push(Settlement {
                 lease,
                 report,
-                only_if_over: false,
+                only_if: OnlyIf::Held,
                 jitter: 1.0,
                 progress,
                 job: None,

@@ -174,7 +174,7 @@ pub async fn a_release_may_be_only_of_what_is_over(open: Open) {
     let mut world = World::new(open).await;
     let leased = world.start(job("a")).await;
     let release = World::report(&leased, Report::Released { delay: Duration::ZERO });
-    let release = Settlement { only_if_over: true, ..release };
+    let release = Settlement { only_if: OnlyIf::OwnAndOver, ..release };
     assert_eq!(world.settle(release.clone()).await, Err(Error::LeaseLost));
     world.renew(leased.lease, secs(40), None).await;
     world.sleep(secs(39));

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::{
     super::{
-        Cancel, Change, Claim, Delete, GroupReply, LeaseId, Leased, ListPage, ListQuery, Outcome,
+        Cancel, Change, Claim, Delete, GroupReply, LeaseId, Leased, ListPage, ListQuery, OnlyIf, Outcome,
         Position, Queues, Renewal, Renewed, Retry, Settlement, Store, Submitted, Tick,
     },
     new::New,
@@ -230,7 +230,7 @@ impl World {
         Settlement {
             lease: leased.lease,
             report,
-            only_if_over: false,
+            only_if: OnlyIf::Held,
             jitter: 1.0,
             progress: None,
             job: Some(leased.job.clone()),

@@ -8,7 +8,7 @@ use super::{server::Schema, *};
 use crate::{
     job::{Cause, Error, Filter, Payload, Report, State, View},
     store::{
-        Cancel, Claim, Outcome, Position, Queues, Renewal, Renewed, Settlement, Submission,
+        Cancel, Claim, OnlyIf, Outcome, Position, Queues, Renewal, Renewed, Settlement, Submission,
         suite::{World, drawn, job, secs},
     },
 };
@@ -219,13 +219,16 @@ async fn no_job_is_leased_twice() {
 async fn a_lease_that_was_confirmed_elsewhere_does_not_go_back_uncounted() {
     let replicas = Replicas::new().await;
     let [a, b] = replicas.pair().await;
-    submit(&a, [job("confirmed"), job("unconfirmed")]).await;
-    let leased = a.claim(NOW, World::wish(2)).await.unwrap();
+    submit(&a, [job("confirmed"), job("unconfirmed"), job("not-got")]).await;
+    let leased = a.claim(NOW, World::wish(3)).await.unwrap();
     let renewal = Renewal { lease: leased[0].lease, until: Some(NOW.after(secs(40))), progress: None };
     assert_eq!(b.renew(NOW, vec![renewal]).await.unwrap(), [Renewed::Held]);
+    let back = [&leased[0], &leased[2]]
+        .map(|leased| Settlement { only_if: OnlyIf::Own, ..Settlement::release(leased.lease) });
+    assert_eq!(a.settle(NOW, back.to_vec()).await.unwrap(), [Err(Error::LeaseLost), Ok(())]);
     let late = NOW.after(secs(41));
-    let back = leased.iter().map(|leased| Settlement {
-        only_if_over: true,
+    let back = leased[..2].iter().map(|leased| Settlement {
+        only_if: OnlyIf::OwnAndOver,
         job: Some(leased.job.clone()),
         ..Settlement::release(leased.lease)
     });
@@ -236,7 +239,9 @@ async fn a_lease_that_was_confirmed_elsewhere_does_not_go_back_uncounted() {
         (found.state, found.attempt)
     };
     assert_eq!(attempts("confirmed").await, (State::BACKING_OFF, 1));
-    assert_eq!(attempts("unconfirmed").await, (State::QUEUED, 0));
+    for name in ["unconfirmed", "not-got"] {
+        assert_eq!(attempts(name).await, (State::QUEUED, 0));
+    }
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use crate::{
     config::Config,
     job::{Filter, JobError, Payload, Progress, Report, Timestamp, View},
     store::{
-        Cancel, Claim, Delete, LeaseId, Position, Queues, Renewal, Retry, Settlement, Signals,
+        Cancel, Claim, Delete, LeaseId, OnlyIf, Position, Queues, Renewal, Retry, Settlement, Signals,
         sqlite::{
             Shared, change, claim, feed, lines::Lines, open, read, settle, submit, tick, tx::Tx,
             writer::State,
@@ -86,7 +86,7 @@ impl Writer {
         let settlements = leases.iter().map(|&lease| Settlement {
             lease,
             report: report.clone(),
-            only_if_over: false,
+            only_if: OnlyIf::Held,
             jitter: 1.0,
             progress: progress.clone(),
             job: None,
