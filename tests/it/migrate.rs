@@ -1,6 +1,9 @@
 //! `jobwire migrate`: an embedded store is taken over by PostgreSQL, and callers, watchers and workers notice nothing.
 
-use std::{path::Path, process::Stdio};
+use std::{
+    path::Path,
+    process::{Child, Stdio},
+};
 
 use jobwire::proto::{
     DeleteJobRequest, FinishJobRequest, GetJobRequest, GetResultRequest, Job, JobSpec, JobView, Lease,
@@ -351,6 +354,17 @@ async fn what_cannot_be_taken_over_is_refused_as_a_whole() {
     assert_eq!(code, Some(0), "{said}");
 }
 
+fn begin_to_migrate(from: &Path, to: &str) -> Child {
+    program()
+        .args(["migrate", "--to", to, "--from"])
+        .arg(from)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts")
+}
+
 #[tokio::test]
 async fn a_migration_that_was_broken_off_is_served_by_nobody_and_made_again() {
     let mut server = Server::start();
@@ -364,14 +378,7 @@ async fn a_migration_that_was_broken_off_is_served_by_nobody_and_made_again() {
     // It waits for this with most of its tables written.
     let held = connect(&url).await;
     held.batch_execute("begin; lock table request in share mode").await.expect("it is free");
-    let mut child = program()
-        .args(["migrate", "--to", &url, "--from"])
-        .arg(&data)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("it starts");
+    let mut child = begin_to_migrate(&data, &url);
     let waits = "select count(*) from pg_locks where not granted and relation = 'request'::regclass";
     eventually(async || (number(&url, waits).await == 1).then_some(())).await;
     child.kill().expect("it can be killed");
@@ -385,6 +392,56 @@ async fn a_migration_that_was_broken_off_is_served_by_nobody_and_made_again() {
     let server = Server::on_database(&url, "");
     assert_eq!(result(&server.client().await, "a").await, done);
 }
+
+/// Killed after it has marked the directory, while PostgreSQL commits: nobody knows yet what became of it.
+#[tokio::test]
+async fn a_migration_that_was_killed_at_the_very_end_was_made_or_can_be_made() {
+    for is_committed in [true, false] {
+        let mut server = Server::start();
+        let client = server.client().await;
+        let done = finish(&client, SubmitRequest { job_id: "a".into(), ..submit("echo", "1") }).await;
+        server.signal("TERM");
+        server.ended().await;
+        let (data, url) = (server.data(), schema());
+        let data_text = data.to_str().expect("text");
+        assert_eq!(jobwire(&["migrate", "--to", &url]).0, Some(0));
+        execute(&url, SLOW_COMMIT);
+        let held = connect(&url).await;
+        held.batch_execute("select pg_advisory_lock(1)").await.expect("it is free");
+
+        let mut child = begin_to_migrate(&data, &url);
+        let waits = "select coalesce(max(pid), 0)::int8 from pg_locks where not granted and locktype = 'advisory'
+                     and objsubid = 1 and objid = 1 and database = (select oid from pg_database where datname = current_database())";
+        let pid = eventually(async || Some(number(&url, waits).await).filter(|&pid| pid != 0)).await;
+        assert!(data.join("moved").exists());
+        child.kill().expect("it can be killed");
+        child.wait().expect("it can be reaped");
+        if !is_committed {
+            number(&url, &format!("select pg_terminate_backend({pid})::int::int8")).await;
+        }
+        held.batch_execute("select pg_advisory_unlock(1)").await.expect("it was ours");
+        eventually(async || (number(&url, waits).await == 0).then_some(())).await;
+
+        let (code, said) = jobwire(&["serve", "--listen", "127.0.0.1:0", "--data", data_text]);
+        assert_eq!((code, said.contains("were taken over to postgres://")), (Some(1), true), "{said}");
+        if !is_committed {
+            let (code, said) = jobwire(&["serve", "--listen", "127.0.0.1:0", "--store", &url]);
+            assert_eq!((code, said.contains("that has not ended")), (Some(1), true), "{said}");
+            std::fs::remove_file(data.join("moved")).expect("it is there");
+            let (code, said) = migrate(&data, &url);
+            assert_eq!(code, Some(0), "{said}");
+        }
+        let server = Server::on_database(&url, "");
+        assert_eq!(result(&server.client().await, "a").await, done);
+    }
+}
+
+/// Holds up the commit of a migration for as long as somebody has the advisory lock 1.
+const SLOW_COMMIT: &str = "
+    create function wait() returns trigger language plpgsql as $$
+      begin perform pg_advisory_xact_lock(1); return null; end $$;
+    create constraint trigger wait after insert on feed deferrable initially deferred
+      for each row execute function wait();";
 
 /// A backup can be taken over too, while its original is being served. It begins a log of its own.
 #[tokio::test]

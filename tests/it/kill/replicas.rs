@@ -90,7 +90,7 @@ impl<'a> Fleet<'a> {
     /// Something bad, and its end. Answers with its name.
     async fn fault(&mut self, totals: &mut Totals) -> &'static str {
         let at = self.course.rng.usize(..self.servers.len());
-        match self.course.rng.u8(..20) {
+        match self.course.rng.u8(..21) {
             0..=5 => {
                 self.servers[at].kill();
                 self.pause(1000).await;
@@ -136,6 +136,10 @@ impl<'a> Fleet<'a> {
                 self.pause(300).await;
                 self.order(&["rejoin"]);
                 "failover"
+            }
+            19 => {
+                self.order(&["restart"]);
+                "restart of PostgreSQL"
             }
             _ => {
                 let idle = connect(&self.url).await;
