@@ -34,9 +34,8 @@ async fn goes_on_with(worker: &mut Worker, lease: &Lease) {
     }
 }
 
-/// The server that gave it never heard of it again, and would give it to somebody else.
-#[tokio::test]
-async fn a_lease_that_was_confirmed_elsewhere_is_not_given_back() {
+/// A worker takes its lease along to another server. `comes_back`: to the first one too, without naming it there.
+async fn take_a_lease_along(comes_back: bool) {
     let url = schema();
     let (a, b) = (Server::on_database(&url, SHORT), Server::on_database(&url, SHORT));
     let client = b.client().await;
@@ -45,29 +44,27 @@ async fn a_lease_that_was_confirmed_elsewhere_is_not_given_back() {
     let lease = worker.lease().await;
     drop(worker);
     let mut worker = Worker::connect(&b, hello_again(&lease)).await;
+    let mut at_first = None;
+    if comes_back {
+        at_first = Some(Worker::connect(&a, hello("w1", 1)).await);
+    }
     goes_on_with(&mut worker, &lease).await;
     worker.succeed(&lease).await;
+    drop(at_first);
     let job = get(&client, &id).await;
     assert_eq!((job.state(), job.attempt, job.attempts.len()), (State::Succeeded, 1, 0), "{job:?}");
 }
 
-/// The server that gave it hears of its worker again, and not of the lease: that is held through another server.
+/// The server that gave it never heard of it again, and would give it to somebody else.
+#[tokio::test]
+async fn a_lease_that_was_confirmed_elsewhere_is_not_given_back() {
+    take_a_lease_along(false).await;
+}
+
+/// That server has reason to think that the lease was lost on its way.
 #[tokio::test]
 async fn a_lease_that_is_held_at_another_server_is_not_given_back() {
-    let url = schema();
-    let (a, b) = (Server::on_database(&url, SHORT), Server::on_database(&url, SHORT));
-    let client = b.client().await;
-    let mut worker = Worker::connect(&a, hello("w1", 1)).await;
-    let id = place(&client, task("1")).await;
-    let lease = worker.lease().await;
-    drop(worker);
-    let mut worker = Worker::connect(&b, hello_again(&lease)).await;
-    let other = Worker::connect(&a, hello("w1", 1)).await;
-    goes_on_with(&mut worker, &lease).await;
-    worker.succeed(&lease).await;
-    drop(other);
-    let job = get(&client, &id).await;
-    assert_eq!((job.state(), job.attempt, job.attempts.len()), (State::Succeeded, 1, 0), "{job:?}");
+    take_a_lease_along(true).await;
 }
 
 /// The server that was told of progress stores it late, and knows nothing of the lease's new end.
