@@ -146,7 +146,7 @@ pub async fn batch(target: &Target, load: &Load) -> Result<Report, Error> {
     let size = load.batch.min(load.outstanding as u32);
     called("batch-lifecycle", target, load, move |channel, queue, course| async move {
         let requests = course.begin_many(size).await?.map(|number| queue.echo(number)).collect();
-        short::batch_submit(channel, BatchSubmitRequest { requests }).await.map(drop)
+        short::batch_submit(channel, BatchSubmitRequest { requests }).await
     })
     .await
 }

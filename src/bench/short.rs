@@ -21,10 +21,6 @@ pub struct Submitted {
     pub done: bool,
 }
 
-/// Of BatchSubmitResponse: nothing. It says that all were accepted.
-#[derive(Clone, Copy, PartialEq, Message)]
-pub struct AllSubmitted {}
-
 /// Of GetResultResponse.
 #[derive(Clone, PartialEq, Message)]
 pub struct Found {
@@ -180,7 +176,8 @@ pub async fn submit(channel: Channel, request: SubmitRequest) -> Result<Submitte
     unary(channel, "/jobwire.v1.JobService/Submit", request).await
 }
 
-pub async fn batch_submit(channel: Channel, request: BatchSubmitRequest) -> Result<AllSubmitted, Error> {
+/// Of its answer nothing is read: it says that all were accepted.
+pub async fn batch_submit(channel: Channel, request: BatchSubmitRequest) -> Result<(), Error> {
     unary(channel, "/jobwire.v1.JobService/BatchSubmit", request).await
 }
 

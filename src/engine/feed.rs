@@ -63,7 +63,7 @@ struct Ring {
     capacity: usize,
 }
 
-/// Somebody who is told the outcomes of some queues. Leaves no trace when dropped.
+/// Somebody who is told the outcomes of some queues, until it is dropped.
 pub struct Follower {
     feed: Arc<Feed>,
     queues: Queues,

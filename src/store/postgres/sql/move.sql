@@ -1,6 +1,7 @@
 -- Moves jobs from where they are to where they go, each only if it is still as it was when that was decided: in the same
--- state, of the same version, and with its lease over if that is the reason, or over and prolonged by nobody but this process
--- ($29: its numbers). Answers with those that were moved, and the positions of those that ended. The others are left alone.
+-- state, of the same version, with its lease over if that is the reason, and prolonged by nobody but this process ($29: its
+-- numbers) if only that one may. Answers with those that were moved, and the positions of those that ended. The others are
+-- left alone.
 --
 -- Row locks are taken table by table, in the order of numbers; the lane lock comes last. It is held from the first
 -- position that is drawn until the commit can be seen, so that whoever sees a position never sees a smaller one appear.
