@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use tokio::sync::broadcast::{Receiver, error::TryRecvError};
+use tokio::sync::broadcast::{
+    Receiver,
+    error::{RecvError, TryRecvError},
+};
 
 use crate::{
     job::JobId,
@@ -33,7 +36,6 @@ impl Hints {
         if !self.dirty.is_empty() || !self.newest.is_empty() {
             return;
         }
-        // A lagging receiver lost hints, as it may.
         tokio::select! {
             Ok(id) = receive(&mut self.changed) => drop(self.dirty.insert(id)),
             Ok(hint) = receive(&mut self.progress) => drop(self.newest.insert(hint.job_id.clone(), hint)),
@@ -55,10 +57,14 @@ impl Hints {
     }
 }
 
+/// A lagging receiver has lost hints, as it may.
 async fn receive<T: Clone>(receiver: &mut Option<Receiver<T>>) -> Result<T, ()> {
-    match receiver {
-        Some(receiver) => receiver.recv().await.map_err(drop),
-        None => std::future::pending().await,
+    let Some(receiver) = receiver else { return std::future::pending().await };
+    loop {
+        match receiver.recv().await {
+            Err(RecvError::Lagged(_)) => {}
+            received => return received.map_err(drop),
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::{
         mpsc::{self, error::TrySendError},
         watch,
     },
+    task::yield_now,
     time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout},
 };
 
@@ -152,15 +153,16 @@ impl Engine {
             sender,
             room: Arc::new(Semaphore::new(limits.buffer_bytes)),
             known: HashMap::new(),
+            existing: None,
             caught_up: false,
             retire: Instant::now() + jittered(limits.max_stream_age),
             request,
             engine: self.clone(),
         };
-        let opening = watcher.open().await?;
+        let gap = watcher.open().await?;
         tokio::spawn(async move {
             let result = tokio::select! {
-                result = watcher.run(opening) => result,
+                result = watcher.run(gap) => result,
                 // The reader went away.
                 () = ended.closed() => return,
             };
@@ -190,22 +192,25 @@ struct Watcher {
     pending: HashSet<JobId>,
     /// Whether the filter lets a job through, for those whose progress is told.
     known: HashMap<JobId, bool>,
+    /// The newest outcome of each final job up to here is still to be sent before the feed is followed.
+    existing: Option<Position>,
     caught_up: bool,
     retire: Instant,
     sender: mpsc::Sender<Message>,
     room: Arc<Semaphore>,
 }
 
-/// What is sent before the feed is followed.
-struct Opening {
-    gap: Option<Event>,
-    /// Replay the newest outcome of each final job up to here.
-    existing: Option<Position>,
+/// A gap that is still to be told of.
+struct GapBefore {
+    event: Event,
+    /// A place before the gap, if there is one: who comes back from it meets the gap again. A cursor from beyond a gap that
+    /// was not told of would hide it.
+    last: Option<Position>,
 }
 
-/// Why the waiting ended.
+/// What is to be done next.
 enum Wake {
-    Tail,
+    Page,
     Beat,
     Hints,
     Close,
@@ -213,55 +218,60 @@ enum Wake {
 }
 
 impl Watcher {
-    /// Finds the place to begin at, and refuses what cannot be served.
-    async fn open(&mut self) -> Result<Opening, Error> {
+    /// Finds the place to begin at, and the gap before it if there is one. Refuses what cannot be served.
+    async fn open(&mut self) -> Result<Option<GapBefore>, Error> {
         let mut head = *self.feed.tail.borrow();
         if self.request.until_all_done {
             head = self.find_pending(true).await?;
         }
         let store = self.engine.0.store.clone();
         let start = store.feed_start().await?;
-        let mut opening = Opening { gap: None, existing: None };
+        let mut found = None;
         let gap = |reason, missed| Event::Gap { reason, missed, oldest: start.time };
         match self.request.start {
             Start::Now => {
                 self.at = head;
                 let implied = self.request.include_existing || self.request.until_all_done;
-                opening.existing = implied.then_some(head);
+                if implied {
+                    (self.existing, self.at) = (Some(head), Position(0));
+                }
             }
             Start::After(position) if position < start.position => {
                 let missed = store.breaks().count(position, start.position);
-                opening.gap = Some(gap(GapReason::Retention, missed));
+                found = Some(gap(GapReason::Retention, missed));
                 self.at = start.position;
             }
             Start::After(position) => {
                 self.at = position;
                 self.wait_for(position).await?;
                 if let Some(lost) = store.breaks().find(position) {
-                    opening.gap = Some(gap(GapReason::LogReplaced, 0));
+                    found = Some(gap(GapReason::LogReplaced, 0));
                     self.at = lost.resumed;
                 }
             }
             Start::OtherLog => {
-                opening.gap = Some(gap(GapReason::LogReplaced, 0));
+                found = Some(gap(GapReason::LogReplaced, 0));
                 self.at = start.position;
             }
             Start::Since(time) if time < start.cut => {
-                opening.gap = Some(gap(GapReason::Retention, 0));
+                found = Some(gap(GapReason::Retention, 0));
                 self.at = start.position;
             }
             Start::Since(time) => self.at = store.position_at(Timestamp(time.0.saturating_sub(1))).await?,
             Start::Earliest => self.at = start.position,
         }
-        if opening.existing.is_some() {
-            self.at = Position(0);
-        }
-        match (&opening.gap, self.request.on_gap) {
+        match (&found, self.request.on_gap) {
             (Some(Event::Gap { reason: GapReason::LogReplaced, .. }), OnGap::Fail) => {
                 Err(Error::LogReplaced { oldest: start.time })
             }
             (Some(_), OnGap::Fail) => Err(Error::CursorExpired { oldest: start.time }),
-            _ => Ok(opening),
+            _ => {
+                let last = match self.request.start {
+                    Start::After(position) => Some(position),
+                    _ => (start.position > Position(0)).then(|| Position(start.position.0 - 1)),
+                };
+                Ok(found.map(|event| GapBefore { event, last }))
+            }
         }
     }
 
@@ -300,20 +310,23 @@ impl Watcher {
         Ok(head)
     }
 
-    async fn run(&mut self, opening: Opening) -> Result<(), Error> {
-        self.checkpoint(false).await?;
-        if let Some(gap) = opening.gap {
-            self.send(Some(self.at), gap, 0).await?;
-        }
-        if let Some(upto) = opening.existing {
-            self.replay_existing(upto).await?;
+    async fn run(&mut self, gap: Option<GapBefore>) -> Result<(), Error> {
+        let opening = Event::Checkpoint { caught_up: false, closing: false };
+        match gap {
+            None => self.send(Some(self.at), opening, 0).await?,
+            Some(GapBefore { event, last }) => {
+                self.send(last, opening, 0).await?;
+                self.send(Some(self.at), event, 0).await?;
+            }
         }
         let mut beat = interval_at(Instant::now() + self.request.heartbeat, self.request.heartbeat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let closing = self.engine.0.closing.clone();
         loop {
-            self.catch_up().await?;
-            if self.request.until_all_done && self.pending.is_empty() && self.all_done().await? {
+            // Page by page: a watcher that lags still hears that the server stops, and is heard of.
+            let is_behind = self.send_page().await?;
+            if !is_behind && self.request.until_all_done && self.pending.is_empty() && self.all_done().await?
+            {
                 return Ok(());
             }
             let deadline = self.request.deadline;
@@ -323,12 +336,13 @@ impl Watcher {
                 () = self.request.retire.cancelled() => Wake::Close,
                 () = sleep_until(self.retire) => Wake::Close,
                 () = async { match deadline { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => Wake::Deadline,
-                _ = self.feed.tail.changed() => Wake::Tail,
                 _ = beat.tick() => Wake::Beat,
+                () = yield_now(), if is_behind => Wake::Page,
+                _ = self.feed.tail.changed() => Wake::Page,
                 () = self.hints.next() => Wake::Hints,
             };
             match wake {
-                Wake::Tail => {}
+                Wake::Page => {}
                 Wake::Hints => self.send_hints().await?,
                 Wake::Beat => {
                     if self.request.until_all_done {
@@ -345,44 +359,35 @@ impl Watcher {
         }
     }
 
-    async fn replay_existing(&mut self, upto: Position) -> Result<(), Error> {
-        while self.at < upto {
-            let store = &self.engine.0.store;
-            let page = store.existing(self.at, upto, &self.request.filter, PAGE).await?;
-            self.send_outcomes(page.outcomes, page.upto).await?;
-        }
-        self.at = upto;
-        Ok(())
-    }
-
-    /// Sends everything up to the end of the feed.
-    async fn catch_up(&mut self) -> Result<(), Error> {
-        loop {
-            // Marked as seen first, read second: what comes in between wakes again.
-            let tail = *self.feed.tail.borrow_and_update();
-            if self.at >= tail {
-                if self.at >= self.present {
-                    break;
-                }
-                tokio::select! {
-                    _ = self.feed.tail.changed() => continue,
-                    // What comes next ends the watch.
-                    () = self.engine.0.closing.cancelled() => return Ok(()),
-                }
+    /// Sends the next outcomes. Whether there are more.
+    async fn send_page(&mut self) -> Result<bool, Error> {
+        if let Some(upto) = self.existing {
+            if self.at < upto {
+                let store = &self.engine.0.store;
+                let page = store.existing(self.at, upto, &self.request.filter, PAGE).await?;
+                self.send_outcomes(page.outcomes, page.upto).await?;
+            } else {
+                self.existing = None;
             }
+            return Ok(true);
+        }
+        // Marked as seen first, read second: what comes in between wakes again.
+        let tail = *self.feed.tail.borrow_and_update();
+        if self.at < tail {
             let stretch = self.feed.read(self.at, PAGE).await?;
-            if let Some(start) = stretch.start
-                && self.mind_the_gap(start).await?
-            {
-                continue;
+            let is_told = match stretch.start {
+                Some(start) => self.mind_the_gap(start).await?,
+                None => false,
+            };
+            if !is_told {
+                self.send_outcomes(stretch.outcomes, stretch.upto).await?;
             }
-            self.send_outcomes(stretch.outcomes, stretch.upto).await?;
         }
-        if !self.caught_up {
+        if !self.caught_up && self.at >= tail.max(self.present) {
             self.caught_up = true;
             self.checkpoint(false).await?;
         }
-        Ok(())
+        Ok(self.at < tail)
     }
 
     /// The feed may be cut while a watcher lags, or its end be lost. Whether it was.

@@ -47,6 +47,9 @@ async fn a_gap_is_refused_or_announced() {
 
     let mut watch = Watch::open(&client, over(after(&cursor))).await;
     assert!(!watch.checkpoint().await.caught_up);
+    // Whoever is cut off before the gap was told is told of it again.
+    Refusal::of(client.clone().watch_results(after(&watch.cursor)).await)
+        .is(Code::OutOfRange, "CURSOR_EXPIRED");
     let gap = gap(watch.event().await);
     assert_eq!((gap.reason(), gap.missed_events), (Reason::Retention, 1));
     assert!(gap.oldest_time.is_some());
@@ -67,6 +70,8 @@ async fn a_time_before_the_feed_is_a_gap_too() {
     Refusal::read(refused).is(Code::OutOfRange, "CURSOR_EXPIRED");
     let mut watch = Watch::open(&client, over(request)).await;
     watch.checkpoint().await;
+    Refusal::of(client.clone().watch_results(after(&watch.cursor)).await)
+        .is(Code::OutOfRange, "CURSOR_EXPIRED");
     assert_eq!(gap(watch.event().await).reason(), Reason::Retention);
     // `earliest` takes what there is.
     let earliest = WatchResultsRequest { start: Some(Start::Earliest(true)), ..Default::default() };
@@ -103,6 +108,7 @@ async fn the_cursor_of_another_server_is_a_replaced_log() {
     refused.is(Code::OutOfRange, "LOG_REPLACED").says(&["reset or restored", "list again"]);
     let mut watch = Watch::open(&client, over(after(&watch.cursor))).await;
     watch.checkpoint().await;
+    assert_eq!(watch.cursor, "", "there is no place before a log");
     let gap = gap(watch.event().await);
     assert_eq!((gap.reason(), gap.missed_events), (Reason::LogReplaced, 0));
     assert_eq!(watch.replay().await, ["here"]);
@@ -162,6 +168,30 @@ async fn a_stop_closes_streams_with_a_cursor() {
     server.signal("TERM");
     rotated(watch).await;
     assert!(server.ended().await.success());
+}
+
+/// One that lags is not held up by what it has still to read.
+#[tokio::test]
+async fn a_stop_closes_streams_that_lag() {
+    const COUNT: usize = 1000;
+    let server = Server::start();
+    let client = server.client().await;
+    let large = format!("\"{}\"", "x".repeat(60_000));
+    let request = SubmitRequest { job_id: "last".into(), ..submit("echo", &large) };
+    let others = (1..COUNT).map(|_| place(&client, submit("echo", &large)));
+    futures_util::future::join_all(others).await;
+    finish(&client, request).await;
+    let all = WatchResultsRequest { start: Some(Start::Earliest(true)), ..Default::default() };
+    let mut watch = Watch::open(&client, all).await;
+    watch.checkpoint().await;
+    server.signal("TERM");
+    let stopping = async || client.clone().submit(submit("echo", "1")).await.err();
+    Refusal::read(eventually(stopping).await).is(Code::Unavailable, "DRAINING");
+    let (mut events, end) = watch.rest().await;
+    Refusal::of(end).is(Code::Unavailable, "STREAM_ROTATED");
+    let Some(Event::Checkpoint(last)) = events.pop() else { panic!("no last checkpoint") };
+    assert!(last.closing && !last.caught_up, "{last:?}");
+    assert!(outcomes(&events).len() < COUNT);
 }
 
 #[tokio::test]
