@@ -44,6 +44,7 @@ use crate::{
     store::{
         Cancel, Change, Claim, ClaimWait, Delete, GroupReply, Handover, Leased, LineCounts, ListPage,
         ListQuery, LogId, Position, ProgressHint, Retry, Settlement, Store, Submission, Submitted,
+        weight::asked,
     },
 };
 
@@ -234,7 +235,7 @@ impl Engine {
 
     async fn submit_groups(&self, groups: Vec<Group>, pressure: Pressure) -> Result<Vec<GroupReply>, Error> {
         self.take_work()?;
-        let size: usize = groups.iter().flatten().map(|item| item.spec.payload.size + 1024).sum();
+        let size: usize = groups.iter().flatten().map(size).sum();
         self.0.submits.call(groups, size, pressure).await
     }
 
@@ -243,7 +244,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::submit`] says, but a server that is stopping still checks.
     pub async fn check(&self, item: Submission) -> Result<Submitted, Error> {
-        let size = item.spec.payload.size + 1024;
+        let size = size(&item);
         let item = Submission { check_only: true, ..item };
         let groups = self.0.submits.call(vec![vec![item]], size, Pressure::Refuse).await?;
         only(only(groups)?.map_err(|(_, error)| error)?)
@@ -296,7 +297,7 @@ impl Engine {
                 return Ok(job);
             }
         }
-        self.outcome(wait, id, until).await
+        self.outcome(wait, &job, until).await
     }
 
     /// Sees to it that the outcomes of a queue are read, where servers share a store: one alone is told all of them.
@@ -304,10 +305,18 @@ impl Engine {
         self.0.store.is_shared().then(|| self.0.feed.follower(queue.into()))
     }
 
-    async fn outcome(&self, mut wait: Wait<'_>, id: &JobId, until: Instant) -> Result<Arc<Job>, Error> {
+    /// The outcome of a job that was seen unfinished.
+    async fn outcome(&self, mut wait: Wait<'_>, seen: &Job, until: Instant) -> Result<Arc<Job>, Error> {
+        let id = &seen.id;
         loop {
             tokio::select! {
-                job = wait.outcome() => return Ok(job),
+                job = wait.outcome() => {
+                    // Not that of an earlier run, nor of the job that had the id before.
+                    if (job.submit_time, job.version) > (seen.submit_time, seen.version) {
+                        return Ok(job);
+                    }
+                    wait.renew();
+                }
                 () = tokio::time::sleep_until(until.min(Instant::now() + WAIT_POLL)) => {}
                 () = self.0.closing.cancelled() => return self.get(id, View::Result).await,
             }
@@ -323,16 +332,15 @@ impl Engine {
     /// # Errors
     /// As theirs; [`Error::WatchLimit`] comes before the job is accepted.
     pub async fn submit_and_wait(&self, item: Submission, until: Instant) -> Result<Submitted, Error> {
-        let id = item.job_id.clone();
         // Before the job is there: nothing is missed, and nobody has to look whether it has ended already.
-        let wait = self.0.waits.begin(id.clone())?;
+        let wait = self.0.waits.begin(item.job_id.clone())?;
         let _follower = self.follow(&item.spec.queue);
         let group = self.submit(vec![item], Pressure::Refuse).await.map_err(|(_, error)| error)?;
         let mut submitted = only(group)?;
         if submitted.deduplicated {
             submitted.job = self.wait(&submitted.job.id, until).await?;
         } else {
-            submitted.job = self.outcome(wait, &id, until).await?;
+            submitted.job = self.outcome(wait, &submitted.job, until).await?;
         }
         Ok(submitted)
     }
@@ -445,6 +453,11 @@ fn bounds<I>(store: &dyn Store) -> Bounds<I> {
     Bounds { most: BATCH, weight: |_| 1, flights, enough }
 }
 
+/// Bytes of a submission in memory, about.
+fn size(item: &Submission) -> usize {
+    asked(&item.spec, &item.trace) + 1024
+}
+
 /// The only answer, to a group of one.
 pub fn only<T>(answers: Vec<T>) -> Result<T, Error> {
     answers.into_iter().next().ok_or_else(|| Error::Internal("no answer to a submit".into()))
@@ -510,4 +523,42 @@ fn retries(
             Ok(replies)
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        job::{FinalState, Timestamp},
+        store::{Outcome, sqlite::SqliteStore, suite::job},
+    };
+
+    #[tokio::test]
+    async fn a_wait_is_not_answered_with_what_was_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Arc::new(Config::default());
+        let clock = Clock::default();
+        let store = SqliteStore::open(dir.path(), config.clone(), clock.now()).unwrap();
+        let engine = Engine::start(config, store, clock);
+        let submitted = engine.submit(vec![job("a").into()], Pressure::Wait).await.unwrap().remove(0);
+        let seen = submitted.job;
+        let wait = engine.0.waits.begin(seen.id.clone()).unwrap();
+        let waiting = engine.outcome(wait, &seen, Instant::now() + Duration::from_secs(60));
+        let told = |version, submit_time| {
+            let state = State::Final(FinalState::Succeeded);
+            let job = Job { state, version, submit_time, ..(*seen).clone() };
+            engine.0.waits.wake(&[Outcome { position: Position(1), job: job.into() }]);
+        };
+        let tell = async {
+            for (version, time) in [(seen.version, seen.submit_time), (9, Timestamp(seen.submit_time.0 - 1))]
+            {
+                told(version, time);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            told(seen.version + 1, seen.submit_time);
+        };
+        let (job, ()) = tokio::join!(waiting, tell);
+        assert_eq!(job.unwrap().version, seen.version + 1);
+        engine.close().await;
+    }
 }

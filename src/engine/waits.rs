@@ -28,7 +28,7 @@ pub struct Waits {
 /// A wait's number, and how it is told.
 type Waiter = (u64, oneshot::Sender<Arc<Job>>);
 
-/// One wait: ends with the job's next outcome. Leaves no trace when dropped.
+/// One wait: for the next outcome of the job that is told. Leaves no trace when dropped.
 pub struct Wait<'a> {
     waits: &'a Waits,
     job: JobId,
@@ -48,7 +48,7 @@ impl Waits {
         }
     }
 
-    /// Begins to wait. Whatever ends from here on is not missed.
+    /// Begins to wait. No outcome that is told from here on is missed; it may be told late, and be one of before.
     ///
     /// # Errors
     /// [`Error::WatchLimit`] if too many wait already.
@@ -56,9 +56,14 @@ impl Waits {
         let full = |_| Error::WatchLimit { what: "waits", limit: self.limit as u64 };
         let room = self.room.clone().try_acquire_owned().map_err(full)?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, outcome) = oneshot::channel();
-        self.by_job.lock().entry(job.clone()).or_default().push((number, sender));
+        let outcome = self.register(job.clone(), number);
         Ok(Wait { waits: self, job, number, outcome, _room: room })
+    }
+
+    fn register(&self, job: JobId, number: u64) -> oneshot::Receiver<Arc<Job>> {
+        let (sender, outcome) = oneshot::channel();
+        self.by_job.lock().entry(job).or_default().push((number, sender));
+        outcome
     }
 
     /// Tells the waits for these jobs.
@@ -83,6 +88,11 @@ impl Wait<'_> {
             Ok(job) => job,
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// Begins anew, after an outcome that was not the one.
+    pub fn renew(&mut self) {
+        self.outcome = self.waits.register(self.job.clone(), self.number);
     }
 }
 
