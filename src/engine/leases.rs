@@ -92,7 +92,10 @@ impl Leases {
                         }
                     }
                 }
-                Err(error) => tracing::error!(%error, "leases could not be renewed"),
+                Err(error) => {
+                    tracing::error!(%error, "leases could not be renewed");
+                    self.renew_soon(&leases, every);
+                }
             }
         }
     }
@@ -109,6 +112,17 @@ impl Leases {
             Renewal { lease, until: Some(until), progress }
         })
         .collect()
+    }
+
+    /// What could not be renewed is due at the next beat, with its progress.
+    fn renew_soon(&self, leases: &[LeaseId], every: Duration) {
+        let mut held = self.held.lock();
+        for lease in leases {
+            if let Some(entry) = held.get_mut(lease) {
+                entry.stored = None;
+                entry.renewed = entry.renewed.checked_sub(every).unwrap_or(entry.renewed);
+            }
+        }
     }
 }
 

@@ -74,12 +74,11 @@ pub async fn run(
     }
 }
 
-/// Tells the store, again if it cannot be reached for a while: for as long as the lease may live.
+/// Tells the store, again for as long as it cannot be reached: no lease ends meanwhile.
 async fn settle(engine: &Engine, settlement: Settlement) -> Result<(), Error> {
-    let end = Instant::now() + engine.config().workers.lease;
     loop {
         match engine.settle(settlement.clone()).await {
-            Err(Error::StoreUnavailable(_)) if Instant::now() < end => tokio::select! {
+            Err(Error::StoreUnavailable(_)) => tokio::select! {
                 why = engine.store_failed() => return Err(Error::StoreUnavailable(why.to_string())),
                 () = sleep(SETTLE_AGAIN) => {}
             },

@@ -2,7 +2,7 @@
 
 use std::{process::Command, time::Duration};
 
-use jobwire::proto::{GetJobRequest, SubmitRequest, job::State};
+use jobwire::proto::{GetJobRequest, JobSpec, RetryPolicy, SubmitRequest, WorkerHello, job::State};
 use tokio::time::timeout;
 use tonic::{Code, Status};
 use tonic_health::pb::{
@@ -14,6 +14,7 @@ use crate::{
     calls::{Refusal, Watch, eventually, finish, get, place, reach, result},
     postgres::{Cluster, application, connect, execute, schema},
     support::{Client, PATIENCE, Server, lazy_clients, submit},
+    workers::{SHORT, Worker, hello, task},
 };
 
 /// A health watch, to be waited on for one status.
@@ -98,6 +99,46 @@ async fn a_database_that_is_down_is_waited_for() {
     eventually(async || waits.log().contains("trying again").then_some(())).await;
     waits.signal("TERM");
     assert!(waits.ended().await.success());
+}
+
+/// Nobody could renew a lease meanwhile.
+#[tokio::test]
+async fn an_outage_spends_no_attempt() {
+    let mut cluster = Cluster::start(&[]);
+    let url = cluster.schema();
+    let server = Server::on_database(&url, SHORT);
+    let client = server.client().await;
+    let mut health = Health::of(&server).await;
+    let mut worker = Worker::connect(&server, hello("w1", 1)).await;
+    let unheard = |name| WorkerHello { kinds: vec!["unheard".into()], ..hello(name, 1) };
+    let mut deaf = Worker::connect(&server, unheard("w2")).await;
+    let once = |request: SubmitRequest| {
+        let retry = Some(RetryPolicy { max_attempts: 1, ..Default::default() });
+        SubmitRequest { spec: request.spec.map(|spec| JobSpec { retry, ..spec }), ..request }
+    };
+    let here = place(&client, once(submit("sleep", r#"{"duration":"1s"}"#))).await;
+    let longer = place(&client, once(submit("sleep", r#"{"duration":"7s"}"#))).await;
+    let elsewhere = place(&client, once(task("1"))).await;
+    let lease = worker.lease().await;
+    worker.beat(&[&lease]).await;
+    let never_begun = place(&client, once(submit("unheard", "1"))).await;
+    deaf.lease().await;
+    reach(&client, &longer, State::Running).await;
+    cluster.order("stop");
+    // Twice as long as a lease.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    cluster.order("start");
+    health.becomes(ServingStatus::NotServing).await;
+    health.becomes(ServingStatus::Serving).await;
+    let again = WorkerHello { held_lease_ids: vec![lease.lease_id.clone()], ..hello("w1", 1) };
+    Worker::connect(&server, again).await.succeed(&lease).await;
+    let mut hears = Worker::connect(&server, unheard("w3")).await;
+    let lease = hears.lease().await;
+    hears.succeed(&lease).await;
+    for id in [here, longer, elsewhere, never_begun] {
+        let job = result(&client, &id).await;
+        assert_eq!((job.state(), job.attempt), (State::Succeeded, 1), "{job:?}");
+    }
 }
 
 #[tokio::test]

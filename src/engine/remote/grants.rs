@@ -63,6 +63,8 @@ pub struct Grant {
     stop: Option<Stop>,
     /// The store knows the progress.
     stored: bool,
+    /// Not to be looked at before: the store was asked at that time, and has not ended it.
+    again: Timestamp,
     /// As it is in `alarms`.
     alarm: Timestamp,
 }
@@ -78,9 +80,12 @@ pub struct Stop {
 /// What the time asks of the store.
 #[derive(Debug, Default)]
 pub struct Elapsed {
+    /// Their leases stay in care until it is known that they are over.
     pub settlements: Vec<Settlement>,
     /// Only for their progress.
     pub renewals: Vec<Renewal>,
+    /// There may be more.
+    pub more: bool,
 }
 
 impl Grant {
@@ -96,6 +101,7 @@ impl Grant {
             deadline,
             stop: None,
             stored: true,
+            again: Timestamp(0),
             alarm: Timestamp(0),
         }
     }
@@ -107,7 +113,8 @@ impl Grant {
 
     fn next(&self) -> Timestamp {
         let stop = self.stop.map_or(self.deadline, |stop| stop.end);
-        if self.over { stop } else { stop.min(self.until) }
+        let due = if self.over { stop } else { stop.min(self.until) };
+        due.max(self.again)
     }
 
     fn tell(&self, lease: LeaseId, why: Stopped) {
@@ -394,13 +401,21 @@ impl Remote {
         let mut state = self.state.lock();
         let mut elapsed = Elapsed::default();
         for _ in 0..SLICE {
-            let Some(&(alarm, lease)) = state.alarms.first() else { break };
+            let Some(&(alarm, lease)) = state.alarms.first() else { return elapsed };
             if alarm > now {
-                break;
+                return elapsed;
             }
             state.look(lease, now, grace, &mut elapsed);
         }
-        elapsed
+        Elapsed { more: true, ..elapsed }
+    }
+
+    /// The store could not take their progress: it is still to be told.
+    pub fn not_stored(&self, leases: &[LeaseId]) {
+        let mut state = self.state.lock();
+        for &lease in leases {
+            state.change(lease, |grant| (grant.stored, grant.over) = (false, false));
+        }
     }
 }
 
@@ -430,34 +445,37 @@ impl State {
 
     fn look(&mut self, lease: LeaseId, now: Timestamp, grace: Duration, elapsed: &mut Elapsed) {
         let Some(grant) = self.held.get(&lease) else { return };
-        if let Some(stop) = grant.stop.filter(|stop| stop.end <= now) {
-            if let Some(grant) = self.remove(lease) {
-                let settlement = settlement(lease, failure(stop.why), Some(grant.job));
-                elapsed.settlements.push(Settlement { progress: grant.progress, ..settlement });
-            }
+        let job = Some(grant.job.clone());
+        let settlement = if let Some(stop) = grant.stop.filter(|stop| stop.end <= now) {
+            let spent = settlement(lease, failure(stop.why), job);
+            Settlement { progress: grant.progress.clone(), ..spent }
         } else if !grant.over && grant.until <= now && !grant.confirmed {
-            if let Some(grant) = self.remove(lease) {
-                grant.tell(lease, Stopped::Expired);
-                let back = Report::Released { delay: Duration::ZERO };
-                let back = settlement(lease, back, Some(grant.job));
-                // Its worker may have confirmed it at another server.
-                elapsed.settlements.push(Settlement { only_if: OnlyIf::OwnAndOver, ..back });
-            }
+            // Its worker may have confirmed it at another server.
+            let back = Report::Released { delay: Duration::ZERO };
+            Settlement { only_if: OnlyIf::OwnAndOver, ..settlement(lease, back, job) }
         } else {
-            self.change(lease, |grant| {
-                if grant.stop.is_none() && grant.deadline <= now {
-                    grant.stop = Some(Stop { why: Stopped::Timeout, end: now.after(grace) });
-                    grant.tell(lease, Stopped::Timeout);
+            self.warn(lease, now, grace, elapsed);
+            return;
+        };
+        elapsed.settlements.push(settlement);
+        self.change(lease, |grant| grant.again = Timestamp(now.0 + 1));
+    }
+
+    /// Tells the worker that its time is over, and notes that the lease is.
+    fn warn(&mut self, lease: LeaseId, now: Timestamp, grace: Duration, elapsed: &mut Elapsed) {
+        self.change(lease, |grant| {
+            if grant.stop.is_none() && grant.deadline <= now {
+                grant.stop = Some(Stop { why: Stopped::Timeout, end: now.after(grace) });
+                grant.tell(lease, Stopped::Timeout);
+            }
+            if !grant.over && grant.until <= now {
+                // The next tick spends the attempt; its progress is for the next one.
+                grant.over = true;
+                if let Some(progress) = grant.progress.clone().filter(|_| !grant.stored) {
+                    let renewal = Renewal { lease, until: None, progress: Some(progress) };
+                    elapsed.renewals.push(renewal);
                 }
-                if !grant.over && grant.until <= now {
-                    // The next tick spends the attempt; its progress is for the next one.
-                    grant.over = true;
-                    if let Some(progress) = grant.progress.clone().filter(|_| !grant.stored) {
-                        let renewal = Renewal { lease, until: None, progress: Some(progress) };
-                        elapsed.renewals.push(renewal);
-                    }
-                }
-            });
-        }
+            }
+        });
     }
 }

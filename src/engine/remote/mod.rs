@@ -119,7 +119,9 @@ impl Engine {
     }
 
     async fn renew(&self, now: Timestamp, renewals: &[Renewal], found: &mut Named) -> Result<(), Error> {
-        let renewed = self.0.store.renew(now, renewals.to_vec()).await?;
+        let leases = || renewals.iter().map(|renewal| renewal.lease).collect::<Vec<_>>();
+        let renewed = self.0.store.renew(now, renewals.to_vec()).await;
+        let renewed = renewed.inspect_err(|_| self.remote().not_stored(&leases()))?;
         assert_eq!(renewed.len(), renewals.len(), "one answer for each renewal");
         let grace = now.after(self.config().workers.grace);
         for (&Renewal { lease, until, .. }, renewed) in renewals.iter().zip(renewed) {
@@ -246,18 +248,43 @@ pub async fn elapse(
     grace: Duration,
 ) -> Result<(), Error> {
     loop {
-        let Elapsed { settlements, renewals } = remote.elapse(now, grace);
-        if settlements.is_empty() && renewals.is_empty() {
-            return Ok(());
+        let Elapsed { settlements, renewals, more } = remote.elapse(now, grace);
+        if !settlements.is_empty() {
+            settle(store, remote, now, settlements).await?;
         }
         if !renewals.is_empty() {
-            store.renew(now, renewals).await?;
+            let leases: Vec<_> = renewals.iter().map(|renewal| renewal.lease).collect();
+            store.renew(now, renewals).await.inspect_err(|_| remote.not_stored(&leases))?;
         }
-        // One that is refused was settled meanwhile.
-        if !settlements.is_empty() {
-            store.settle(now, settlements).await?;
+        if !more {
+            return Ok(());
         }
     }
+}
+
+/// Ends attempts whose time is over. What the store does not know to be over yet stays in care.
+async fn settle(
+    store: &dyn Store,
+    remote: &Remote,
+    now: Timestamp,
+    settlements: Vec<Settlement>,
+) -> Result<(), Error> {
+    let asked: Vec<_> = settlements.iter().map(|settlement| (settlement.lease, settlement.only_if)).collect();
+    let mut refused = Vec::new();
+    for ((lease, only_if), settled) in asked.into_iter().zip(store.settle(now, settlements).await?) {
+        match (only_if, settled) {
+            // It has been prolonged: by its worker, or because nobody could be reached for a while.
+            (OnlyIf::OwnAndOver, Err(_)) => refused.push(lease),
+            (OnlyIf::OwnAndOver, Ok(())) => remote.stop(lease, Stopped::Expired, now),
+            _ => remote.remove(lease),
+        }
+    }
+    if !refused.is_empty() {
+        let jobs = store.leased(refused.clone(), false).await?;
+        let gone = refused.into_iter().zip(jobs).filter(|(_, job)| job.is_none());
+        gone.for_each(|(lease, _)| remote.remove(lease));
+    }
+    Ok(())
 }
 
 /// Watchers hear of the progress of one attempt this often at most.

@@ -23,6 +23,7 @@ use super::{
     room::Rooms,
     share::Parked,
     standing::Standing,
+    tick::LastTick,
     warnings::Warnings,
 };
 use crate::{
@@ -76,6 +77,7 @@ pub struct Database {
     pub is_encrypted: bool,
     pub lease_key: [u8; 32],
     pub kept_house: Mutex<Instant>,
+    pub last_tick: Mutex<LastTick>,
     /// What other processes left behind is looked for once more.
     pub just_begun: AtomicBool,
     pub parked: Parked,
@@ -146,6 +148,7 @@ impl Database {
             is_encrypted,
             lease_key,
             kept_house: Mutex::new(Instant::now()),
+            last_tick: Mutex::default(),
             just_begun: AtomicBool::new(true),
             parked: Parked::default(),
             warnings: Warnings::default(),

@@ -27,6 +27,7 @@ const FORGET: &str = include_str!("sql/forget.sql");
 const FOLD: &str = include_str!("sql/fold.sql");
 const LOST: &str = include_str!("sql/lost.sql");
 const SPARE: &str = include_str!("sql/spare.sql");
+const OUTLAST: &str = include_str!("sql/outlast.sql");
 const SIZE: &str = "select pg_database_size(current_database())";
 
 /// Rows of one slice.
@@ -38,11 +39,42 @@ const FOLDED: i64 = 10_000;
 /// A process whose connections were cut has its sign of life back within it.
 const COMEBACK: Duration = Duration::from_millis(300);
 
+/// A tick that is late by this part of a lease has kept none from being renewed in time.
+const LATE: u32 = 3;
+
 /// What need not be done at every tick is done this often.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
+/// The last tick that went well.
+#[derive(Clone, Copy, Debug)]
+pub struct LastTick {
+    began: Instant,
+    /// It came long after the one before: the database may not have answered meanwhile.
+    was_late: bool,
+}
+
+impl Default for LastTick {
+    fn default() -> Self {
+        Self { began: Instant::now(), was_late: false }
+    }
+}
+
 impl Database {
     pub async fn tick_now(&self, now: Timestamp) -> Result<Tick> {
+        let (began, last) = (Instant::now(), *self.last_tick.lock());
+        let silence = began - last.began;
+        let is_late = silence > self.config.workers.lease / LATE;
+        // Not twice in a row: where every tick is slow, leases have to end nevertheless.
+        if is_late && !last.was_late {
+            let until = now.after(self.config.workers.lease);
+            self.pools.write.query(OUTLAST, &[&now.before(silence).0, &until.0]).await?;
+        }
+        let tick = self.look_at_time(now).await?;
+        *self.last_tick.lock() = LastTick { began, was_late: is_late };
+        Ok(tick)
+    }
+
+    async fn look_at_time(&self, now: Timestamp) -> Result<Tick> {
         let mut tick = Tick::default();
         tick.more |= self.elapse(now, &mut tick.revoked).await?;
         tick.more |= self.promote(now).await?;
