@@ -229,7 +229,11 @@ impl Database {
             let Named { nums, removals, .. } = named;
             let changes: Vec<_> =
                 removals.iter().map(|(&num, &(upto, version))| (num, upto, Some(version))).collect();
-            let removed = self.remove(&changes).await?;
+            let removed = self.remove(&changes).await.inspect_err(|failure| {
+                if failure.may_have_worked() {
+                    self.hints.post_missed();
+                }
+            })?;
             for (id, num) in nums.iter().filter(|(_, num)| removed.contains(num)) {
                 if let Some(&(upto, _)) = removals.get(num) {
                     self.hints.post_deleted(id.clone(), Position(upto));

@@ -134,6 +134,8 @@ impl PostgresStore {
                 tracing::warn!("{}", new.durability);
                 *self.database.write() = new.clone();
                 old.close();
+                // Of jobs that were deleted meanwhile, here or elsewhere, nobody was told.
+                new.hints.post_missed();
                 if let Err(error) = new.tell_head().await {
                     tracing::debug!(%error, "the end of the feed will be told by the listener");
                 }

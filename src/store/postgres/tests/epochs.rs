@@ -97,6 +97,19 @@ async fn a_store_that_serves_goes_over_to_the_new_epoch() {
     assert_eq!(told, ["held", "kept-0", "kept-1"].map(String::from).into());
 }
 
+/// Others may have deleted jobs while nobody could listen.
+#[tokio::test]
+async fn deletions_may_be_missed_over_a_failover() {
+    let replicas = Replicas::new().await;
+    let store = replicas.open().await;
+    let mut deleted = store.signals().deleted.subscribe();
+    replicas.schema.execute(FAILOVER).await;
+    replicas.schema.cut().await;
+    recovered(&store).await;
+    let told = tokio::time::timeout(secs(30), deleted.recv()).await;
+    assert_eq!(told.expect("it is told"), Ok(None));
+}
+
 /// An old primary that nobody has stopped, or a database that was set back behind what this replica knows.
 #[tokio::test]
 async fn an_older_epoch_is_refused() {
