@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     job::{Error, Job, JobId, Timestamp},
-    store::{FeedStart, Outcome, OutcomePage, Position, Queues, Store},
+    store::{FeedStart, Outcome, OutcomePage, Position, Queues, Store, weight},
 };
 
 /// A look at the store without a wake-up.
@@ -351,10 +351,7 @@ impl Ring {
 
 /// Bytes of an outcome in memory, about.
 fn weight(outcome: &Outcome) -> usize {
-    let job = &outcome.job;
-    let labels: usize = job.spec.labels.iter().map(|(name, value)| name.len() + value.len() + 96).sum();
-    let error = job.error.as_ref().map_or(0, |error| error.message.len() + 128);
-    1024 + labels + error + job.output.as_ref().map_or(0, |output| output.size)
+    weight::weight(&outcome.job)
 }
 
 #[cfg(test)]

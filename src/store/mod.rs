@@ -8,7 +8,7 @@ pub mod sqlite;
 #[cfg(test)]
 pub(crate) mod suite;
 mod turns;
-mod weight;
+pub mod weight;
 mod written;
 
 use std::{
@@ -181,7 +181,7 @@ impl From<&QueueName> for Queues {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LogId(pub u64);
 
-/// Outputs that are told in one message at most.
+/// Bytes of jobs that are told in one message at most, without what each has.
 const TOLD_BYTES: usize = 1 << 20;
 
 /// Wake-ups. They coalesce and may be lost: whoever follows one also looks by itself from time to time.
@@ -252,9 +252,9 @@ impl Signals {
     }
 
     /// Tells outcomes that were just committed, before the head goes beyond them: whoever looks because of it need not ask
-    /// the store. Outputs that are large altogether are left for those who follow the feed to read by themselves.
+    /// the store. What is large altogether is left for those who follow the feed to read by themselves.
     pub fn tell(&self, outcomes: Vec<Outcome>) {
-        let sizes = outcomes.iter().filter_map(|outcome| Some(outcome.job.output.as_ref()?.size));
+        let sizes = outcomes.iter().map(|outcome| weight::filled_in(&outcome.job));
         if !outcomes.is_empty() && sizes.sum::<usize>() <= TOLD_BYTES {
             // Nobody may be listening.
             let _ = self.outcomes.send(Arc::new(outcomes));

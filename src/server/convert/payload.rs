@@ -14,9 +14,6 @@ const MAX_CONTENT_TYPE: usize = 255;
 /// text, so that an input and an output fit a message whatever they hold.
 const MAX_VALUE: usize = 1 << 20;
 
-/// Bytes that the library reads a message into at least.
-const READ_BUFFER: usize = 8 << 10;
-
 /// How bodies travel in a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
@@ -49,7 +46,8 @@ pub fn payload(field: &str, payload: proto::Payload, limit: usize) -> Result<Pay
             (Payload::JSON, json.into())
         }
         Some(Body::Text(text)) => (Payload::TEXT, text.into()),
-        Some(Body::Data(data)) => (Payload::BYTES, owned(data)),
+        // A part of the buffer that it was read into, all of which it would keep in memory for as long as the job is there.
+        Some(Body::Data(data)) => (Payload::BYTES, Bytes::copy_from_slice(&data)),
     };
     let content_type = match payload.content_type.as_str() {
         "" => default_type,
@@ -59,12 +57,6 @@ pub fn payload(field: &str, payload: proto::Payload, limit: usize) -> Result<Pay
         return Err(Error::TooLarge { field: field.into(), limit: limit as u64, size: body.len() as u64 });
     }
     Ok(Payload::new(content_type, body))
-}
-
-/// A body that came in is a part of the buffer that it was read into, and keeps all of it in memory for as long as the
-/// job is there. A small one is copied out.
-fn owned(body: Bytes) -> Bytes {
-    if body.len() < READ_BUFFER { Bytes::copy_from_slice(&body) } else { body }
 }
 
 fn checked_type<'a>(field: &str, given: &'a str) -> Result<&'a str, Error> {
@@ -143,6 +135,15 @@ mod tests {
         let data = round(Body::Data(vec![0xff].into()), "");
         assert_eq!(data.body, Some(Body::Data(vec![0xff].into())));
         assert_eq!(data.content_type, "application/octet-stream");
+    }
+
+    #[test]
+    fn a_body_does_not_keep_the_message_that_it_came_in() {
+        let message = Bytes::from(vec![0; 100_000]);
+        let body = Some(Body::Data(message.slice(..50_000)));
+        let stored = payload("p", proto::Payload { body, ..Default::default() }, 100_000).unwrap();
+        assert!(message.is_unique());
+        assert_eq!(stored.size, 50_000);
     }
 
     #[test]

@@ -8,13 +8,13 @@ use super::{
 };
 use crate::{
     job::{Filter, JobId, Timestamp, View},
-    store::{FeedStart, Outcome, OutcomePage, Position, Queues},
+    store::{FeedStart, Outcome, OutcomePage, Position, Queues, weight::filled_in},
 };
 
 /// Rows that one call looks at, at most: a page is a short transaction.
 const SCAN: i64 = 2000;
 
-/// Bytes of outputs on one page, about. Every watcher that lags behind holds one.
+/// Bytes of one page, about, without what each outcome has. Every watcher that lags behind holds one.
 const PAGE_BYTES: usize = 1 << 20;
 
 pub fn start(connection: &Connection) -> Result<i64> {
@@ -72,7 +72,7 @@ pub fn outcomes(
         looked += 1;
         page.upto = outcome.position;
         if queues.contain(&outcome.job.spec.queue) {
-            bytes += outcome.job.output.as_ref().map_or(0, |output| output.size);
+            bytes += filled_in(&outcome.job);
             page.outcomes.push(outcome);
         }
     }
@@ -120,7 +120,7 @@ pub fn existing(
         let Some(job) = rows::intact(job(View::Result))?.or_else(|_| job(View::Basic))? else { continue };
         page.upto = Position(seq);
         if filter.matches(&job) {
-            bytes += job.output.as_ref().map_or(0, |output| output.size);
+            bytes += filled_in(&job);
             page.outcomes.push(Outcome { position: page.upto, job: job.into() });
         }
         if bytes >= PAGE_BYTES {

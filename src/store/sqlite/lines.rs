@@ -191,8 +191,12 @@ impl Lines {
             assert!(from.is_none(), "only a submit is rolled back");
             self.apply(Move { line, from: to, to: None, bytes });
         }
-        for line in self.all.drain(mark.lines..) {
+        for line in self.all.split_off(mark.lines) {
             self.by_id.remove(&line.id);
+            if self.unfinished_of(&line.queue) == 0 {
+                // Or names stay that are in no line.
+                self.unfinished_by_queue.remove(&line.queue);
+            }
             self.by_name.remove(&(line.queue, line.kind));
         }
         self.touched.retain(|&at| at < mark.lines);
@@ -225,4 +229,34 @@ impl Lines {
 
 fn index(state: State) -> usize {
     state.number() as usize - 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Payload;
+
+    #[test]
+    fn what_is_rolled_back_leaves_no_names() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute("CREATE TABLE line (id INTEGER PRIMARY KEY, queue, kind)", []).unwrap();
+        let (config, mut lines) = (Config::default(), Lines::default());
+        let spec = |queue: &str, kind: &str| {
+            let spec = JobSpec::new(kind.parse().unwrap(), Payload::none());
+            JobSpec { queue: queue.parse().unwrap(), ..spec }
+        };
+        let accept = |lines: &mut Lines, spec: &JobSpec| {
+            let line = lines.of(&connection, &config, spec).unwrap();
+            lines.shift(line, None, Some(State::QUEUED), 1).unwrap();
+        };
+        accept(&mut lines, &spec("kept", "a"));
+        let mark = lines.mark();
+        for kind in ["a", "b"] {
+            accept(&mut lines, &spec("kept", kind));
+            accept(&mut lines, &spec("gone", kind));
+        }
+        lines.roll_back(mark);
+        assert_eq!((lines.len(), lines.backlog()), (1, (1, 1)));
+        assert_eq!(lines.unfinished_by_queue, HashMap::from([("kept".parse().unwrap(), 1)]));
+    }
 }

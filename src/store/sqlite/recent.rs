@@ -6,13 +6,13 @@ use std::collections::HashMap;
 use super::rows::LiveRow;
 use crate::{
     job::{Live, Timestamp},
-    store::fixed::Fixed,
+    store::{fixed::Fixed, weight::asked},
 };
 
 /// Jobs of one generation.
 const JOBS: usize = 8192;
 
-/// Bytes of their payloads.
+/// Bytes of what was asked for.
 const BYTES: usize = 4 << 20;
 
 /// Two generations of unfinished jobs: when the younger one is full, the older one is forgotten.
@@ -35,11 +35,11 @@ impl Recent {
 
     /// A job as it is in the tables now.
     pub fn keep(&mut self, row: LiveRow, fixed: Fixed) {
+        self.forget(row.num);
         if self.young.jobs.len() >= JOBS || self.young.bytes >= BYTES {
             self.old = std::mem::take(&mut self.young);
         }
-        self.old.jobs.remove(&row.num);
-        self.young.bytes += fixed.spec.payload.size;
+        self.young.bytes += asked(&fixed.spec, &fixed.trace);
         self.young.jobs.insert(row.num, (row, fixed));
     }
 
@@ -63,8 +63,50 @@ impl Recent {
 
     /// It is unfinished no more, or was rolled back.
     pub fn forget(&mut self, num: i64) {
-        if self.young.jobs.remove(&num).is_none() {
-            self.old.jobs.remove(&num);
+        match self.young.jobs.remove(&num) {
+            Some((_, fixed)) => self.young.bytes -= asked(&fixed.spec, &fixed.trace),
+            None => drop(self.old.jobs.remove(&num)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        job::{JobSpec, Payload},
+        store::sqlite::rows::LiveRow,
+    };
+
+    fn kept(num: i64) -> (LiveRow, Fixed) {
+        let mut spec = JobSpec::new("echo".parse().unwrap(), Payload::none());
+        spec.labels = [("name".to_owned(), "x".repeat(10_000))].into();
+        let live = Live::admit(&spec, Timestamp(0));
+        let fixed = Fixed {
+            id: num.to_string().parse().unwrap(),
+            spec: spec.into(),
+            trace: Default::default(),
+            submitted: Timestamp(0),
+        };
+        (LiveRow { num, line: 1, bytes: 0, retention: None, live }, fixed)
+    }
+
+    #[test]
+    fn a_job_counts_once_for_as_long_as_it_is_kept() {
+        let mut recent = Recent::default();
+        for num in [1, 2, 1, 1] {
+            let (row, fixed) = kept(num);
+            recent.keep(row, fixed);
+        }
+        assert!((20_000..21_000).contains(&recent.young.bytes), "{}", recent.young.bytes);
+        recent.forget(1);
+        recent.forget(2);
+        assert_eq!(recent.young.bytes, 0);
+        for num in 0..10_000 {
+            let (row, fixed) = kept(num);
+            recent.keep(row, fixed);
+        }
+        assert!(recent.young.bytes + recent.old.bytes <= 2 * BYTES + 20_000);
+        assert!(recent.get(9_999).is_some() && recent.get(0).is_none());
     }
 }
