@@ -1,38 +1,67 @@
-//! A tonic server that does nothing: what any gRPC server in its place could reach at most.
+//! A tonic server that does nothing: what any gRPC server in its place could reach at most. Or nothing but write what it is
+//! given with SQLite.
 
 use std::{
     process::Stdio,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use clap::ValueEnum as _;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use jobwire::{
     bench::{
-        Error, Load,
+        self, Error, Load, Report, Scenario, Target,
         load::{Tally, callers, channel, listening},
     },
-    proto::{self, job_service_client::JobServiceClient, job_service_server},
+    proto::{
+        self, Accepted, Job, StreamSubmitRequest, StreamSubmitResponse, SubmitRequest, WatchResultsResponse,
+        job_service_client::JobServiceClient, job_service_server, stream_submit_response::Verdict,
+        watch_results_response,
+    },
 };
+use prost::Message as _;
 use tokio::{
     net::TcpListener,
     process::{Child, Command},
+    sync::mpsc,
 };
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status, Streaming};
+
+use super::sqlite;
 
 /// Bytes of an outcome with a payload of 100 bytes on the wire, about.
 pub const OUTCOME: i32 = 420;
 
+/// Jobs that are written together.
+const BATCH: usize = 500;
+
+/// What the server does with jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Sort {
+    /// Nothing: each is done when it comes.
+    Empty,
+    /// Writes them with SQLite as the store does: nothing is answered that is not synced.
+    Sqlite,
+}
+
 /// Serves until it is killed.
-pub async fn serve() -> Result<(), Error> {
+pub async fn serve(sort: Sort) -> Result<(), Error> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("listening on {}", listener.local_addr()?);
-    let service = job_service_server::JobServiceServer::new(Empty);
+    let lives = (sort == Sort::Sqlite).then(sqlite::Lives::new).transpose()?;
+    let (jobs, given) = mpsc::channel(BATCH);
+    let watcher = Arc::default();
+    std::thread::spawn({
+        let watcher = Arc::clone(&watcher);
+        move || run(given, lives, &watcher)
+    });
+    let service = job_service_server::JobServiceServer::new(Empty { jobs, watcher });
     let server = tonic::transport::Server::builder().tcp_nodelay(true).add_service(service);
     Ok(server.serve_with_incoming(TcpListenerStream::new(listener)).await?)
 }
@@ -42,9 +71,10 @@ struct Server {
     address: String,
 }
 
-async fn start() -> Result<Server, Error> {
+async fn start(sort: Sort) -> Result<Server, Error> {
+    let name = sort.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
     let mut process = Command::new(std::env::current_exe()?)
-        .arg("--serve-empty")
+        .args(["--serve", &name])
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
@@ -54,7 +84,7 @@ async fn start() -> Result<Server, Error> {
 
 /// Unary calls with the clients and connections of the load.
 pub async fn calls(load: &Load, count: usize) -> Result<Tally, Error> {
-    let server = start().await?;
+    let server = start(Sort::Empty).await?;
     let mut clients = Vec::new();
     for _ in 0..load.connections {
         clients.push(JobServiceClient::new(channel(&server.address).await?));
@@ -71,7 +101,7 @@ pub async fn calls(load: &Load, count: usize) -> Result<Tally, Error> {
 
 /// Messages a second through as many streams as there are watchers, each with a cursor of `length` characters.
 pub async fn streamed(load: &Load, length: i32) -> Result<f64, Error> {
-    let server = start().await?;
+    let server = start(Sort::Empty).await?;
     let received = Arc::new(AtomicU64::new(0));
     let mut tasks = Vec::new();
     for _ in 0..load.watchers.div_ceil(100) {
@@ -105,8 +135,69 @@ pub async fn streamed(load: &Load, length: i32) -> Result<f64, Error> {
     Ok(count as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Answers at once: GetServerInfo with nothing, WatchResults with the same message for ever.
-struct Empty;
+/// Whole lives, through the same calls and with the same load as those of jobwire.
+pub async fn lives(load: &Load, sort: Sort) -> Result<Report, Error> {
+    let server = start(sort).await?;
+    let mut target = Target::at(server.address.clone());
+    let reports = bench::run(Scenario::StreamLifecycle, &mut target, load).await?;
+    reports.into_iter().next().ok_or_else(|| Error::Unexpected("nothing was measured".into()))
+}
+
+/// A job, and who is to hear that it was accepted.
+type Given = (StreamSubmitRequest, mpsc::UnboundedSender<Result<StreamSubmitResponse, Status>>);
+
+/// Who sees the outcomes.
+type Watcher = Mutex<Option<mpsc::UnboundedSender<Result<WatchResultsResponse, Status>>>>;
+
+/// Takes the jobs that have come together, writes them, and answers.
+fn run(mut given: mpsc::Receiver<Given>, mut lives: Option<sqlite::Lives>, watcher: &Watcher) {
+    let mut running = Vec::new();
+    loop {
+        let mut jobs = Vec::with_capacity(BATCH);
+        // What runs is ended without waiting for the next ones.
+        if running.is_empty() {
+            let Some(first) = given.blocking_recv() else { return };
+            jobs.push(first);
+        }
+        while jobs.len() < BATCH
+            && let Ok(job) = given.try_recv()
+        {
+            jobs.push(job);
+        }
+        if let Some(lives) = &mut lives {
+            lives.step(jobs.len()).expect("the disk can be written");
+        }
+        let watcher = watcher.lock().expect("nobody panics");
+        for outcome in running.drain(..) {
+            // It may have gone.
+            let _ = watcher.as_ref().map(|watcher| watcher.send(Ok(outcome)));
+        }
+        for (StreamSubmitRequest { sequence, request }, caller) in jobs {
+            let accepted = Accepted { job_id: "i".repeat(36), deduplicated: false, cursor: "c".repeat(30) };
+            let verdict = Some(Verdict::Accepted(accepted));
+            let _ = caller.send(Ok(StreamSubmitResponse { sequence, verdict }));
+            running.push(outcome(request.unwrap_or_default()));
+        }
+    }
+}
+
+/// As long as one of jobwire's.
+fn outcome(request: SubmitRequest) -> WatchResultsResponse {
+    let output = request.spec.and_then(|spec| spec.payload);
+    let job = Job { output, ..Default::default() };
+    let event = Some(watch_results_response::Event::Finished(job.into()));
+    let mut message = WatchResultsResponse { cursor: String::new(), event };
+    let rest = (OUTCOME as usize).saturating_sub(message.encoded_len() + 2);
+    message.cursor = "c".repeat(rest);
+    message
+}
+
+/// Answers at once: GetServerInfo with nothing, WatchResults with the same message for ever, or the outcomes of what was
+/// submitted if it asks for a queue.
+struct Empty {
+    jobs: mpsc::Sender<Given>,
+    watcher: Arc<Watcher>,
+}
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -116,8 +207,8 @@ fn no<T>() -> Answer<T> {
 
 #[tonic::async_trait]
 impl job_service_server::JobService for Empty {
-    type StreamSubmitStream = BoxStream<'static, Result<proto::StreamSubmitResponse, Status>>;
-    type WatchResultsStream = BoxStream<'static, Result<proto::WatchResultsResponse, Status>>;
+    type StreamSubmitStream = BoxStream<'static, Result<StreamSubmitResponse, Status>>;
+    type WatchResultsStream = BoxStream<'static, Result<WatchResultsResponse, Status>>;
 
     async fn get_server_info(
         &self,
@@ -130,12 +221,20 @@ impl job_service_server::JobService for Empty {
         &self,
         request: Request<proto::WatchResultsRequest>,
     ) -> Answer<Self::WatchResultsStream> {
-        let length = request.into_inner().max_inline_output_bytes.unwrap_or(0).unsigned_abs() as usize;
-        let message = proto::WatchResultsResponse { cursor: "x".repeat(length), event: None };
+        let request = request.into_inner();
+        if request.filter.is_some() {
+            let (sender, outcomes) = mpsc::unbounded_channel();
+            // From here on nothing is missed.
+            let _ = sender.send(Ok(WatchResultsResponse::default()));
+            *self.watcher.lock().expect("nobody panics") = Some(sender);
+            return Ok(Response::new(UnboundedReceiverStream::new(outcomes).boxed()));
+        }
+        let length = request.max_inline_output_bytes.unwrap_or(0).unsigned_abs() as usize;
+        let message = WatchResultsResponse { cursor: "x".repeat(length), event: None };
         Ok(Response::new(stream::repeat_with(move || Ok(message.clone())).boxed()))
     }
 
-    async fn submit(&self, _: Request<proto::SubmitRequest>) -> Answer<proto::SubmitResponse> {
+    async fn submit(&self, _: Request<SubmitRequest>) -> Answer<proto::SubmitResponse> {
         no()
     }
 
@@ -148,9 +247,16 @@ impl job_service_server::JobService for Empty {
 
     async fn stream_submit(
         &self,
-        _: Request<Streaming<proto::StreamSubmitRequest>>,
+        requests: Request<Streaming<StreamSubmitRequest>>,
     ) -> Answer<Self::StreamSubmitStream> {
-        no()
+        let (jobs, mut requests) = (self.jobs.clone(), requests.into_inner());
+        let (caller, verdicts) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(Ok(request)) = requests.next().await
+                && jobs.send((request, caller.clone())).await.is_ok()
+            {}
+        });
+        Ok(Response::new(UnboundedReceiverStream::new(verdicts).boxed()))
     }
 
     async fn get_result(&self, _: Request<proto::GetResultRequest>) -> Answer<proto::GetResultResponse> {

@@ -18,6 +18,8 @@ use std::{path::Path, time::Duration};
 use clap::{Parser, ValueEnum};
 use jobwire::bench::{self, Error, Load, Report, Scenario, Target};
 
+use self::empty::Sort;
+
 /// The program that is measured: the one that cargo has just built.
 const JOBWIRE: &str = env!("CARGO_BIN_EXE_jobwire");
 
@@ -35,9 +37,9 @@ struct Options {
     /// The PostgreSQL database that row `postgres` needs; its schema jobwire_bench is emptied
     #[arg(long, required_if_eq("rows", "postgres"))]
     store: Option<String>,
-    /// Serve empty calls: what this program starts to measure
+    /// Be a server: what this program starts to measure
     #[arg(long, hide = true)]
-    serve_empty: bool,
+    serve: Option<empty::Sort>,
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -73,8 +75,8 @@ const USUAL: [Row; 9] = [
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let options = Options::parse();
-    if options.serve_empty {
-        return empty::serve().await;
+    if let Some(sort) = options.serve {
+        return empty::serve(sort).await;
     }
     let load =
         Load { duration: Duration::from_secs(options.seconds), backlog: options.backlog, ..Load::default() };
@@ -123,7 +125,17 @@ impl Bench {
                         Ok(Pair { limit: sqlite::lifecycles(load.duration)?, ours: ours().await? })
                     })
                     .await?;
-                rate("lifecycle, StreamSubmit, one watcher", "bare SQLite loop", &pairs, 0.40);
+                let what = "lifecycle, StreamSubmit, one watcher";
+                rate(what, "bare SQLite loop", &pairs, 0.40);
+                for (sort, against) in [
+                    (Sort::Empty, "the same calls of an empty server"),
+                    (Sort::Sqlite, "of one that only writes with SQLite"),
+                ] {
+                    let limit = async || per_second(&empty::lives(load, sort).await?);
+                    let pairs =
+                        self.rounds(async || Ok(Pair { limit: limit().await?, ours: ours().await? })).await?;
+                    rate(what, against, &pairs, 0.40);
+                }
             }
             Row::Wait => self.wait().await?,
             Row::FanOut => self.fan_out().await?,

@@ -8,6 +8,8 @@ use tempfile::TempDir;
 
 const SCHEMA: &str = include_str!("../../src/store/sqlite/schema_1.sql");
 const BATCH: i64 = 500;
+const NOW: i64 = 1_800_000_000_000;
+const PAYLOAD: [u8; 100] = [b'x'; 100];
 
 fn failed(error: rusqlite::Error) -> Error {
     Error::Unexpected(format!("SQLite: {error}"))
@@ -37,9 +39,6 @@ pub fn lifecycles(duration: Duration) -> Result<f64, Error> {
 }
 
 fn batch(connection: &Connection, from: i64) -> Result<(), rusqlite::Error> {
-    let now = 1_800_000_000_000_i64;
-    let (payload, id) =
-        ([b'x'; 100], |num: i64| uuid::Builder::from_unix_timestamp_millis(num as u64, &[7; 10]));
     let nums = from + 1..=from + BATCH;
     transaction(connection, "FULL", || {
         let mut job = connection.prepare_cached(
@@ -51,8 +50,8 @@ fn batch(connection: &Connection, from: i64) -> Result<(), rusqlite::Error> {
              VALUES (?1, 1, 2, 1, 0, 1, 0, ?2, ?2, 100, 0)",
         )?;
         for num in nums.clone() {
-            job.execute(params![id(num).into_uuid().as_bytes(), now, payload])?;
-            live.execute(params![num, now])?;
+            job.execute(params![id(num), NOW, PAYLOAD])?;
+            live.execute(params![num, NOW])?;
         }
         Ok(())
     })?;
@@ -71,23 +70,69 @@ fn batch(connection: &Connection, from: i64) -> Result<(), rusqlite::Error> {
         )?;
         for num in &claimed {
             read.query_row([num], |row| row.get::<_, Vec<u8>>(0))?;
-            run.execute(params![num, num, now])?;
+            run.execute(params![num, num, NOW])?;
         }
         Ok(())
     })?;
-    transaction(connection, "FULL", || {
-        let mut end = connection.prepare_cached("DELETE FROM live WHERE num = ?1")?;
-        let mut done = connection.prepare_cached(
-            "INSERT INTO done (num, run, attempt, version, state, fence, worker, started, finished, keep_until, \
-             content_type, output, crc) \
-             VALUES (?1, 1, 1, 3, 5, 1, 'w', ?2, ?2, ?2, 'application/octet-stream', ?3, 7)",
-        )?;
-        for num in &claimed {
-            end.execute([num])?;
-            done.execute(params![num, now, payload])?;
-        }
-        Ok(())
+    transaction(connection, "FULL", || end(connection, claimed))
+}
+
+/// Writes the lives of jobs as a server does that has room for all of them: each is written as running when it comes, and
+/// as done in the next transaction.
+pub struct Lives {
+    connection: Connection,
+    running: std::ops::Range<i64>,
+    _dir: TempDir,
+}
+
+impl Lives {
+    pub fn new() -> Result<Self, Error> {
+        let dir = tempfile::tempdir()?;
+        Ok(Self { connection: open(&dir).map_err(failed)?, running: 1..1, _dir: dir })
+    }
+
+    /// Begins so many, and ends those that were begun before.
+    pub fn step(&mut self, count: usize) -> Result<(), Error> {
+        let next = self.running.end..self.running.end + count as i64;
+        let before = std::mem::replace(&mut self.running, next.clone());
+        let write = || {
+            begin(&self.connection, next)?;
+            end(&self.connection, before)
+        };
+        transaction(&self.connection, "FULL", write).map_err(failed)
+    }
+}
+
+fn begin(connection: &Connection, mut nums: std::ops::Range<i64>) -> Result<(), rusqlite::Error> {
+    let mut job = connection.prepare_cached(
+        "INSERT INTO job (id, line, priority, submitted, content_type, payload, crc, options) \
+         VALUES (?1, 1, 0, ?2, 'application/octet-stream', ?3, 7, NULL)",
+    )?;
+    let mut live = connection.prepare_cached(
+        "INSERT INTO live (num, line, state, run, attempt, version, priority, due, rank, bytes, fence, worker, started, \
+         until) VALUES (?1, 1, 3, 1, 1, 2, 0, ?2, ?2, 100, ?1, 'w', ?2, ?2)",
+    )?;
+    nums.try_for_each(|num| {
+        job.execute(params![id(num), NOW, PAYLOAD])?;
+        live.execute(params![num, NOW]).map(drop)
     })
+}
+
+fn end(connection: &Connection, nums: impl IntoIterator<Item = i64>) -> Result<(), rusqlite::Error> {
+    let mut end = connection.prepare_cached("DELETE FROM live WHERE num = ?1")?;
+    let mut done = connection.prepare_cached(
+        "INSERT INTO done (num, run, attempt, version, state, fence, worker, started, finished, keep_until, \
+         content_type, output, crc) \
+         VALUES (?1, 1, 1, 3, 5, 1, 'w', ?2, ?2, ?2, 'application/octet-stream', ?3, 7)",
+    )?;
+    nums.into_iter().try_for_each(|num| {
+        end.execute([num])?;
+        done.execute(params![num, NOW, PAYLOAD]).map(drop)
+    })
+}
+
+fn id(num: i64) -> [u8; 16] {
+    uuid::Builder::from_unix_timestamp_millis(num as u64, &[7; 10]).into_uuid().into_bytes()
 }
 
 fn transaction(
