@@ -12,7 +12,7 @@ use futures_util::{
 };
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Semaphore, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::{Instant, sleep_until},
 };
 
@@ -73,14 +73,18 @@ impl Requests {
 
 impl Engine {
     /// Gives due jobs to whoever asks. A repeat with the same `request_id` gets the same leases, as long as any of them
-    /// is held.
+    /// is held. The `place` among those who wait is taken for as long as the store is asked, whatever becomes of the call.
     ///
     /// # Errors
     /// [`Error::Draining`] while the server stops.
-    pub async fn lease_jobs(&self, request: LeaseRequest) -> Result<Vec<Granted>, Error> {
+    pub async fn lease_jobs(
+        &self,
+        request: LeaseRequest,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Vec<Granted>, Error> {
         self.take_work()?;
         let Some(key) = request.request_id.clone() else {
-            return self.ask_once(request).await;
+            return self.ask_once(request, place).await;
         };
         let name = (request.worker.clone(), key);
         if let Some(answer) = self.0.requests.find(&name) {
@@ -94,6 +98,7 @@ impl Engine {
         let engine = self.clone();
         // Runs to its end, whatever becomes of the call: the leases are for the next one with this name.
         let asked = tokio::spawn(async move {
+            let _place = place;
             let granted = engine.ask(&request, engine.claim_end()).await?;
             let leases = granted.iter().map(|granted| granted.lease).collect();
             // The caller may have gone.
@@ -111,12 +116,17 @@ impl Engine {
     }
 
     /// Without a name: what the caller is not there for goes back.
-    async fn ask_once(&self, request: LeaseRequest) -> Result<Vec<Granted>, Error> {
+    async fn ask_once(
+        &self,
+        request: LeaseRequest,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Vec<Granted>, Error> {
         let (sender, granted) = oneshot::channel();
         let (engine, end) = (self.clone(), self.claim_end());
         // When this call is dropped, the claim ends; leases may still come of it.
         let _guard = end.clone().drop_guard();
         tokio::spawn(async move {
+            let _place = place;
             if let Err(Ok(missed)) = sender.send(engine.ask(&request, end).await) {
                 let leases = missed.iter().map(|granted| granted.lease).collect::<Vec<_>>();
                 leases.iter().for_each(|&lease| engine.remote().remove(lease));

@@ -98,12 +98,13 @@ impl Workers {
         &self,
         request: proto::LeaseJobsRequest,
         deadline: Option<Instant>,
+        place: OwnedSemaphorePermit,
     ) -> Result<proto::LeaseJobsResponse, Error> {
         let config = self.engine.config();
         let until = patience(request.wait.as_ref(), deadline, config.limits.max_wait)?;
         let format = format("payload_format", request.payload_format, Format::Raw)?;
         let request = convert::lease_request(request, config, LEASE_BYTES, until)?;
-        let mut granted = self.engine.lease_jobs(request).await?;
+        let mut granted = self.engine.lease_jobs(request, place).await?;
         let mut leases: Vec<_> =
             granted.iter().map(|granted| convert::lease(granted, &self.key, format)).collect();
         let fitting = fitting(&leases);
@@ -200,9 +201,9 @@ impl WorkerService for WorkersApi {
         &self,
         request: Request<proto::LeaseJobsRequest>,
     ) -> Answer<proto::LeaseJobsResponse> {
-        let _place = self.place().map_err(status)?;
+        let place = self.place().map_err(status)?;
         let deadline = Deadline::of(&request);
-        let answer = self.workers()?.lease_jobs(request.into_inner(), deadline).await;
+        let answer = self.workers()?.lease_jobs(request.into_inner(), deadline, place).await;
         answer.and_then(|reply| self.room.reply(reply)).map_err(status)
     }
 

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -31,9 +31,8 @@ type Reply = oneshot::Sender<Result<Vec<Leased>>>;
 pub struct Parked {
     claims: Mutex<Vec<Arc<Waiting>>>,
     turn: AsyncMutex<()>,
-    /// Looks that were asked for, and how many of them the last look has answered.
-    asked: AtomicU64,
-    answered: AtomicU64,
+    /// A look waits for its turn: it will see what those see that are asked for meanwhile.
+    is_next: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -162,19 +161,18 @@ impl Database {
         }
     }
 
-    /// Looks what there is for those who wait. In a task of its own: whoever asked for it may go away.
+    /// Looks what there is for those who wait. In a task of its own: whoever asked for it may go away. A look may take as
+    /// long as the database does, so there are never more than one and the next.
     fn look(&self) {
-        let asked = self.parked.asked.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.parked.is_next.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let me = Weak::clone(&self.me);
         tokio::spawn(async move {
             let Some(store) = me.upgrade() else { return };
             let _turn = store.parked.turn.lock().await;
-            // Asked for before the last look began: that one has seen it.
-            if store.parked.answered.load(Ordering::Relaxed) < asked {
-                let upto = store.parked.asked.load(Ordering::Relaxed);
-                store.parked.answered.store(upto, Ordering::Relaxed);
-                store.serve().await;
-            }
+            store.parked.is_next.swap(false, Ordering::AcqRel);
+            store.serve().await;
         });
     }
 

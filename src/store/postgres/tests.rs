@@ -1,3 +1,4 @@
+mod claims;
 mod epochs;
 mod fresh;
 mod opening;

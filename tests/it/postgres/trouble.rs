@@ -1,7 +1,9 @@
-//! A standby that falls silent, and a database that has no room left.
+//! A standby that falls silent, and a database that has no room left, or does not answer.
+
+use std::time::Duration;
 
 use jobwire::proto::{FinishJobRequest, LeaseJobsRequest, SubmitRequest, job::State};
-use tonic::Code;
+use tonic::{Code, Request};
 
 use super::{Cluster, connect, schema};
 use crate::{
@@ -34,6 +36,27 @@ async fn what_the_standby_does_not_have_is_not_acknowledged() {
     cluster.order("resume");
     assert!(!submitted.await.expect("no panic").deduplicated);
     assert_eq!(get(&client, "late").await.state(), State::Queued);
+}
+
+#[tokio::test]
+async fn a_claim_that_hangs_keeps_its_place() {
+    let url = schema();
+    let server = Server::on_database(&url, "[workers]\nconcurrency = 0\nmax_connected = 1\n");
+    place(&server.client().await, task("1")).await;
+    let worker = workers(&server).await;
+    let ask = async || {
+        let call =
+            LeaseJobsRequest { worker_id: "me".into(), kinds: vec![KIND.into()], ..Default::default() };
+        let mut call = Request::new(call);
+        call.set_timeout(Duration::from_secs(1));
+        worker.clone().lease_jobs(call).await
+    };
+    let database = connect(&url).await;
+    database.batch_execute("begin; lock table ready").await.expect("nobody else holds it for long");
+    Refusal::of(ask().await).is(Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    Refusal::of(ask().await).is(Code::ResourceExhausted, "WATCH_LIMIT");
+    database.batch_execute("commit").await.expect("it is there");
+    eventually(async || ask().await.ok()?.into_inner().leases.pop()).await;
 }
 
 #[tokio::test]
