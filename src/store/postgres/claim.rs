@@ -50,14 +50,28 @@ impl Database {
         }
         let bytes = i64::try_from(claim.max_bytes).unwrap_or(i64::MAX);
         let (worker, until) = (claim.worker.as_str(), now.after(claim.lease));
+        let number = fastrand::i64(..);
         let found = self
             .pools
             .claim
             .query(
                 CLAIM,
-                &[&line, &turn, &quotas, &now.0, &bytes, &worker, &self.replica, &until.0, &low, &high],
+                &[
+                    &line,
+                    &turn,
+                    &quotas,
+                    &now.0,
+                    &bytes,
+                    &worker,
+                    &self.replica,
+                    &until.0,
+                    &low,
+                    &high,
+                    &number,
+                ],
             )
-            .await?;
+            .await
+            .inspect_err(|failure| self.expect_unheard(number, claim.lease, failure))?;
         let (mut leased, mut held) = (Vec::with_capacity(found.len()), Vec::with_capacity(found.len()));
         // Of each turn how many there were, and the last one's rank.
         let mut taken = vec![(0, i64::MIN); turns.len()];

@@ -11,7 +11,6 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     epoch::{Epoch, Guard},
-    fresh::Unheard,
     held::Held,
     hints::{Hint, Hints},
     lines::Lines,
@@ -24,6 +23,7 @@ use super::{
     share::Parked,
     standing::Standing,
     tick::LastTick,
+    unheard::Unheard,
     warnings::Warnings,
 };
 use crate::{

@@ -6,7 +6,6 @@ use std::{
     sync::Arc,
 };
 
-use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_postgres::Row;
 
@@ -18,32 +17,19 @@ use super::{
     submit::Accepted,
 };
 use crate::{
-    job::{JobId, Lease, LiveState, QueueName, Timestamp, View},
-    store::{LeaseId, Leased, Settlement, turns::turns},
+    job::{Lease, LiveState, QueueName, Timestamp},
+    store::{LeaseId, Leased, turns::turns},
 };
-
-/// So many are remembered at most: the leases of others run out.
-const UNHEARD: usize = 4096;
 
 /// Jobs of a batch that go to a claim at once.
 pub struct Grant {
+    /// As `claim.sql` has it.
+    pub claim: i64,
     pub lease: Lease,
     to: Arc<Waiting>,
     slots: OwnedSemaphorePermit,
     /// By place in the batch.
     pub jobs: Vec<usize>,
-}
-
-impl Grant {
-    /// It comes to nothing: the slots are free again.
-    pub fn give_up(self) {
-        drop(self.slots);
-        self.to.look_again();
-    }
-
-    pub fn ids(&self, accepted: &[Accepted<'_>]) -> impl Iterator<Item = JobId> {
-        self.jobs.iter().map(|&at| accepted[at].submission.job_id.clone())
-    }
 }
 
 impl Database {
@@ -87,7 +73,14 @@ impl Database {
         // The batch may have waited for a while.
         let until = now.max(self.last_time()).after(claim.lease);
         let lease = Lease { worker: claim.worker.clone(), started: now, until };
-        Some(Grant { lease, to, slots, jobs })
+        Some(Grant { claim: fastrand::i64(..), lease, to, slots, jobs })
+    }
+
+    /// It came to nothing, as far as is known: the slots are free again.
+    pub fn give_up(&self, grant: Grant, failure: &Failure) {
+        self.expect_unheard(grant.claim, grant.to.claim.lease, failure);
+        drop(grant.slots);
+        grant.to.look_again();
     }
 
     /// Hands the jobs over, once they are there. `rows`: of `submit.sql`, in the order of the batch.
@@ -112,59 +105,6 @@ impl Database {
         self.held.keep(held.into_iter());
         let unsent = grant.to.hand_over(leased, grant.slots);
         self.give_back(self.last_time(), &unsent).await;
-        Ok(())
-    }
-}
-
-/// Jobs that were leased by statements whose answers were lost. If they are there, nobody runs them.
-#[derive(Debug, Default)]
-pub struct Unheard(Mutex<HashMap<JobId, Lease>>);
-
-impl Unheard {
-    pub fn expect(&self, jobs: impl Iterator<Item = JobId>, lease: &Lease) {
-        let mut unheard = self.0.lock();
-        let room = UNHEARD.saturating_sub(unheard.len());
-        unheard.extend(jobs.take(room).map(|id| (id, lease.clone())));
-    }
-
-    /// The same jobs have been accepted by a statement that was answered.
-    pub fn forget(&self, accepted: &[Accepted<'_>]) {
-        let mut unheard = self.0.lock();
-        if !unheard.is_empty() {
-            accepted.iter().for_each(|new| drop(unheard.remove(&new.submission.job_id)));
-        }
-    }
-
-    /// A statement may take effect late: so they are looked for until their leases are over.
-    fn all(&self, now: Timestamp) -> Vec<JobId> {
-        let mut unheard = self.0.lock();
-        unheard.retain(|_, lease| lease.until > now);
-        unheard.keys().cloned().collect()
-    }
-}
-
-impl Database {
-    /// Gives back what was leased unheard: the attempts do not count.
-    pub async fn give_back_unheard(&self, now: Timestamp) -> Result<()> {
-        let unheard = &self.common.unheard;
-        let ids = unheard.all(now);
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let found = self.jobs_by_id(&ids, View::Basic).await?;
-        let (mut back, mut seen) = (Vec::new(), Vec::new());
-        for row in found.jobs.into_iter().flatten() {
-            let lease = unheard.0.lock().get(&row.job.id).cloned();
-            seen.push(row.job.id);
-            let Some(live) = row.live.map(|row| row.live) else { continue };
-            // Nothing has happened to it since.
-            if live.version == 2 && lease.is_some() && live.lease == lease {
-                back.push(Settlement::release(LeaseId { job: row.num, fence: live.fence }));
-            }
-        }
-        self.settle_attempts(now, back).await?;
-        let mut unheard = unheard.0.lock();
-        seen.iter().for_each(|id| drop(unheard.remove(id)));
         Ok(())
     }
 }

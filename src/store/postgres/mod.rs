@@ -33,6 +33,7 @@ mod submit;
 #[cfg(test)]
 mod tests;
 mod tick;
+mod unheard;
 mod warnings;
 
 use std::{
@@ -53,9 +54,9 @@ pub use open::{Durability, OpenError, connect, migrate_schema};
 
 use self::{
     database::{Common, Database},
-    fresh::Unheard,
     link::Link,
     pool::CONNECTIONS,
+    unheard::Unheard,
 };
 use super::{
     Breaks, Cancel, Change, Claim, Delete, FeedStart, GroupReply, LeaseId, Leased, LineCounts, ListPage,

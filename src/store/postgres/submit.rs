@@ -231,6 +231,7 @@ impl Database {
         let lease = grant.as_ref().map(|grant| &grant.lease);
         let (worker, leased_until) =
             (lease.map(|lease| lease.worker.as_str()), lease.map(|lease| lease.until.0));
+        let claim = grant.as_ref().map(|grant| grant.claim);
         let due_at: Vec<i64> = new().map(|new| new.live.due.0).collect();
         let rank: Vec<i64> = new().map(|new| new.live.rank()).collect();
         let wake: Vec<_> = new().map(|new| new.live.wake().map(|time| time.0)).collect();
@@ -300,6 +301,7 @@ impl Database {
                     &worker,
                     &self.replica,
                     &leased_until,
+                    &claim,
                 ],
             )
             .await;
@@ -307,15 +309,11 @@ impl Database {
             Ok(rows) => rows,
             Err(failure) => {
                 if let Some(grant) = grant {
-                    if failure.may_have_worked() {
-                        self.common.unheard.expect(grant.ids(&plan.accepted), &grant.lease);
-                    }
-                    grant.give_up();
+                    self.give_up(grant, &failure);
                 }
                 return Err(failure);
             }
         };
-        self.common.unheard.forget(&plan.accepted);
         self.room.take(&specs);
         let queued = (0..states.len()).filter(|&at| states[at] == LiveState::Queued);
         let standing = queued.map(|at| Span::at(lines[at], rank[at]));

@@ -1,3 +1,4 @@
+mod between;
 mod claims;
 mod epochs;
 mod fresh;

@@ -76,6 +76,8 @@ impl Database {
 
     async fn look_at_time(&self, now: Timestamp) -> Result<Tick> {
         let mut tick = Tick::default();
+        // Before its leases are found to have run out.
+        self.give_back_unheard(now).await?;
         tick.more |= self.elapse(now, &mut tick.revoked).await?;
         tick.more |= self.promote(now).await?;
         tick.more |= self.trim_feed(now).await?;
@@ -83,7 +85,6 @@ impl Database {
         tick.more |= self.forget_requests(now).await?;
         if self.is_time_to_keep_house() {
             self.keep_house().await?;
-            self.give_back_unheard(now).await?;
             self.keep_parts(now).await?;
             self.warn().await?;
             // The server may not have known yet that a process was gone which had been killed just before this one began.

@@ -1,7 +1,7 @@
 -- Leases due jobs: of each turn (the lines of a queue that were asked for) so many, in order of rank. It looks in spans of
 -- ranks that do not overlap. First without locks, how many of them lie in each span; then it takes the first ones there that nobody else is taking. Ends
 -- once their inputs come to so many bytes. Answers with the jobs, and what the next attempt should hear of the last: a job
--- of version 2 has no past.
+-- of version 2 has no past. The leases carry a number ($11), by which they are found if the answer is lost.
 with asked as materialized (
   select * from unnest($1::int4[], $2::int4[], $3::int8[], $9::int8[], $10::int8[]) as u (line, turn, quota, low, high)),
 head as materialized (
@@ -27,9 +27,9 @@ gone as (
   delete from ready where num = any (array (select num from kept)) returning *),
 held as (
   insert into lease (num, line, state, run, attempt, version, priority, due, rank, wake, start_by, end_by, bytes,
-                     retention, fence, worker, replica, started, until)
+                     retention, fence, worker, replica, started, until, claim)
   select num, line, 3, run, attempt + 1, version + 1, priority, due, rank, end_by, null, end_by, bytes,
-         retention, nextval('fence'), $6, $7, $4, $8
+         retention, nextval('fence'), $6, $7, $4, $8, $11
   from gone
   returning *),
 counted as (

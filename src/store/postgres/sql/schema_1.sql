@@ -125,6 +125,7 @@ create table lease (
   replica       int8 not null,             -- that granted it
   started       int8 not null,
   until         int8 not null,
+  claim         int8,                      -- drawn for the statement that granted it; null: by another store
   cancel_reason text,
   primary key (num)
 ) with (fillfactor = 70);

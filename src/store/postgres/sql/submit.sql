@@ -25,9 +25,9 @@ to_waiting as (
   from numbered where state = 1),
 leased as (
   insert into lease (num, line, state, run, attempt, version, priority, due, rank, wake, start_by, end_by, bytes,
-                     retention, fence, worker, replica, started, until)
+                     retention, fence, worker, replica, started, until, claim)
   select num, line, state, 1, 1, 2, priority, due, rank, end_by, null, end_by, length(payload),
-         retention, nextval('fence'), $28, $29, $16, $30
+         retention, nextval('fence'), $28, $29, $16, $30, $31
   from numbered where state = 3
   returning num, fence),
 held as (

@@ -1,4 +1,4 @@
-//! Claims that hang.
+//! Claims that hang, and whose answers are lost.
 
 use tokio::{
     runtime::Handle,
@@ -8,12 +8,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    between::Between,
     replicas::{NOW, Replicas, submit},
     *,
 };
-use crate::store::{
-    Claim, ClaimWait,
-    suite::{World, job, secs},
+use crate::{
+    job::{JobId, State, View},
+    store::{
+        Claim, ClaimWait,
+        suite::{World, job, leased_ids, secs},
+    },
 };
 
 /// A claim of one job that waits for it.
@@ -21,6 +25,12 @@ fn waiting() -> Claim {
     let wait =
         ClaimWait { slots: Arc::new(Semaphore::new(1)), end: CancellationToken::new(), handover: None };
     Claim { wait: Some(wait), ..World::wish(1) }
+}
+
+async fn attempts(store: &PostgresStore, name: &str) -> (State, u32) {
+    let ids: Vec<JobId> = vec![name.parse().unwrap()];
+    let job = store.get(ids, View::Basic).await.unwrap().0.remove(0).unwrap();
+    (job.state, job.attempt)
 }
 
 /// As long as a commit waits for a standby that is gone, for instance.
@@ -53,4 +63,42 @@ async fn a_claim_that_hangs_lets_nothing_pile_up() {
         let leased = timeout(secs(20), claim).await.expect("there is one for each").unwrap();
         assert_eq!(leased.len(), 1);
     }
+}
+
+#[tokio::test]
+async fn a_claim_whose_answer_is_lost_does_not_count() {
+    let replicas = Replicas::new().await;
+    let between = Between::start(replicas.schema.url()).await;
+    let store = PostgresStore::open(&between.url, replicas.config.clone(), NOW).await.unwrap();
+    submit(&store, [job("heard"), job("unheard").max_attempts(1)]).await;
+    let heard = store.claim(NOW, World::wish(1)).await.unwrap();
+    assert_eq!(leased_ids(&heard), ["heard"]);
+    between.keep_answers_back();
+    // By the same worker at the same time.
+    let claim = tokio::spawn({
+        let store = store.clone();
+        async move { store.claim(NOW, World::wish(1)).await }
+    });
+    let client = replicas.schema.connect().await;
+    let leases = async || client.query("select from lease", &[]).await.unwrap().len();
+    let taken = async {
+        while leases().await < 2 {
+            sleep(secs(1) / 100).await;
+        }
+    };
+    timeout(secs(10), taken).await.expect("it is leased");
+    between.cut();
+    claim.await.unwrap().unwrap_err();
+    // Until there are connections again, which takes longer than the leases last.
+    let late = NOW.after(secs(31));
+    while store.tick(late).await.is_err() {
+        sleep(secs(1) / 100).await;
+    }
+    assert_eq!(attempts(&store, "heard").await, (State::BACKING_OFF, 1));
+    assert_eq!(attempts(&store, "unheard").await, (State::QUEUED, 0));
+    let again = store.claim(late, World::wish(1)).await.unwrap();
+    assert_eq!((leased_ids(&again), again[0].job.attempt), (vec!["unheard".into()], 1));
+    // What is found is forgotten.
+    store.tick(late).await.unwrap();
+    assert_eq!(attempts(&store, "unheard").await, (State::RUNNING, 1));
 }
