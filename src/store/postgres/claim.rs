@@ -73,14 +73,18 @@ impl Database {
             .await
             .inspect_err(|failure| self.expect_unheard(number, claim.lease, failure))?;
         let (mut leased, mut held) = (Vec::with_capacity(found.len()), Vec::with_capacity(found.len()));
-        // Of each turn how many there were, and the last one's rank.
-        let mut taken = vec![(0, i64::MIN); turns.len()];
+        // Of each turn how far all are taken, here or by others: everywhere, unless there were enough. And of each line the
+        // last one's rank.
+        let (mut taken, mut last) = (vec![None; turns.len()], HashMap::new());
         for row in &found {
+            taken[get::<i32>(row, "turn") as usize] = get::<Option<i64>>(row, "upto");
+            if get::<Option<i64>>(row, "num").is_none() {
+                continue;
+            }
             let (live, job) = rows::leased(row, &self.lines)?;
             let line = self.lines.get(live.line)?;
             let lease = LeaseId { job: live.num, fence: live.live.fence };
-            let (count, last) = &mut taken[get::<i32>(row, "turn") as usize];
-            (*count, *last) = (*count + 1, live.live.rank());
+            last.insert(live.line, live.live.rank());
             leased.push(Leased {
                 lease,
                 attempt_timeout: job.spec.attempt_timeout.unwrap_or(line.policy.attempt_timeout),
@@ -91,9 +95,12 @@ impl Database {
         self.held.keep(held.into_iter());
         let sizes = leased.iter().map(|leased| leased.job.spec.payload.size);
         if sizes.sum::<usize>() < claim.max_bytes {
-            for ((spans, quota), (count, last)) in turns.iter().zip(taken) {
-                let upto = (count == *quota).then_some(last);
-                spans.iter().for_each(|span| self.standing.taken(&look, span.line, upto));
+            for ((spans, _), upto) in turns.iter().zip(taken) {
+                for span in spans {
+                    // Where others were first, it went on behind.
+                    let upto = upto.map(|rank| last.get(&span.line).map_or(rank, |&last| rank.max(last)));
+                    self.standing.taken(&look, span.line, upto);
+                }
             }
         }
         self.news(Hint::default(), leased.iter().map(|leased| leased.job.id.clone()));

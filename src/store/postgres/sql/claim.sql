@@ -1,18 +1,24 @@
 -- Leases due jobs: of each turn (the lines of a queue that were asked for) so many, in order of rank. It looks in spans of
--- ranks that do not overlap. First without locks, how many of them lie in each span; then it takes the first ones there that nobody else is taking. Ends
--- once their inputs come to so many bytes. Answers with the jobs, and what the next attempt should hear of the last: a job
--- of version 2 has no past. The leases carry a number ($11), by which they are found if the answer is lost.
+-- ranks that do not overlap. First without locks, how many of them lie in each span; then it takes the first ones there that
+-- nobody else is taking. Ends once their inputs come to so many bytes. The leases carry a number ($11), by which they are
+-- found if the answer is lost.
+--
+-- Answers with the jobs, and what the next attempt should hear of the last: a job of version 2 has no past. `upto` is the rank
+-- up to which the first look has found all that its turn may have; null if there was not that much. If others were taking all
+-- of it, there is one row without a job.
 with asked as materialized (
   select * from unnest($1::int4[], $2::int4[], $3::int8[], $9::int8[], $10::int8[]) as u (line, turn, quota, low, high)),
 head as materialized (
-  select line, turn, low, high, count(*) as most from (
-    select q.*, row_number() over (partition by q.turn order by r.rank, r.num) as place
+  select line, turn, quota, low, high, count(*) as most, max(rank) as last from (
+    select q.*, r.rank, row_number() over (partition by q.turn order by r.rank, r.num) as place
     from asked q, lateral (
       select rank, num from ready
       where line = q.line and rank between q.low and q.high and (wake is null or wake > $4)
       order by rank, num + 0 limit q.quota) r
     ) x
-  where place <= quota group by line, turn, low, high),
+  where place <= quota group by line, turn, quota, low, high),
+reach as materialized (
+  select turn, case when sum(most) >= max(quota) then max(last) end as upto from head group by turn),
 pick as materialized (
   select h.turn, r.* from head h, lateral (
     select num, rank, bytes from ready
@@ -34,19 +40,20 @@ held as (
   returning *),
 counted as (
   insert into tally (line, queued, running) select line, -count(*), count(*) from gone group by line)
-select p.turn, l.num, l.line, l.state, l.run, l.attempt, l.version, l.priority, l.due, l.start_by, l.end_by,
+select t.turn, t.upto, l.num, l.line, l.state, l.run, l.attempt, l.version, l.priority, l.due, l.start_by, l.end_by,
        l.retention, l.fence, l.worker, l.started, l.until, l.cancel_reason,
        j.id, j.submitted, j.content_type, j.payload, length(j.payload)::int8 as size, j.options,
        n.at, n.fraction, n.note, n.details_type, n.details,
        f.failures
-from held l join pick p using (num),
-  lateral (select * from job where num = l.num limit 1) j
+from reach t
+  left join (held l join pick p using (num)) on p.turn = t.turn
+  left join lateral (select * from job where num = l.num limit 1) j on true
   left join lateral (
     select at, fraction, note, content_type as details_type, details from progress
-    where num = l.num and l.version > 2 limit 1) n on true,
-  lateral (
+    where num = l.num and l.version > 2 limit 1) n on true
+  left join lateral (
     select json_agg(x)::text as failures from (
       select run, attempt, worker, started, finished, error from failure
       where num = l.num and run = l.run and l.version > 2
-      order by attempt desc limit 1) x) f
-order by p.turn, l.rank, l.num
+      order by attempt desc limit 1) x) f on true
+order by t.turn, l.rank, l.num

@@ -1,4 +1,4 @@
-//! Claims that hang, and whose answers are lost.
+//! Claims that meet others, that hang, and whose answers are lost.
 
 use tokio::{
     runtime::Handle,
@@ -101,4 +101,34 @@ async fn a_claim_whose_answer_is_lost_does_not_count() {
     // What is found is forgotten.
     store.tick(late).await.unwrap();
     assert_eq!(attempts(&store, "unheard").await, (State::RUNNING, 1));
+}
+
+/// While somebody else takes what stands first in one line, and whether there is more behind it or not.
+#[tokio::test]
+async fn what_nobody_has_taken_is_not_forgotten() {
+    let replicas = Replicas::new().await;
+    let store = replicas.open().await;
+    let database = store.database();
+    let kinds = ["a", "b"].map(|kind| kind.parse().unwrap()).to_vec();
+    let claim = Claim { kinds, wait: waiting().wait, ..World::wish(3) };
+    let take = async || leased_ids(&database.claim_upto(NOW, &claim, 3).await.unwrap());
+    let b = job("first-of-b").kind("b");
+    submit(&store, [job("first-of-a").kind("a"), b]).await;
+    assert_eq!(take().await.len(), 2);
+    for (round, behind) in [0, 3].into_iter().enumerate() {
+        let new = |kind: &str, n, priority| job(&format!("{kind}-{round}-{n}")).kind(kind).priority(priority);
+        submit(&store, (0..3).map(|n| new("a", n, 0))).await;
+        submit(&store, (0..3).map(|n| new("b", n, -1))).await;
+        submit(&store, (0..behind).map(|n| new("a", n + 3, -2))).await;
+        let other = replicas.schema.connect().await;
+        let first =
+            "begin; delete from ready where num in (select num from ready order by rank, num limit 3)";
+        other.batch_execute(first).await.unwrap();
+        let ids = |kind, from| (from..from + 3).map(|n| format!("{kind}-{round}-{n}")).collect::<Vec<_>>();
+        assert_eq!(take().await, ids("a", 3)[..behind]);
+        other.batch_execute("commit").await.unwrap();
+        let line = database.lines.matching(|_, kind| kind.as_str() == "b").remove(0).id;
+        assert_ne!(database.standing.peek([line].into_iter(), false).spans, []);
+        assert_eq!(take().await, ids("b", 0));
+    }
 }
