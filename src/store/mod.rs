@@ -112,7 +112,8 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> Result<OutcomePage, Error>;
 
-    /// The last position of the feed whose outcome is not later than `time`.
+    /// The last position of the feed before any outcome that is later than `time`. In a shared store a later outcome may have
+    /// an earlier time, by a minute at most.
     async fn position_at(&self, time: Timestamp) -> Result<Position, Error>;
 
     /// Where the feed begins.

@@ -1,5 +1,7 @@
 //! The feed: outcomes in commit order.
 
+use std::time::Duration;
+
 use tokio_postgres::Row;
 
 use super::{
@@ -16,9 +18,16 @@ const OUTCOMES: &str = include_str!("sql/outcomes.sql");
 const NEWEST: &str = include_str!("sql/newest.sql");
 const FEED: &str = include_str!("sql/feed.sql");
 const AFTER: &str = "select seq, finished from done where seq > $1 order by seq limit 1";
+const BEFORE: &str = include_str!("sql/before.sql");
 
 /// Rows that one call looks at, at most: a page is a short statement.
 const SCAN: usize = 2000;
+
+/// How far outcomes may be out of order: batches are on their way for a while, and clocks differ.
+const DISORDER: Duration = Duration::from_secs(60);
+
+/// Outcomes of which one statement looks at the times.
+const STRIDE: i64 = 10_000;
 
 /// Bytes of outputs on one page, about. Every watcher that lags behind holds one.
 const PAGE_BYTES: i64 = 1 << 20;
@@ -119,20 +128,29 @@ impl Database {
         Ok(found)
     }
 
-    /// Positions grow with their times: halves the range until the place is found.
+    /// Times grow with their positions, but for some disorder: halves the range until a place is found that no later outcome
+    /// can be before, and goes on from there.
     pub async fn position_of(&self, time: Timestamp) -> Result<Position> {
         let (start, head) = self.bounds().await?;
         let (mut low, mut high) = (start.position.0, head.0);
+        let certain = time.before(DISORDER);
         while low < high {
             let middle = low + (high - low) / 2;
             let next = self.pools.read.query(AFTER, &[&middle]).await?;
             match next.first() {
-                Some(row) if get::<i64>(row, "finished") <= time.0 => {
+                Some(row) if get::<i64>(row, "finished") <= certain.0 => {
                     low = get::<i64>(row, "seq").min(high);
                 }
                 _ => high = middle,
             }
         }
-        Ok(Position(low))
+        loop {
+            let next = self.pools.read.query(BEFORE, &[&low, &head.0, &STRIDE, &time.0]).await?;
+            let row = next.first().ok_or(Failure::Damaged("the feed"))?;
+            low = get::<Option<i64>>(row, "upto").unwrap_or(low);
+            if get::<i64>(row, "outcomes") < STRIDE {
+                return Ok(Position(low));
+            }
+        }
     }
 }

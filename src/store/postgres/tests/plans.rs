@@ -85,6 +85,7 @@ async fn use_all(store: &PostgresStore, name: &str) {
         let page = store.outcomes(Position(head.0 - 2), 10, &Queues::All).await.unwrap();
         assert_eq!(page.upto, head);
         store.existing(Position(head.0 - 2), head, &Filter::default(), 10).await.unwrap();
+        assert_eq!(store.position_at(NOW).await.unwrap(), head);
         let filter = Filter { job_ids: [later.clone()].into(), ..Filter::default() };
         let query = ListQuery { filter, view: View::Full, limit: 5, oldest_first: false, after: None };
         assert_eq!(store.list(query).await.unwrap().jobs.len(), 1);

@@ -244,6 +244,29 @@ async fn a_lease_that_was_confirmed_elsewhere_does_not_go_back_uncounted() {
     }
 }
 
+/// A batch may be on its way for a while, and clocks differ a little.
+#[tokio::test]
+async fn outcomes_that_are_out_of_order_are_after_their_time() {
+    let replicas = Replicas::new().await;
+    let store = replicas.open().await;
+    let run = async |name: &str, seconds| {
+        submit(&store, (0..3).map(|n| job(&format!("{name}-{n}")))).await;
+        let leased = store.claim(NOW, World::wish(3)).await.unwrap();
+        let now = NOW.after(secs(seconds));
+        assert!(store.settle(now, leased.iter().map(success).collect()).await.unwrap()[0].is_ok());
+        *store.signals().head.borrow()
+    };
+    let position = async |seconds| store.position_at(NOW.after(secs(seconds))).await.unwrap();
+    let first = run("first", 0).await;
+    run("ahead", 110).await;
+    run("behind", 100).await;
+    let last = run("last", 120).await;
+    assert_eq!(position(0).await, first);
+    assert_eq!(position(105).await, first);
+    assert_eq!(position(110).await, Position(last.0 - 3));
+    assert_eq!(position(120).await, last);
+}
+
 #[tokio::test]
 async fn a_replica_hears_of_what_another_commits() {
     let replicas = Replicas::new().await;
