@@ -268,6 +268,20 @@ async fn outcomes_that_are_out_of_order_are_after_their_time() {
 }
 
 #[tokio::test]
+async fn what_many_have_tallied_is_folded() {
+    let replicas = Replicas::new().await;
+    let store = replicas.open().await;
+    submit(&store, [job("a")]).await;
+    let many = "insert into tally (line, failed) select id, 1 from line, generate_series(1, 25000)";
+    replicas.schema.execute(many).await;
+    store.database().keep_house().await.unwrap();
+    let client = replicas.schema.connect().await;
+    assert_eq!(client.query("select from tally", &[]).await.unwrap().len(), 0);
+    let counts = store.counts().await.unwrap().remove(0);
+    assert_eq!(counts.by_state[State::FAILED.number() as usize - 1], 25_000);
+}
+
+#[tokio::test]
 async fn a_replica_hears_of_what_another_commits() {
     let replicas = Replicas::new().await;
     let [a, b] = replicas.pair().await;
