@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicI64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use futures_util::{StreamExt as _, stream};
@@ -40,6 +40,9 @@ const DEBOUNCE: Duration = Duration::from_millis(5);
 
 /// How often the clock is compared and the sign of life is looked after.
 const BEAT: Duration = Duration::from_secs(5);
+
+/// Within this time an answer tells what the database's clock shows: once it is known, what takes longer is left aside.
+const PROMPT: Duration = Duration::from_secs(1);
 
 /// A replica that said it has watchers has them for so long, unless it says so again.
 const BELIEVED: Duration = Duration::from_secs(15);
@@ -84,7 +87,7 @@ impl Listener {
         let session = Session::open(&listening.link, &listening.guard).await?;
         let replica = session.register().await?;
         session.listen_for(replica).await?;
-        compare_clocks(&session.client, &listening.ahead).await?;
+        compare_clocks(&session.client, &listening.ahead, Duration::MAX).await?;
         Ok(Self { replica, task: tokio::spawn(listening.run(replica, session)) })
     }
 }
@@ -194,7 +197,7 @@ impl Listening {
                 _ = beat.tick() => {
                     self.guard.check(&session.client).await?;
                     session.client.query(HOLD, &[&replica]).await?;
-                    compare_clocks(&session.client, &self.ahead).await?;
+                    compare_clocks(&session.client, &self.ahead, PROMPT).await?;
                     let head: i64 = session.client.query_one(HEAD, &[]).await?.get(0);
                     self.take_in(Hint { head: Some(Position(head)), ..Hint::default() });
                     if session.overflown.swap(false, Ordering::Relaxed) {
@@ -260,12 +263,16 @@ impl Listening {
     }
 }
 
-/// The database's clock is the one that counts.
-async fn compare_clocks(client: &Client, ahead: &AtomicI64) -> Result<(), OpenError> {
-    let before = machine_time();
+/// The database's clock is the one that counts. An answer that takes longer than `most` tells too little of it.
+async fn compare_clocks(client: &Client, ahead: &AtomicI64, most: Duration) -> Result<(), OpenError> {
+    let (asked, before) = (Instant::now(), machine_time());
     let there: i64 =
         client.query_one("select (extract(epoch from clock_timestamp()) * 1000)::int8", &[]).await?.get(0);
-    ahead.store(there - (before + machine_time()) / 2, Ordering::Relaxed);
+    let took = asked.elapsed();
+    if took <= most {
+        let halfway = before + took.as_millis() as i64 / 2;
+        ahead.store(there - halfway, Ordering::Relaxed);
+    }
     Ok(())
 }
 
@@ -273,4 +280,27 @@ async fn compare_clocks(client: &Client, ahead: &AtomicI64) -> Result<(), OpenEr
 pub fn machine_time() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::server::Schema, *};
+
+    #[tokio::test]
+    async fn an_answer_that_was_held_up_does_not_set_the_clock() {
+        let client = Schema::new().await.connect().await;
+        const KNOWN: i64 = i64::MIN;
+        let ahead = AtomicI64::new(KNOWN);
+        let hold_up = async |most| {
+            let sleep = client.batch_execute("select pg_sleep(1.1)");
+            let (slept, compared) = tokio::join!(sleep, compare_clocks(&client, &ahead, most));
+            slept.unwrap();
+            compared.unwrap();
+        };
+        hold_up(PROMPT).await;
+        assert_eq!(ahead.load(Ordering::Relaxed), KNOWN);
+        // Unless nothing else is known.
+        hold_up(Duration::MAX).await;
+        assert_ne!(ahead.load(Ordering::Relaxed), KNOWN);
+    }
 }

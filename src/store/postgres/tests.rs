@@ -6,7 +6,7 @@ mod opening;
 mod parts;
 mod plans;
 mod replicas;
-mod server;
+pub mod server;
 
 use std::{path::PathBuf, sync::Arc};
 
