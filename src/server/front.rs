@@ -14,20 +14,29 @@ use http::{HeaderName, HeaderValue, Request, Response, Version, header};
 use hyper::body::Incoming;
 use tonic::{
     body::Body,
-    codec::{CompressionEncoding, EnabledCompressionEncodings},
+    codec::{Codec, CompressionEncoding, EnabledCompressionEncodings},
     server::{Grpc, NamedService as _},
     service::Routes,
 };
-use tower::{Layer as _, Service, ServiceExt as _, util::BoxCloneSyncService};
+use tonic_prost::ProstCodec;
+use tower::{Layer as _, Service, ServiceExt as _, service_fn, util::BoxCloneSyncService};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::{
     MAX_MESSAGE, deadline,
-    jobs::JobsApi,
+    jobs::{self, JobsApi},
+    lists::{Counted, List},
     room::Room,
     watches::{self, EncodedAnswers, Watches},
+    workers::{self, WorkersApi},
 };
-use crate::{config::Config, proto::job_service_server::JobServiceServer};
+use crate::{
+    config::Config,
+    proto::{
+        job_service_server::{JobService as _, JobServiceServer},
+        worker_service_server::WorkerService as _,
+    },
+};
 
 /// What a caller calls its call: told back with the answer, whatever it is.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -40,9 +49,9 @@ pub struct Front {
 }
 
 impl Front {
-    pub fn new(config: &Config, room: Room, api: JobsApi, others: Routes) -> Self {
+    pub fn new(config: &Config, room: Room, (api, workers): (JobsApi, WorkersApi), others: Routes) -> Self {
         let watches = Watches::new(api.clone());
-        let mut jobs = JobServiceServer::new(api)
+        let mut jobs = JobServiceServer::new(api.clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         let mut accepted = EnabledCompressionEncodings::default();
@@ -51,7 +60,18 @@ impl Front {
             accepted.enable(CompressionEncoding::Gzip);
         }
         let others = others.prepare().into_axum_router();
-        let calls = Arc::new(Calls { jobs, watches, accepted, others, room, cap: config.limits.max_unary });
+        let calls = Arc::new(Calls {
+            jobs,
+            watches,
+            api,
+            submits: List::requests(config.limits.max_batch_items),
+            workers,
+            progress: List::progress(config.workers.max_in_flight),
+            accepted,
+            others,
+            room,
+            cap: config.limits.max_unary,
+        });
         let translated = tonic_web::GrpcWebLayer::new().layer(Native(calls.clone()));
         let origins: Vec<HeaderValue> =
             config.web.allowed_origins.iter().filter_map(|origin| origin.parse().ok()).collect();
@@ -99,9 +119,13 @@ fn cors(origins: Vec<HeaderValue>) -> CorsLayer {
 /// The services, each call within its deadline.
 struct Calls {
     jobs: JobServiceServer<JobsApi>,
-    /// A method of theirs.
+    /// Methods with codecs of their own.
     watches: Watches,
-    /// How its requests may be compressed.
+    api: JobsApi,
+    submits: List,
+    workers: WorkersApi,
+    progress: List,
+    /// How their requests may be compressed.
     accepted: EnabledCompressionEncodings,
     /// Services of which no call is in a hurry.
     others: Router,
@@ -132,16 +156,41 @@ impl Calls {
         let service = path.strip_prefix('/').and_then(|path| path.split_once('/'));
         match service {
             _ if path == watches::PATH => {
-                let mut grpc = Grpc::new(EncodedAnswers)
-                    .apply_compression_config(self.accepted, EnabledCompressionEncodings::default())
-                    .max_decoding_message_size(MAX_MESSAGE)
-                    .max_encoding_message_size(MAX_MESSAGE);
+                let mut grpc = self.grpc(EncodedAnswers);
                 let watches = self.watches.clone();
                 Box::pin(async move { Ok(grpc.server_streaming(watches, request).await) })
+            }
+            _ if path == jobs::BATCH_SUBMIT => {
+                let mut grpc = self.grpc(Counted { list: self.submits, inner: ProstCodec::default() });
+                let api = self.api.clone();
+                let method = service_fn(move |request| {
+                    let api = api.clone();
+                    async move { api.batch_submit(request).await }
+                });
+                Box::pin(async move { Ok(grpc.unary(method, request).await) })
+            }
+            _ if path == workers::RENEW_LEASES => {
+                let mut grpc = self.grpc(Counted { list: self.progress, inner: ProstCodec::default() });
+                let api = self.workers.clone();
+                let method = service_fn(move |request| {
+                    let api = api.clone();
+                    async move { api.renew_leases(request).await }
+                });
+                Box::pin(async move { Ok(grpc.unary(method, request).await) })
             }
             Some((JobServiceServer::<JobsApi>::NAME, _)) => self.jobs.clone().call(request),
             _ => Box::pin(self.others.clone().oneshot(request).map_ok(|response| response.map(Body::new))),
         }
+    }
+}
+
+impl Calls {
+    /// As the generated services have it.
+    fn grpc<C: Codec>(&self, codec: C) -> Grpc<C> {
+        Grpc::new(codec)
+            .apply_compression_config(self.accepted, EnabledCompressionEncodings::default())
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE)
     }
 }
 

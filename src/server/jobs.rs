@@ -27,6 +27,9 @@ use crate::{
     store::{Cancel, Delete, ListQuery, Retry, Submission, Submitted},
 };
 
+/// A method's name on the wire.
+pub const BATCH_SUBMIT: &str = "/jobwire.v1.JobService/BatchSubmit";
+
 /// What a wait leaves of the call's deadline for the answer's way back.
 const WAY_BACK: Duration = Duration::from_millis(200);
 
@@ -138,16 +141,13 @@ impl Jobs {
     ) -> Result<proto::BatchSubmitResponse, Error> {
         let trace = trace_headers(request.metadata());
         let limits = &self.engine.config().limits;
+        // No more than a batch may have: they were counted before.
         let requests = request.into_inner().requests;
-        let (limit, size) = (limits.max_batch_items, requests.len());
-        if size > limit {
-            return Err(Error::TooLarge { field: "requests".into(), limit: limit as u64, size: size as u64 });
-        }
         if requests.is_empty() {
             return Err(Error::invalid("requests", "must hold at least one"));
         }
-        let mut group = Vec::with_capacity(size);
-        let mut formats = Vec::with_capacity(size);
+        let mut group = Vec::with_capacity(requests.len());
+        let mut formats = Vec::with_capacity(requests.len());
         for (index, request) in requests.into_iter().enumerate() {
             let (item, format) = batch_item(request, limits, self.engine.fresh_id(), trace.clone())
                 .map_err(|error| error.within(&format!("requests[{index}].")))?;

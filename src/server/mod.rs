@@ -12,6 +12,7 @@ pub(crate) mod fuzz;
 mod jobs;
 mod json;
 mod listener;
+mod lists;
 mod room;
 mod signals;
 mod socket;
@@ -216,14 +217,14 @@ impl Port {
         socket: TcpListener,
     ) -> Self {
         let (health, health_service) = tonic_health::server::health_reporter();
-        let mut workers = WorkerServiceServer::new(workers)
+        let mut worker_service = WorkerServiceServer::new(workers.clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         if config.http2.accept_gzip {
-            workers = workers.accept_compressed(CompressionEncoding::Gzip);
+            worker_service = worker_service.accept_compressed(CompressionEncoding::Gzip);
         }
-        let others = with_reflection(Routes::new(workers).add_service(health_service));
-        let front = Front::new(config, room, jobs, others);
+        let others = with_reflection(Routes::new(worker_service).add_service(health_service));
+        let front = Front::new(config, room, (jobs, workers), others);
         let listener = Arc::new(Listener::new(config.http2.clone(), front));
         let port = Self { listener: listener.clone(), health };
         port.set_serving(false).await;

@@ -16,7 +16,7 @@ use crate::{
     calls::{Refusal, eventually, finish},
     frames::{
         ACK, CONTINUATION, Connection, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM,
-        SETTINGS, WINDOW_UPDATE, frame,
+        SETTINGS, WINDOW_UPDATE, frame, headers,
     },
     gzip::{flagged, gzip},
     support::{Server, submit},
@@ -239,6 +239,31 @@ async fn send(connection: &mut Connection, stream: u32, bytes: &[u8], room: &mut
         }
         connection.send(&frame(DATA, 0, stream, part)).await;
         *room -= part.len();
+    }
+}
+
+#[tokio::test]
+async fn lists_of_nothing_are_counted_before_they_are_read() {
+    let target = Target::start().await;
+    let mut connections = Vec::new();
+    for (path, empty) in
+        [(path("BatchSubmit"), b"\x0a\0"), (headers("/jobwire.v1.WorkerService/RenewLeases"), b"\x22\0")]
+    {
+        let mut connection = Connection::open(&target.server).await;
+        connection.send(&frame(SETTINGS, ACK, 0, &[])).await;
+        let mut room = 65_535;
+        let items = empty.repeat(PART / 2);
+        let message = [&[0][..], &(items.len() as u32).to_be_bytes(), &items].concat();
+        for n in 0..4u32 {
+            connection.send(&frame(HEADERS, END_HEADERS, 2 * n + 1, &path)).await;
+            // All of the message, but not the end of the call.
+            send(&mut connection, 2 * n + 1, &message, &mut room).await;
+        }
+        connections.push(connection);
+    }
+    target.stands().await;
+    for mut connection in connections {
+        assert_eq!(refused(&mut connection, 4).await, 4);
     }
 }
 

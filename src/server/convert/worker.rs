@@ -1,4 +1,8 @@
-use std::{collections::HashSet, ops::RangeInclusive, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -22,7 +26,7 @@ use crate::{
 /// Kinds and queues of one worker, each.
 const MAX_NAMES: usize = 256;
 
-/// Characters of what is told back of a lease id that is not one of ours.
+/// Bytes of what is told back of a lease id, more than one of ours has.
 const MAX_ID: usize = 128;
 
 /// Characters of `sdk`, for the log.
@@ -46,7 +50,7 @@ pub struct Hello {
 pub struct Leases {
     pub ours: HashSet<LeaseId>,
     /// What is no lease of this store.
-    pub others: Vec<String>,
+    pub others: BTreeSet<String>,
 }
 
 /// The first message of a worker.
@@ -122,11 +126,11 @@ pub fn window(field: &str, number: i32, config: &Config) -> Result<usize, Error>
 /// Leases that a worker names.
 pub fn named(field: &str, texts: Vec<String>, config: &Config, key: &LeaseKey) -> Result<Leases, Error> {
     bounded(field, texts.len(), config.workers.max_in_flight)?;
-    let mut leases = Leases { ours: HashSet::new(), others: Vec::new() };
+    let mut leases = Leases { ours: HashSet::new(), others: BTreeSet::new() };
     for text in texts {
         match key.lease(&text) {
             Some(lease) => drop(leases.ours.insert(lease)),
-            None => leases.others.push(cut(&text, MAX_ID)),
+            None => drop(leases.others.insert(cut(&text, MAX_ID))),
         }
     }
     Ok(leases)
@@ -151,7 +155,7 @@ pub fn step(field: &str, step: LeaseProgress, now: Timestamp) -> Result<(String,
         details: details.transpose()?.filter(|details| !details.is_none()),
         update_time: now,
     };
-    Ok((step.lease_id, progress))
+    Ok((cut(&step.lease_id, MAX_ID), progress))
 }
 
 /// The outcome of an attempt, as its worker says.
@@ -201,7 +205,7 @@ pub fn lease(granted: &Granted, key: &LeaseKey, format: Format) -> proto::Lease 
 }
 
 /// The texts of leases that are over, and of what never was one.
-pub fn lost(lost: &[LeaseId], others: Vec<String>, key: &LeaseKey) -> Vec<String> {
+pub fn lost(lost: &[LeaseId], others: BTreeSet<String>, key: &LeaseKey) -> Vec<String> {
     lost.iter().map(|lease| key.text(*lease)).chain(others).collect()
 }
 

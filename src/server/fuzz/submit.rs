@@ -13,6 +13,7 @@ use crate::{
     server::{
         convert::{self, Format},
         jobs, json,
+        lists::List,
     },
     store::Submission,
 };
@@ -96,10 +97,18 @@ pub fn submit(bytes: &[u8]) {
 }
 
 pub fn batch_submit(bytes: &[u8]) {
+    let _ = List::requests(5).check(bytes).map_err(|error| refused(&error));
     let Ok(batch) = BatchSubmitRequest::decode(bytes) else { return };
+    counted(List::requests, bytes, batch.requests.len());
     for request in batch.requests {
         item(request);
     }
+}
+
+/// What was counted is what is decoded.
+pub fn counted(list: fn(usize) -> List, message: &[u8], size: usize) {
+    assert_eq!(list(size).check(message), Ok(()));
+    assert!(size == 0 || list(size - 1).check(message).is_err());
 }
 
 pub fn stream_submit(bytes: &[u8]) {

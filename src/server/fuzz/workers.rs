@@ -5,7 +5,7 @@ use std::time::Duration;
 use prost::Message;
 use prost_types::Duration as ProtoDuration;
 
-use super::{MS, refused};
+use super::{MS, refused, submit::counted};
 use crate::{
     config::{Config, Limits},
     fuzz::text,
@@ -14,7 +14,7 @@ use crate::{
         self, Finish, LeaseJobsRequest, LeaseProgress, RenewLeasesRequest, WorkRequest, WorkerHello, finish,
         payload::Body, work_request,
     },
-    server::{convert, tokens::LeaseKey},
+    server::{convert, lists::List, tokens::LeaseKey},
     store::LeaseId,
 };
 
@@ -112,7 +112,8 @@ fn worker(id: &str, kinds: &[String], queues: &[String]) {
 fn told_back(names: usize, leases: &convert::Leases) {
     assert!(names <= 10_000 && leases.ours.len() + leases.others.len() <= names);
     assert!(leases.others.iter().all(|text| text.len() <= 128 && lease_key().lease(text).is_none()));
-    let told = convert::lost(&leases.ours.iter().copied().collect::<Vec<_>>(), Vec::new(), &lease_key());
+    let told =
+        convert::lost(&leases.ours.iter().copied().collect::<Vec<_>>(), Default::default(), &lease_key());
     assert!(
         told.iter().all(|text| lease_key().lease(text).is_some_and(|lease| leases.ours.contains(&lease)))
     );
@@ -183,7 +184,9 @@ pub fn worker_calls(bytes: &[u8]) {
             }
         }
         1 => {
+            let _ = List::progress(5).check(bytes).map_err(|error| refused(&error));
             let Ok(asked) = RenewLeasesRequest::decode(bytes) else { return };
+            counted(List::progress, bytes, asked.progress.len());
             let _ = convert::lease_duration(asked.lease_duration.as_ref(), &config).map_err(|e| refused(&e));
             let _ =
                 convert::named("lease_ids", asked.lease_ids, &config, &lease_key()).map_err(|e| refused(&e));

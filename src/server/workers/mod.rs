@@ -32,6 +32,9 @@ use crate::{
     store::LeaseId,
 };
 
+/// A method's name on the wire.
+pub const RENEW_LEASES: &str = "/jobwire.v1.WorkerService/RenewLeases";
+
 /// Bytes of inputs that one LeaseJobs hands out, the last one aside.
 const LEASE_BYTES: usize = 2 << 20;
 
@@ -129,6 +132,7 @@ impl Workers {
         let now = self.engine.clock().now();
         let mut others = named.others;
         let mut steps = Vec::new();
+        // No more than leases may be held: they were counted before.
         for (index, step) in request.progress.into_iter().enumerate() {
             steps.push(convert::step(&format!("progress[{index}]"), step, now)?);
         }
@@ -137,8 +141,8 @@ impl Workers {
         for (text, progress) in steps {
             let held =
                 self.key.lease(&text).is_some_and(|lease| self.engine.report_progress(lease, progress));
-            if !held && !others.contains(&text) {
-                others.push(text);
+            if !held {
+                others.insert(text);
             }
         }
         let found = self.engine.renew_named(None, &named.ours, lease).await?;

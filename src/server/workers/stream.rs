@@ -310,7 +310,6 @@ impl Connection<'_> {
                 }
                 Some(Said::Heartbeat(heartbeat)) => self.beat(heartbeat).await?,
                 Some(Said::Progress(step)) => {
-                    let named = step.lease_id.clone();
                     // What breaks a limit is left out: the worker's other jobs need the stream.
                     let Ok((text, progress)) = convert::step("progress", step, engine.clock().now()) else {
                         tracing::debug!(worker = %self.hello.worker, "progress beyond its limits is left out");
@@ -318,7 +317,7 @@ impl Connection<'_> {
                     };
                     let lease = key.lease(&text);
                     if !lease.is_some_and(|lease| engine.report_progress(lease, progress)) {
-                        self.revoke(named, Stopped::Expired).await?;
+                        self.revoke(text, Stopped::Expired).await?;
                     }
                 }
                 Some(Said::Finish(finish)) => {

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use jobwire::proto::{LeaseJobsRequest, WorkerHello};
+use jobwire::proto::{LeaseJobsRequest, LeaseProgress, RenewLeasesRequest, WorkerHello};
 use tokio::time::sleep;
 use tonic::Code;
 
@@ -49,6 +49,23 @@ async fn a_window_is_no_larger_than_the_server_gives() {
     let refused = Worker::try_over(workers(&server).await, many).await.err().expect("it is refused");
     let refused = Refusal::read(refused).is(Code::InvalidArgument, "TOO_LARGE");
     assert_eq!(refused.field(), "hello.held_lease_ids");
+}
+
+#[tokio::test]
+async fn progress_is_told_of_no_more_leases_than_are_given() {
+    let server = Server::with("[workers]\nmax_in_flight = 2\n");
+    let calls = workers(&server).await;
+    let step = |n: usize| LeaseProgress { lease_id: format!("{n}").repeat(1000), progress: None };
+    let renewal =
+        |steps: usize| RenewLeasesRequest { progress: (0..steps).map(step).collect(), ..Default::default() };
+    let lost = calls.clone().renew_leases(renewal(2)).await.expect("the call is fine").into_inner();
+    assert_eq!(lost.lost_lease_ids, ["0".repeat(128), "1".repeat(128)]);
+    let refused = Refusal::of(calls.clone().renew_leases(renewal(3)).await);
+    assert_eq!(
+        (refused.field(), refused.metadata["limit"].as_str(), refused.metadata["size"].as_str()),
+        ("progress", "2", "3")
+    );
+    refused.is(Code::InvalidArgument, "TOO_LARGE");
 }
 
 /// Resident memory of the server, bytes.
