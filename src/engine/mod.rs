@@ -15,6 +15,7 @@ mod waits;
 mod watch;
 
 use std::{
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -206,7 +207,18 @@ impl Engine {
         self.0.store.signals().due.subscribe()
     }
 
-    /// Accepts a group of jobs, all or none, and answers once they are durable.
+    /// Accepts a job, and answers once it is durable, or with the one that was there already.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`].
+    pub async fn submit_one(&self, item: Submission, pressure: Pressure) -> Result<Submitted, Error> {
+        let group = self.submit(vec![item], pressure).await;
+        let submitted = only(group.map_err(|(_, error)| error)?)?;
+        Ok(Submitted { job: self.with_output(submitted.job).await?, ..submitted })
+    }
+
+    /// Accepts a group of jobs, all or none, and answers once they are durable. Those that were there come without their
+    /// outputs.
     ///
     /// # Errors
     /// As [`Store::submit`] says, with the index of the item; [`Error::Draining`] while the server stops, and
@@ -239,6 +251,27 @@ impl Engine {
         self.0.submits.call(groups, size, pressure).await
     }
 
+    /// The same jobs with their outputs, which what changes jobs leaves out: they are read beside the writer. A job that
+    /// was removed meanwhile stays as it was.
+    ///
+    /// # Errors
+    /// [`Error::DataLoss`] if one of the outputs is damaged.
+    pub async fn with_outputs(&self, jobs: Vec<Arc<Job>>) -> Result<Vec<Arc<Job>>, Error> {
+        let lacking: BTreeSet<_> =
+            jobs.iter().filter(|job| job.lacks_output().is_some()).map(|job| job.id.clone()).collect();
+        if lacking.is_empty() {
+            return Ok(jobs);
+        }
+        let (found, _) = self.0.store.get(lacking.into_iter().collect(), View::Result).await?;
+        let found: HashMap<_, _> =
+            found.into_iter().flatten().map(|job| (job.id.clone(), Arc::new(job))).collect();
+        Ok(jobs.into_iter().map(|job| found.get(&job.id).cloned().unwrap_or(job)).collect())
+    }
+
+    async fn with_output(&self, job: Arc<Job>) -> Result<Arc<Job>, Error> {
+        only(self.with_outputs(vec![job]).await?)
+    }
+
     /// What a submit would be answered, without its effect.
     ///
     /// # Errors
@@ -247,7 +280,8 @@ impl Engine {
         let size = size(&item);
         let item = Submission { check_only: true, ..item };
         let groups = self.0.submits.call(vec![vec![item]], size, Pressure::Refuse).await?;
-        only(only(groups)?.map_err(|(_, error)| error)?)
+        let submitted = only(only(groups)?.map_err(|(_, error)| error)?)?;
+        Ok(Submitted { job: self.with_output(submitted.job).await?, ..submitted })
     }
 
     /// # Errors
@@ -350,7 +384,7 @@ impl Engine {
     }
 
     /// Cancels a job, and tells its worker if it runs here.
-    pub async fn cancel(&self, cancel: Cancel) -> Result<Job, Error> {
+    pub async fn cancel(&self, cancel: Cancel) -> Result<Arc<Job>, Error> {
         let change = self.0.cancels.call(cancel, 1, Pressure::Refuse).await??;
         if let Some(lease) = change.revoke {
             self.0.leases.revoke(lease, Revocation::Cancelled);
@@ -360,7 +394,7 @@ impl Engine {
                 self.0.clock.now().after(self.0.config.workers.grace),
             );
         }
-        Ok(change.job)
+        self.with_output(change.job.into()).await
     }
 
     pub async fn retry(&self, retry: Retry) -> Result<Job, Error> {
@@ -459,7 +493,7 @@ fn size(item: &Submission) -> usize {
 }
 
 /// The only answer, to a group of one.
-pub fn only<T>(answers: Vec<T>) -> Result<T, Error> {
+fn only<T>(answers: Vec<T>) -> Result<T, Error> {
     answers.into_iter().next().ok_or_else(|| Error::Internal("no answer to a submit".into()))
 }
 
@@ -469,7 +503,8 @@ fn submits(
     store: &Arc<dyn Store>,
     clock: &Arc<Clock>,
 ) -> Batcher<Vec<Group>, Vec<GroupReply>> {
-    let bounds = Bounds { weight: Vec::len, ..bounds(&**store) };
+    let weight = |groups: &Vec<Group>| groups.iter().map(Vec::len).sum();
+    let bounds = Bounds { weight, ..bounds(&**store) };
     let (store, clock) = (store.clone(), clock.clone());
     Batcher::spawn(capacity, bounds, move |calls: Vec<Vec<Group>>| {
         let (store, now) = (store.clone(), clock.now());

@@ -83,6 +83,11 @@ impl Job {
         format!("{version:x}")
     }
 
+    /// The bytes of its output, if this view leaves them out.
+    pub fn lacks_output(&self) -> Option<usize> {
+        self.output.as_ref().filter(|output| output.body.is_none()).map(|output| output.size)
+    }
+
     /// The job at the end of its run, in [`View::Result`].
     pub fn ended(&self, ending: &Ending, version: i64, finish: Timestamp, delete: Timestamp) -> Self {
         Self {

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     config::Limits,
-    engine::{self, Engine, Pressure},
+    engine::{Engine, Pressure},
     job::{Error, JobId, View},
     proto::{self, job_service_server::JobService},
     store::{Cancel, Delete, ListQuery, Retry, Submission, Submitted},
@@ -115,10 +115,7 @@ impl Jobs {
         }
         let submitted = match until {
             Some(until) => self.engine.submit_and_wait(item, until).await?,
-            None => {
-                let group = self.engine.submit(vec![item], Pressure::Refuse).await;
-                engine::only(group.map_err(|(_, error)| error)?)?
-            }
+            None => self.engine.submit_one(item, Pressure::Refuse).await?,
         };
         Ok(self.answer(&submitted, format))
     }
@@ -159,24 +156,40 @@ impl Jobs {
             .submit(group, Pressure::Refuse)
             .await
             .map_err(|(index, error)| error.in_batch(index))?;
-        Ok(self.answers(&group, &formats))
+        Ok(self.answers(&group, &formats).await)
     }
 
     /// Jobs that were there already may have more to them than fits a message. Then each is told in short.
-    fn answers(&self, group: &[Submitted], formats: &[Format]) -> proto::BatchSubmitResponse {
+    async fn answers(&self, group: &[Submitted], formats: &[Format]) -> proto::BatchSubmitResponse {
+        let in_short = || group.iter().map(|submitted| self.answer_in_short(submitted)).collect();
+        let responses = self.answers_in_full(group, formats).await.unwrap_or_else(in_short);
+        let cursor = responses.first().map(|response| response.cursor.clone()).unwrap_or_default();
+        proto::BatchSubmitResponse { responses, cursor }
+    }
+
+    /// None if they do not fit a message, or outputs cannot be read: the batch counts all the same.
+    async fn answers_in_full(
+        &self,
+        group: &[Submitted],
+        formats: &[Format],
+    ) -> Option<Vec<proto::SubmitResponse>> {
+        let outputs: usize = group.iter().filter_map(|submitted| submitted.job.lacks_output()).sum();
+        if outputs > MAX_REPLY {
+            return None;
+        }
+        let jobs = group.iter().map(|submitted| submitted.job.clone()).collect();
+        let jobs = self.engine.with_outputs(jobs).await.ok()?;
         let mut size = 0;
         let mut responses = Vec::with_capacity(group.len());
-        for (submitted, &format) in group.iter().zip(formats) {
-            let answer = self.answer(submitted, format);
+        for ((submitted, job), &format) in group.iter().zip(jobs).zip(formats) {
+            let answer = self.answer(&Submitted { job, ..submitted.clone() }, format);
             size += answer.encoded_len();
             if size > MAX_REPLY {
-                responses = group.iter().map(|submitted| self.answer_in_short(submitted)).collect();
-                break;
+                return None;
             }
             responses.push(answer);
         }
-        let cursor = responses.first().map(|response| response.cursor.clone()).unwrap_or_default();
-        proto::BatchSubmitResponse { responses, cursor }
+        Some(responses)
     }
 
     fn answer_in_short(&self, submitted: &Submitted) -> proto::SubmitResponse {

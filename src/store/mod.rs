@@ -314,6 +314,7 @@ pub type GroupReply = Result<Vec<Submitted>, (usize, Error)>;
 /// A job that was accepted, or was there already.
 #[derive(Clone, Debug)]
 pub struct Submitted {
+    /// A new one as it was asked for; one that was there in [`View::Basic`].
     pub job: Arc<Job>,
     pub deduplicated: bool,
     /// At or before the commit: what follows cannot miss the job's end.
@@ -471,7 +472,7 @@ pub struct Delete {
     pub allow_missing: bool,
 }
 
-/// A job after a call, in [`View::Result`].
+/// A job after a call, in [`View::Basic`].
 #[derive(Clone, Debug)]
 pub struct Change {
     pub job: Job,

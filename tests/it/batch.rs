@@ -1,14 +1,17 @@
 //! BatchSubmit: all or none.
 
 use jobwire::proto::{
-    BatchSubmitRequest, BatchSubmitResponse, JobSpec, ListJobsRequest, SubmitRequest, WatchResultsRequest,
-    submit_request::OnUniqueConflict, watch_results_request::Start,
+    BatchSubmitRequest, BatchSubmitResponse, CancelJobRequest, FinishJobRequest, Job, JobSpec,
+    LeaseJobsRequest, ListJobsRequest, SubmitRequest, WatchResultsRequest, submit_request::OnUniqueConflict,
+    watch_results_request::Start,
 };
 use tonic::{Code, Status};
 
 use crate::{
-    calls::{Refusal, Watch, finish, place, result},
+    calls::{Refusal, Watch, accept, finish, place, result},
+    floods::peak,
     support::{Client, Server, seconds, spec, submit},
+    workers::{KIND, succeeded, task, workers},
 };
 
 async fn batch(client: &Client, requests: Vec<SubmitRequest>) -> Result<BatchSubmitResponse, Status> {
@@ -157,4 +160,44 @@ async fn an_answer_fits_a_message_whatever_was_there_already() {
     );
     let repeated = SubmitRequest { wait: None, ..item(0) };
     assert!(batch(&client, vec![repeated]).await.unwrap().responses[0].done);
+}
+
+#[tokio::test]
+async fn repeats_show_outputs_where_a_message_has_room_for_all() {
+    let server = Server::start();
+    let (client, workers) = (server.client().await, workers(&server).await);
+    let item = SubmitRequest { job_id: "large".into(), request_id: "r".into(), ..task("1") };
+    place(&client, item.clone()).await;
+    let ask = LeaseJobsRequest {
+        worker_id: "me".into(),
+        kinds: vec![KIND.into()],
+        wait: Some(seconds(10.0)),
+        ..Default::default()
+    };
+    let lease = workers.clone().lease_jobs(ask).await.unwrap().into_inner().leases.remove(0);
+    let finish = succeeded(&lease, &format!("\"{}\"", "x".repeat(900_000)));
+    workers.clone().finish_job(FinishJobRequest { finish: Some(finish) }).await.unwrap();
+
+    let shown = |job: &Option<Job>| {
+        let output = job.as_ref().and_then(|job| job.output.as_ref()).expect("an output");
+        assert!(output.body.is_some() && output.size_bytes == 900_002, "{output:.100?}");
+    };
+    for repeat in [item.clone(), SubmitRequest { validate_only: true, ..item.clone() }] {
+        let repeated = accept(&client, repeat).await;
+        assert!(repeated.deduplicated && repeated.done);
+        shown(&repeated.job);
+    }
+    let cancel = CancelJobRequest { job_id: "large".into(), ..Default::default() };
+    shown(&client.clone().cancel_job(cancel).await.unwrap().into_inner().job);
+    let four = batch(&client, vec![item.clone(); 4]).await.unwrap();
+    four.responses.iter().for_each(|one| shown(&one.job));
+
+    let before = peak(&server);
+    for _ in 0..3 {
+        let many = batch(&client, vec![item.clone(); 1000]).await.unwrap();
+        assert!(many.responses.iter().all(|one| one.deduplicated && one.done));
+        assert!(many.responses.iter().all(|one| one.job.as_ref().is_some_and(|job| job.output.is_none())));
+    }
+    let growth = peak(&server) - before;
+    assert!(growth < 64 << 20, "{growth} bytes");
 }

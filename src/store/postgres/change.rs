@@ -80,7 +80,7 @@ impl Named {
 impl Database {
     async fn named(&self, ids: impl Iterator<Item = &JobId>) -> Result<Named> {
         let ids: Vec<JobId> = ids.collect::<HashSet<_>>().into_iter().cloned().collect();
-        let rows: Vec<_> = self.jobs_by_id(&ids, View::Result).await?.jobs.into_iter().flatten().collect();
+        let rows: Vec<_> = self.jobs_by_id(&ids, View::Basic).await?.jobs.into_iter().flatten().collect();
         let nums = rows.iter().map(|row| (row.job.id.clone(), row.num)).collect();
         Ok(Named { unit: Unit::new(rows), nums, reruns: HashMap::new(), removals: HashMap::new() })
     }

@@ -40,9 +40,9 @@ impl Database {
         self.jobs(&nums[..few], view).await
     }
 
-    /// The same with their inputs and outputs.
+    /// The same with their inputs, but without outputs.
     pub async fn jobs_with_input(&self, nums: &[i64]) -> Result<Vec<Option<JobRow>>> {
-        Ok(self.snapshot(nums, &[], View::Result, true).await?.jobs)
+        Ok(self.snapshot(nums, &[], View::Basic, true).await?.jobs)
     }
 
     pub async fn jobs_by_id(&self, ids: &[JobId], view: View) -> Result<Snapshot> {

@@ -18,7 +18,7 @@ use super::{
     standing::Span,
 };
 use crate::{
-    job::{Error, Job, JobId, Key, Live, LiveState, QueueName, Timestamp},
+    job::{Error, Job, JobId, Key, Live, LiveState, QueueName, Timestamp, View},
     store::{
         GroupReply, Position, Submission, Submitted,
         fixed::Fixed,
@@ -196,8 +196,11 @@ impl Database {
         let nums: HashSet<i64> = found.iter().map(|row| get(row, "num")).collect();
         let nums: Vec<i64> = nums.into_iter().collect();
         if !nums.is_empty() {
-            let jobs = self.jobs_with_input(&nums).await?;
-            names.jobs = jobs.into_iter().flatten().map(|row| (row.num, row)).collect();
+            names.jobs = by_num(self.jobs(&nums, View::Basic).await?).collect();
+            let same = names.may_be_same(items);
+            if !same.is_empty() {
+                names.jobs.extend(by_num(self.jobs_with_input(&same).await?));
+            }
         }
         Ok(names)
     }
@@ -332,7 +335,19 @@ fn may_be_drawn(id: &JobId) -> bool {
     Uuid::try_parse(id.as_str()).is_ok_and(|uuid| uuid.get_version_num() == 7)
 }
 
+fn by_num(rows: Vec<Option<JobRow>>) -> impl Iterator<Item = (i64, JobRow)> {
+    rows.into_iter().flatten().map(|row| (row.num, row))
+}
+
 impl Names {
+    /// Jobs whose ids the items name and whose specs are theirs too, but for what the documents say: these must be read.
+    fn may_be_same(&self, items: &[&Submission]) -> Vec<i64> {
+        let same = self.ids.iter().filter(|(at, num)| {
+            self.jobs.get(num).is_some_and(|row| *row.job.spec == *items[**at].spec.omit_payload())
+        });
+        same.map(|(_, num)| *num).collect::<HashSet<_>>().into_iter().collect()
+    }
+
     fn add(&mut self, row: &Row, items: &[&Submission]) {
         let (sort, at, num): (i32, i64, i64) = (get(row, "sort"), get(row, "at"), get(row, "num"));
         let at = at as usize;
@@ -493,7 +508,7 @@ impl<'a> Plan<'a> {
         self.names.jobs.get(&num).ok_or_else(gone)
     }
 
-    /// A job as it is now, without its input.
+    /// A job as it is now, without its input and its output.
     fn job(&self, found: Found) -> Answer<Arc<Job>> {
         let job = match found {
             Found::New(at) => (*self.accepted[at].job).clone(),

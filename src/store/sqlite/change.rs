@@ -132,8 +132,8 @@ fn done(tx: &Tx<'_>, num: i64) -> Result<Place> {
         .ok_or_else(|| rows::damaged("a job that is in no state"))
 }
 
-/// A job as it is now, without its payload.
+/// A job as it is now, without its payload and its output: the writer copies nothing that is large.
 pub fn present(tx: &Tx<'_>, num: i64) -> Result<Answer<Job>> {
-    let job = read::job(tx.connection, num, View::Result);
+    let job = read::job(tx.connection, num, View::Basic);
     rows::intact(job.and_then(|job| job.ok_or_else(|| rows::damaged("a job"))))
 }

@@ -47,7 +47,7 @@ pub fn feed_start(connection: &Connection, now: Timestamp) -> Result<FeedStart> 
     Ok(FeedStart { position: Position(position), time: oldest.map_or(now, Timestamp), cut: cut(connection)? })
 }
 
-const OUTCOMES: &str = "SELECT done.*, job.id, line.queue, line.kind, job.priority, job.submitted, \
+const OUTCOMES: &str = "SELECT done.*, length(done.output) AS output_size, job.id, line.queue, line.kind, job.priority, job.submitted, \
      job.content_type AS payload_type, length(job.payload) AS size, job.options \
      FROM done JOIN job USING (num) JOIN line ON line.id = job.line \
      WHERE seq > ?1 ORDER BY seq LIMIT ?2";

@@ -122,8 +122,15 @@ pub fn live_job(connection: &Connection, fixed: Fixed, row: &LiveRow) -> Result<
 }
 
 fn done_job(connection: &Connection, num: i64, fixed: Fixed, view: View) -> Result<Job> {
-    let mut statement =
-        connection.prepare_cached("SELECT * FROM done WHERE num = ?1 ORDER BY num DESC, seq DESC LIMIT 1")?;
+    // Of `*` SQLite reads all, also what nobody looks at.
+    let sql = match view {
+        View::Basic => {
+            "SELECT num, run, attempt, version, state, worker, started, finished, keep_until, error, content_type, \
+             length(output) AS output_size FROM done WHERE num = ?1 ORDER BY num DESC, seq DESC LIMIT 1"
+        }
+        _ => "SELECT * FROM done WHERE num = ?1 ORDER BY num DESC, seq DESC LIMIT 1",
+    };
+    let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query([num])?;
     let row = rows.next()?.ok_or_else(|| rows::damaged("a job that is in no state"))?;
     if row.get::<_, i64>("num")? != num {
@@ -137,8 +144,8 @@ pub fn of_done(connection: &Connection, fixed: Fixed, row: &Row<'_>, view: View)
     let (num, run) = (row.get("num")?, row.get("run")?);
     let content_type: Option<String> = row.get("content_type")?;
     let output = if view == View::Basic {
-        let size = row.get_ref("output")?.as_blob_or_null()?.map_or(0, <[u8]>::len);
-        content_type.map(|content_type| Payload { content_type, size, body: None })
+        let size: Option<usize> = row.get("output_size")?;
+        content_type.zip(size).map(|(content_type, size)| Payload { content_type, size, body: None })
     } else {
         let body = rows::Ended::of(row)?.output.map(Bytes::copy_from_slice);
         content_type.zip(body).map(|(content_type, body)| Payload::new(content_type, body))

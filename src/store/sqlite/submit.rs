@@ -93,7 +93,7 @@ fn submit_one(
     Ok(Ok(Submitted { job: fixed.live(&live).into(), deduplicated: false, position: before }))
 }
 
-/// A job that is there already, without its payload.
+/// A job that is there already, without its payload and its output.
 fn present(tx: &Tx<'_>, num: i64) -> Result<std::result::Result<Job, Error>> {
     if let Some((row, fixed)) = tx.fresh.get(num) {
         let fixed = Fixed { spec: fixed.spec.omit_payload(), ..fixed.clone() };
@@ -135,9 +135,9 @@ fn find(
     if submission.own_id
         && let Some(num) = tx.num(&submission.job_id)?
     {
-        return Ok(match rows::intact(read::fixed(tx.connection, num, true))? {
-            Ok(Some(fixed)) if fixed.spec == submission.spec => Ok(Some(num)),
-            Ok(_) => Err(Error::JobIdInUse { job_id: submission.job_id.to_string() }),
+        return Ok(match rows::intact(is_of(tx, num, &submission.spec))? {
+            Ok(true) => Ok(Some(num)),
+            Ok(false) => Err(Error::JobIdInUse { job_id: submission.job_id.to_string() }),
             Err(error) => Err(error),
         });
     }
@@ -152,6 +152,15 @@ fn find(
         return Ok(Ok(Some(num)));
     }
     Ok(Ok(None))
+}
+
+/// Whether a job is one of this spec. Its payload is read only if all else is the same, its size too.
+fn is_of(tx: &Tx<'_>, num: i64, spec: &JobSpec) -> Result<bool> {
+    let is = |spec: &JobSpec, with_payload| -> Result<bool> {
+        let fixed = read::fixed(tx.connection, num, with_payload)?;
+        Ok(fixed.is_some_and(|fixed| *fixed.spec == *spec))
+    };
+    Ok(is(&spec.omit_payload(), false)? && is(spec, true)?)
 }
 
 /// The unfinished job that holds the unique key of a spec.

@@ -48,7 +48,7 @@ pub async fn a_cancel_leaves_a_final_job(open: Open) {
     for state in FINAL {
         let name = state.to_string();
         world.reach(job(&name), state).await;
-        let before = world.find(&name, View::Result).await.unwrap();
+        let before = world.find(&name, View::Basic).await.unwrap();
         world.sleep(secs(1));
         let Change { job, revoke } = world.cancel(&name).await.unwrap();
         assert_eq!((job, revoke), (before, None));

@@ -60,6 +60,7 @@ macro_rules! store_suite {
                 a_unique_key_is_free_at_the_end
                 a_request_that_met_a_unique_key_can_be_repeated
                 a_repeat_shows_the_job_as_it_is_now
+                a_repeat_reads_no_bodies
                 a_submit_tells_where_to_watch_from
             }
             groups {

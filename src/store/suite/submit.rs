@@ -252,7 +252,26 @@ pub async fn a_repeat_shows_the_job_as_it_is_now(open: Open) {
     for repeat in [job("a"), job("a").request("r")] {
         let job = world.repeat(repeat).await;
         assert_eq!(job.state, State::SUCCEEDED);
-        assert_eq!(job.output.unwrap(), Payload::new(Payload::TEXT, "out"));
+        assert_eq!(job.output.unwrap(), Payload::new(Payload::TEXT, "out").omit_body());
+    }
+}
+
+pub async fn a_repeat_reads_no_bodies(open: Open) {
+    let world = World::new(open).await;
+    let leased = world.start(job("a").request("r").payload("x".repeat(1000))).await;
+    let output = Payload::new(Payload::TEXT, "y".repeat(1000));
+    world.settle(World::report(&leased, Report::Succeeded(output.clone()))).await.unwrap();
+    let repeats = (0..100).map(|_| job("a").request("r").payload("x".repeat(1000)));
+    for one in world.group(repeats).await.unwrap() {
+        assert!(one.deduplicated);
+        assert_eq!(
+            (one.job.spec.payload.body.as_ref(), one.job.output.as_ref()),
+            (None, Some(&output.omit_body()))
+        );
+    }
+    // Neither does one that is refused, whatever its size.
+    for other in ["x".to_owned(), format!("y{}", "x".repeat(999))] {
+        assert_matches!(world.try_add(job("a").payload(other)).await, Err(Error::JobIdInUse { .. }));
     }
 }
 
