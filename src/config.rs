@@ -225,7 +225,7 @@ impl Default for Http2 {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Web {
-    /// Origins whose pages may call, such as `https://app.example.org`. Empty: none.
+    /// Origins whose pages may call, such as `https://app.example.org`, also those served under the same name. Empty: none.
     pub allowed_origins: Vec<String>,
 }
 

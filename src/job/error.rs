@@ -75,8 +75,12 @@ pub enum Error {
     StreamRotated,
     #[error("the deadline of the call has passed")]
     DeadlineExceeded,
-    #[error("this store has no {0}: GetServerInfo names the features there are")]
-    NotSupported(&'static str),
+    #[error(
+        "pages of {origin} may not call: if they should, add it to web.allowed_origins in the server's settings"
+    )]
+    OriginNotAllowed { origin: String },
+    #[error("{0}")]
+    NotSupported(String),
     #[error(
         "{0} does not match its checksum and is not handed out: run `jobwire verify` and restore a backup"
     )]

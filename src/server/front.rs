@@ -27,11 +27,13 @@ use super::{
     jobs::{self, JobsApi},
     lists::{Counted, List},
     room::Room,
+    status::status,
     watches::{self, EncodedAnswers, Watches},
     workers::{self, WorkersApi},
 };
 use crate::{
     config::Config,
+    job::Error,
     proto::{
         job_service_server::{JobService as _, JobServiceServer},
         worker_service_server::WorkerService as _,
@@ -72,9 +74,10 @@ impl Front {
             room,
             cap: config.limits.max_unary,
         });
-        let translated = tonic_web::GrpcWebLayer::new().layer(Native(calls.clone()));
         let origins: Vec<HeaderValue> =
             config.web.allowed_origins.iter().filter_map(|origin| origin.parse().ok()).collect();
+        let pages = Pages { calls: calls.clone(), allowed: origins.as_slice().into() };
+        let translated = tonic_web::GrpcWebLayer::new().layer(pages);
         let web = match origins.is_empty() {
             true => BoxCloneSyncService::new(translated),
             false => BoxCloneSyncService::new(cors(origins).layer(translated)),
@@ -194,11 +197,18 @@ impl Calls {
     }
 }
 
-/// The services, for the layers of web pages.
+/// The services, below the layers for web pages.
+///
+/// Browsers keep answers from pages of other origins, but send simple requests all the same; and of a page whose name was
+/// made to lead here they think that it is the server's own. So each request of a page says whose it is, and is refused
+/// before it has an effect.
 #[derive(Clone)]
-struct Native(Arc<Calls>);
+struct Pages {
+    calls: Arc<Calls>,
+    allowed: Arc<[HeaderValue]>,
+}
 
-impl Service<Request<Body>> for Native {
+impl Service<Request<Body>> for Pages {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
@@ -208,7 +218,17 @@ impl Service<Request<Body>> for Native {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let calls = self.0.clone();
-        Box::pin(async move { Ok(calls.answer(request).await) })
+        let calls = self.calls.clone();
+        let origin = request.headers().get(header::ORIGIN);
+        let refused = origin.filter(|origin| !self.allowed.contains(origin)).map(|origin| {
+            let origin = String::from_utf8_lossy(origin.as_bytes()).into_owned();
+            status(Error::OriginNotAllowed { origin }).into_http()
+        });
+        Box::pin(async move {
+            Ok(match refused {
+                Some(refusal) => refusal,
+                None => calls.answer(request).await,
+            })
+        })
     }
 }

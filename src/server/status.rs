@@ -120,6 +120,7 @@ fn told(error: &Error) -> Told {
             told
         }
         Error::DeadlineExceeded => plain(DeadlineExceeded, "DEADLINE_EXCEEDED"),
+        Error::OriginNotAllowed { .. } => plain(PermissionDenied, "ORIGIN_NOT_ALLOWED"),
         Error::NotSupported(_) => plain(Unimplemented, "NOT_SUPPORTED"),
         Error::DataLoss(_) => plain(Code::DataLoss, "DATA_LOSS"),
         Error::Internal(_) => plain(Code::Internal, "INTERNAL"),
@@ -186,9 +187,7 @@ pub fn of_library(refusal: &Status) -> Option<Status> {
                 }
                 why => why.to_owned(),
             };
-            let mut details = ErrorDetails::new();
-            details.set_error_info("NOT_SUPPORTED", DOMAIN, HashMap::new());
-            Some(Status::with_error_details(Code::Unimplemented, cut(&message, MAX_MESSAGE), details))
+            Some(status(Error::NotSupported(message)))
         }
         _ => None,
     }

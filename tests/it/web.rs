@@ -6,8 +6,8 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use jobwire::proto::{
-    GetJobRequest, JobFilter, SubmitRequest, SubmitResponse, WatchResultsRequest, WatchResultsResponse,
-    watch_results_response::Event,
+    GetJobRequest, JobFilter, ListJobsRequest, SubmitRequest, SubmitResponse, WatchResultsRequest,
+    WatchResultsResponse, watch_results_response::Event,
 };
 use prost::Message;
 use tokio::{net::TcpStream, time::timeout};
@@ -241,7 +241,22 @@ async fn preflight(server: &Server, origin: &str) -> Answer {
 async fn other_origins_are_not_let_in() {
     let server = Server::start();
     assert!(preflight(&server, ORIGIN).await.allows_nobody());
-    assert!(call(&server, "Submit", &submit("nobody", "1"), &[("origin", ORIGIN)]).await.allows_nobody());
+    // One of them is what a page would say whose name was made to lead here.
+    let rebound = format!("http://rebound.example.org:{}", server.address().rsplit(':').next().unwrap());
+    for origin in [ORIGIN, "null", "", &rebound] {
+        // The second one needs no preflight.
+        let simple = ("content-type", "application/grpc-web");
+        for headers in [vec![WEB, ("x-grpc-web", "1")], vec![simple]] {
+            let headers = [headers, vec![("origin", origin)]].concat();
+            let body = framed(&submit("nobody", "1"));
+            let refused = send(&server, Method::POST, "Submit", &headers, body).await;
+            assert!(refused.allows_nobody());
+            assert_eq!(refused.header("grpc-status"), "7", "{origin}: {:?}", refused.headers);
+            assert!(refused.header("grpc-message").contains("web.allowed_origins"));
+        }
+    }
+    let stored = server.client().await.list_jobs(ListJobsRequest::default()).await.unwrap().into_inner();
+    assert!(stored.jobs.is_empty(), "{stored:?}");
 }
 
 #[tokio::test]
@@ -260,5 +275,7 @@ async fn an_origin_that_is_named_is_let_in() {
     }
     for other in ["https://evil.example.org", "null", "https://app.example.org.evil.org"] {
         assert_eq!(preflight(&server, other).await.header("access-control-allow-origin"), "");
+        let refused = call(&server, "Submit", &submit("nobody", "1"), &[("origin", other)]).await;
+        assert_eq!(refused.header("grpc-status"), "7", "{other}");
     }
 }
