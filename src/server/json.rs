@@ -31,7 +31,66 @@ pub fn from_bytes(bytes: &[u8]) -> Option<Value> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = Seed { depth: 0 }.deserialize(&mut deserializer).ok()?;
     deserializer.end().ok()?;
-    Some(value)
+    survives(bytes).then_some(value)
+}
+
+/// Whether every number of a document is the same after it was a double. Integers are looked at as they are parsed.
+fn survives(document: &[u8]) -> bool {
+    let mut rest = document;
+    while let Some(first) = rest.first() {
+        let length = match first {
+            b'"' => string_length(rest),
+            b'-' | b'0'..=b'9' => rest.iter().take_while(|byte| is_of_number(byte)).count(),
+            _ => 1,
+        };
+        let (token, after) = rest.split_at(length);
+        if length > 1
+            && *first != b'"'
+            && token.iter().any(|byte| b".eE".contains(byte))
+            && !comes_back(token)
+        {
+            return false;
+        }
+        rest = after;
+    }
+    true
+}
+
+fn is_of_number(byte: &u8) -> bool {
+    byte.is_ascii_digit() || b"+-.eE".contains(byte)
+}
+
+/// With its quotes.
+fn string_length(text: &[u8]) -> usize {
+    let mut escaped = false;
+    let end = text[1..].iter().position(|&byte| {
+        let ends = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        ends
+    });
+    end.map_or(text.len(), |end| end + 2)
+}
+
+fn comes_back(number: &[u8]) -> bool {
+    let Ok(number) = std::str::from_utf8(number) else { return false };
+    // As it would be rendered: of two numbers that are as short and as near, others may choose the other one.
+    let told = number.parse::<f64>().ok().and_then(|double| serde_json::to_string(&double).ok());
+    let told = told.and_then(|told| decimal(&told));
+    told.is_some() && told == decimal(number)
+}
+
+/// The digits of a number without zeros around them, and the power of ten of the last one; without its sign.
+fn decimal(literal: &str) -> Option<(String, i64)> {
+    let (mantissa, exponent) = literal.split_once(['e', 'E']).unwrap_or((literal, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = format!("{whole}{fraction}");
+    let all = digits.trim_start_matches(['-', '0']);
+    let kept = all.trim_end_matches('0');
+    if kept.is_empty() {
+        return Some((String::new(), 0));
+    }
+    let shift = (all.len() - kept.len()) as i64 - fraction.len() as i64;
+    Some((kept.to_owned(), exponent.parse::<i64>().ok()?.checked_add(shift)?))
 }
 
 struct Node<'a> {
@@ -184,7 +243,12 @@ mod tests {
             r#""text""#,
             "1.5",
             "-0.1",
+            "0.1234567890123456",
+            "1.5000076293945312",
+            "5e-324",
+            "1.7976931348623157e-300",
             "9007199254740992",
+            r#"{"0.12345678901234567890":"1e-400 \"0.12345678901234567890"}"#,
             "-9007199254740992",
             r#"{"a":[1,2,{"b":null}],"c":"ü"}"#,
             "[]",
@@ -193,6 +257,9 @@ mod tests {
             assert_eq!(to_bytes(&parse(text).unwrap()).unwrap(), text.as_bytes());
         }
         assert_eq!(to_bytes(&parse(r#"{ "b": 1.0, "a": 2 }"#).unwrap()).unwrap(), br#"{"a":2,"b":1}"#);
+        for (text, plain) in [("1.50", "1.5"), ("-12.5E+1", "-125"), ("0.0e7", "0"), ("250e-2", "2.5")] {
+            assert_eq!(to_bytes(&parse(text).unwrap()).unwrap(), plain.as_bytes());
+        }
     }
 
     #[test]
@@ -205,6 +272,11 @@ mod tests {
             "9007199254740993.0",
             "1e300",
             "1e400",
+            "1e-400",
+            "0.12345678901234567890",
+            r#"{"a\\":[1,-4503599627370497.26]}"#,
+            "[0.1,0.30000000000000000001]",
+            "1e-99999999999999999999",
             r#"{"a":1,"a":2}"#,
             "{",
             "1 2",
