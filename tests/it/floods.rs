@@ -3,7 +3,7 @@
 
 use std::{fs, time::Duration};
 
-use jobwire::proto::{GetResultRequest, WatchResultsRequest};
+use jobwire::proto::{GetResultRequest, LeaseJobsRequest, WatchResultsRequest};
 use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -13,14 +13,15 @@ use tokio::{
 use tonic::{Code, codec::CompressionEncoding};
 
 use crate::{
-    calls::{Refusal, eventually, finish},
+    calls::{Refusal, eventually, finish, place},
     frames::{
         ACK, CONTINUATION, Connection, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM,
         SETTINGS, WINDOW_UPDATE, frame, headers,
     },
     gzip::{flagged, gzip},
-    support::{Server, submit},
+    support::{Server, seconds, submit},
     vanish::{framed, path},
+    workers::{KIND, task, workers},
 };
 
 /// Bytes that a flood may cost.
@@ -226,6 +227,33 @@ async fn replies_that_nobody_takes_have_so_much_room() {
     drop(connection);
     eventually(async || client.clone().get_result(get.clone()).await.ok()).await;
     target.stands().await;
+}
+
+#[tokio::test]
+async fn leases_that_have_no_room_go_back() {
+    let server = Server::with(ROOM);
+    let (client, workers) = (server.client().await, workers(&server).await);
+    let large = format!("\"{}\"", "x".repeat((1 << 20) - 2));
+    let id = finish(&client, submit("echo", &large)).await.job_id;
+    let get = GetResultRequest { job_id: id, ..Default::default() };
+    let mut connection = Connection::open(&server).await;
+    // SETTINGS_INITIAL_WINDOW_SIZE 0.
+    connection.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await;
+    for n in 0..16u32 {
+        connection.send(&frame(HEADERS, END_HEADERS, 2 * n + 1, &path("GetResult"))).await;
+        connection.send(&frame(DATA, END_STREAM, 2 * n + 1, &framed(&get))).await;
+    }
+    assert_eq!(refused(&mut connection, 16).await, 1);
+    place(&client, task(&large)).await;
+    let ask = LeaseJobsRequest { worker_id: "me".into(), kinds: vec![KIND.into()], ..Default::default() };
+    let full = Refusal::of(workers.clone().lease_jobs(ask.clone()).await);
+    full.is(Code::ResourceExhausted, "QUEUE_FULL");
+    drop(connection);
+    eventually(async || client.clone().get_result(get.clone()).await.ok()).await;
+    // Long before its lease would have run out.
+    let ask = LeaseJobsRequest { wait: Some(seconds(5.0)), ..ask };
+    let leases = workers.clone().lease_jobs(ask).await.unwrap().into_inner().leases;
+    assert_eq!(leases.len(), 1);
 }
 
 /// Sends DATA, as windows allow.

@@ -113,13 +113,18 @@ impl Workers {
         let fitting = fitting(&leases);
         let too_much: Vec<LeaseId> = granted.drain(fitting..).map(|granted| granted.lease).collect();
         leases.truncate(fitting);
-        self.engine.give_back(too_much).await;
+        self.give_back(&too_much).await;
         if let [one] = &leases[..]
             && one.encoded_len() > MAX_REPLY
         {
             leases = granted.iter().map(|granted| convert::lease(granted, &self.key, Format::Text)).collect();
         }
         Ok(proto::LeaseJobsResponse { leases: numbered(leases) })
+    }
+
+    /// Gives leases back that have not reached their worker.
+    async fn give_back(&self, leases: &[LeaseId]) {
+        self.engine.give_back(self.engine.take_unconfirmed(leases)).await;
     }
 
     async fn renew_leases(
@@ -207,8 +212,18 @@ impl WorkerService for WorkersApi {
     ) -> Answer<proto::LeaseJobsResponse> {
         let place = self.place().map_err(status)?;
         let deadline = Deadline::of(&request);
-        let answer = self.workers()?.lease_jobs(request.into_inner(), deadline, place).await;
-        answer.and_then(|reply| self.room.reply(reply)).map_err(status)
+        let workers = self.workers()?;
+        let answer = workers.lease_jobs(request.into_inner(), deadline, place).await;
+        let reply = answer.map_err(status)?;
+        let leases: Vec<_> =
+            reply.leases.iter().filter_map(|lease| workers.key.lease(&lease.lease_id)).collect();
+        match self.room.reply(reply) {
+            Ok(reply) => Ok(reply),
+            Err(full) => {
+                workers.give_back(&leases).await;
+                Err(status(full))
+            }
+        }
     }
 
     async fn renew_leases(

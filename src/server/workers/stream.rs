@@ -274,8 +274,7 @@ impl Connection<'_> {
             }
         }
         back.extend(granted.map(|granted| granted.lease));
-        let engine = &self.workers.engine;
-        engine.give_back(engine.take_unconfirmed(&back)).await;
+        self.workers.give_back(&back).await;
         match sent {
             Err(Some(why)) => Err(why),
             Ok(()) | Err(None) => Ok(()),

@@ -4,7 +4,7 @@ use std::{slice::from_ref, time::Duration};
 
 use jobwire::proto::{
     CancelJobRequest, FinishJobRequest, FinishJobResponse, Job, Lease, LeaseJobsRequest, LeaseProgress,
-    RenewLeasesRequest, RenewLeasesResponse, finish::Outcome, job::State, job_error::Cause,
+    PayloadFormat, RenewLeasesRequest, RenewLeasesResponse, finish::Outcome, job::State, job_error::Cause,
     lease_revoked::Reason,
 };
 use tokio::time::{sleep, timeout};
@@ -113,6 +113,26 @@ async fn without_jobs_the_answer_is_none_at_the_end_of_the_wait() {
     request.set_timeout(Duration::from_secs(1));
     let reply = client.clone().lease_jobs(request).await.expect("an answer before the deadline");
     assert!(reply.into_inner().leases.is_empty());
+}
+
+#[tokio::test]
+async fn a_repeat_that_has_less_room_gives_nothing_back_that_is_held() {
+    let server = Server::start();
+    let (jobs, client) = (server.client().await, workers(&server).await);
+    // As values they take five times as many bytes.
+    let list = format!("[{}]", ["1"; 90_000].join(","));
+    for _ in 0..9 {
+        place(&jobs, task(&list)).await;
+    }
+    let ask = LeaseJobsRequest { max_jobs: 9, request_id: "r".into(), ..ask(0.0) };
+    let held = lease(&client, ask.clone()).await;
+    assert_eq!(held.len(), 9);
+    renew(&client, &held.iter().collect::<Vec<_>>(), vec![]).await;
+    let readable = LeaseJobsRequest { payload_format: PayloadFormat::Readable.into(), ..ask };
+    assert_eq!(lease(&client, readable).await.len(), 4);
+    for held in &held {
+        finish_job(&client, succeeded(held, "1")).await.expect("it is held");
+    }
 }
 
 #[tokio::test]
