@@ -169,8 +169,10 @@ fn run(mut given: mpsc::Receiver<Given>, mut lives: Option<sqlite::Lives>, watch
         }
         let watcher = watcher.lock().expect("nobody panics");
         for outcome in running.drain(..) {
-            // It may have gone.
-            let _ = watcher.as_ref().map(|watcher| watcher.send(Ok(outcome)));
+            if let Some(watcher) = &*watcher {
+                // It may have gone.
+                let _ = watcher.send(Ok(outcome));
+            }
         }
         for (StreamSubmitRequest { sequence, request }, caller) in jobs {
             let accepted = Accepted { job_id: "i".repeat(36), deduplicated: false, cursor: "c".repeat(30) };

@@ -87,8 +87,10 @@ impl Engine {
             return self.ask_once(request, place).await;
         };
         let name = (request.worker.clone(), key);
-        if let Some(answer) = self.0.requests.find(&name) {
-            let leases = answer.await?;
+        // One that failed is made anew.
+        if let Some(answer) = self.0.requests.find(&name)
+            && let Ok(leases) = answer.await
+        {
             let again = self.granted_again(&leases).await?;
             if !again.is_empty() {
                 return Ok(again);

@@ -67,6 +67,11 @@ impl Drop for Checkpointer {
 fn run(connection: Connection, wal: &Path, limit: u64, signals: &Signals, stopped: &Receiver<()>) {
     let mut seen = None;
     while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
+        if signals.failed.borrow().is_some() {
+            // After a commit that failed nothing is written any more.
+            std::mem::forget(connection);
+            return;
+        }
         // By path only: a descriptor of the database's files must not be opened here. A log that has begun anew grows
         // no more, but it changes.
         let Ok(file) = std::fs::metadata(wal) else { continue };
