@@ -1043,7 +1043,8 @@ func (*WatchResultsRequest_Earliest) isWatchResultsRequest_Start() {}
 
 type WatchResultsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Every matching outcome up to here was sent. Empty on `changed` and `progress`.
+	// Every matching outcome up to here was sent. Empty on `changed` and `progress`, and on a first checkpoint that a gap
+	// follows where the request named no place in this log.
 	Cursor string `protobuf:"bytes,1,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	// Types that are valid to be assigned to Event:
 	//

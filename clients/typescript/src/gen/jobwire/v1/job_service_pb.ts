@@ -508,7 +508,8 @@ export const WatchResultsRequest_OnGapSchema: GenEnum<WatchResultsRequest_OnGap>
  */
 export type WatchResultsResponse = Message<"jobwire.v1.WatchResultsResponse"> & {
   /**
-   * Every matching outcome up to here was sent. Empty on `changed` and `progress`.
+   * Every matching outcome up to here was sent. Empty on `changed` and `progress`, and on a first checkpoint that a gap
+   * follows where the request named no place in this log.
    *
    * @generated from field: string cursor = 1;
    */
