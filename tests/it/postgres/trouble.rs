@@ -53,7 +53,9 @@ async fn a_claim_that_hangs_keeps_its_place() {
     };
     let database = connect(&url).await;
     database.batch_execute("begin; lock table ready").await.expect("nobody else holds it for long");
-    Refusal::of(ask().await).is(Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
+    let late = ask().await.expect_err("there is no answer").code();
+    // Whichever side notices first.
+    assert!([Code::DeadlineExceeded, Code::Cancelled].contains(&late), "{late}");
     Refusal::of(ask().await).is(Code::ResourceExhausted, "WATCH_LIMIT");
     database.batch_execute("commit").await.expect("it is there");
     eventually(async || ask().await.ok()?.into_inner().leases.pop()).await;
