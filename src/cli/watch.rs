@@ -12,8 +12,8 @@ use super::{
     values::{Since, since},
 };
 use crate::proto::{
-    Gap, Job, JobProgress, WatchResultsRequest, WatchResultsResponse, job::State, watch_results_request,
-    watch_results_request::Start, watch_results_response::Event,
+    Gap, GetJobRequest, Job, JobProgress, WatchResultsRequest, WatchResultsResponse, job::State,
+    watch_results_request, watch_results_request::Start, watch_results_response::Event,
 };
 
 const EXAMPLES: &str = "\
@@ -91,14 +91,23 @@ impl Watch {
             Format::Table => View::Lines,
         };
         let until_done = self.until_done;
-        let mut messages = shell.connect().await?.watch(self.into_request(live));
+        let client = shell.connect().await?;
         let mut unsuccessful = BTreeSet::new();
+        let mut unseen: BTreeSet<String> =
+            if until_done { self.job_ids.iter().cloned().collect() } else { BTreeSet::new() };
+        let mut messages = client.watch(self.into_request(live));
         while let Some(message) = messages.next().await {
             let message = message?;
             if let Some(Event::Finished(job)) = message.event.as_ref().filter(|_| until_done) {
                 note_outcome(&mut unsuccessful, job);
+                unseen.remove(&job.job_id);
             }
             view.show(shell, &message)?;
+        }
+        // Their ends were before the start, in a gap, or not what was to be shown.
+        for job_id in unseen {
+            let job = client.get(GetJobRequest { job_id, ..GetJobRequest::default() }).await?;
+            note_outcome(&mut unsuccessful, &job);
         }
         Ok(if unsuccessful.is_empty() { 0 } else { 1 })
     }

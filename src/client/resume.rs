@@ -24,16 +24,23 @@ pub(super) struct Resume {
     /// Outcomes from before the watch are still being sent, so a cursor would skip the rest of them.
     replaying: bool,
     replayed: HashSet<(String, i32)>,
-    /// Under `until_all_done`: ids whose outcome has not come yet.
-    unfinished: BTreeSet<String>,
+    /// Under `until_all_done`: ids of which an outcome has come, perhaps not the last one.
+    seen: BTreeSet<String>,
+    /// Those of them that were removed since: unknown ids by now.
+    gone: BTreeSet<String>,
 }
 
 impl Resume {
     pub(super) fn new(request: WatchResultsRequest) -> Self {
         let replaying = request.start.is_none() && (request.include_existing || request.until_all_done);
-        let ids = request.filter.iter().flat_map(|filter| filter.job_ids.iter().cloned());
-        let unfinished = if request.until_all_done { ids.collect() } else { BTreeSet::new() };
-        Self { request, cursor: None, replaying, replayed: HashSet::new(), unfinished }
+        Self {
+            request,
+            cursor: None,
+            replaying,
+            replayed: HashSet::new(),
+            seen: BTreeSet::new(),
+            gone: BTreeSet::new(),
+        }
     }
 
     /// The request that goes on from here. `elapsed`: since the first one was sent.
@@ -46,9 +53,8 @@ impl Resume {
             // The same moment in the past as at the first try.
             lookback.seconds = lookback.seconds.saturating_add_unsigned(elapsed.as_secs()).saturating_add(1);
         }
-        // A job that has ended may have been removed since, and would be an unknown id.
-        if let Some(filter) = request.filter.as_mut().filter(|_| request.until_all_done) {
-            filter.job_ids.retain(|id| self.unfinished.contains(id));
+        if let Some(filter) = &mut request.filter {
+            filter.job_ids.retain(|id| !self.gone.contains(id));
         }
         request
     }
@@ -71,7 +77,9 @@ impl Resume {
     }
 
     fn note_finished(&mut self, job: &Job) -> bool {
-        self.unfinished.remove(&job.job_id);
+        if self.request.until_all_done {
+            self.seen.insert(job.job_id.clone());
+        }
         if !self.replaying {
             return true;
         }
@@ -83,9 +91,16 @@ impl Resume {
         }
     }
 
-    /// Nothing is left to wait for.
+    /// Whether an error only says that a job was removed after its end: it is not asked for again.
+    pub(super) fn note_gone(&mut self, error: &Error) -> bool {
+        let unknown = error.metadata("job_id").filter(|_| error.reason() == Some("JOB_NOT_FOUND"));
+        unknown.is_some_and(|id| self.seen.contains(id) && self.gone.insert(id.to_owned()))
+    }
+
+    /// Nothing is left to ask for.
     pub(super) fn fulfilled(&self) -> bool {
-        self.request.until_all_done && self.unfinished.is_empty()
+        let ids = self.request.filter.iter().flat_map(|filter| &filter.job_ids);
+        !self.gone.is_empty() && ids.into_iter().all(|id| self.gone.contains(id))
     }
 
     /// The server ends this stream with OK when it has sent everything.
@@ -193,18 +208,26 @@ mod tests {
     }
 
     #[test]
-    fn until_all_done_asks_only_for_what_is_left() {
-        let mut resume = Resume::new(all_done(&["a", "b", "c"]));
-        resume.note(&checkpoint(false, "c1"));
-        resume.note(&finished("b", 1, "c1"));
-        assert_eq!(ids(&resume), ["a", "c"]);
-        assert_eq!(start(&resume), None);
+    fn until_all_done_leaves_out_only_what_was_removed_after_its_end() {
+        let mut resume = Resume::new(all_done(&["a", "b"]));
         resume.note(&checkpoint(true, "c1"));
-        resume.note(&finished("a", 1, "c2"));
-        assert_eq!(ids(&resume), ["c"]);
+        resume.note(&finished("b", 1, "c2"));
+        // It may be running again.
+        assert_eq!(ids(&resume), ["a", "b"]);
         assert_eq!(start(&resume), Some(Start::AfterCursor("c2".into())));
+        let unknown = |id: &str| {
+            let job_id = [("job_id".to_owned(), id.to_owned())];
+            let details = ErrorDetails::with_error_info("JOB_NOT_FOUND", "jobwire.v1", job_id);
+            Error::from(Status::with_error_details(Code::NotFound, "no", details))
+        };
+        assert!(!resume.note_gone(&unknown("a")));
+        assert!(resume.note_gone(&unknown("b")));
+        assert!(!resume.note_gone(&unknown("b")));
+        assert_eq!(ids(&resume), ["a"]);
         assert!(!resume.fulfilled());
-        resume.note(&finished("c", 1, "c3"));
+        resume.note(&finished("a", 1, "c3"));
+        assert!(!resume.fulfilled());
+        assert!(resume.note_gone(&unknown("a")));
         assert!(resume.fulfilled());
     }
 

@@ -1,7 +1,7 @@
 //! The client against a server that misbehaves on purpose.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex},
 };
 
@@ -159,7 +159,13 @@ impl Fake {
 }
 
 fn error(code: Code, reason: &str) -> Status {
-    let mut details = ErrorDetails::with_error_info(reason, "jobwire.v1", []);
+    error_of(code, reason, &[])
+}
+
+fn error_of(code: Code, reason: &str, metadata: &[(&str, &str)]) -> Status {
+    let metadata = metadata.iter().map(|&(key, value)| (key.to_owned(), value.to_owned()));
+    let mut details =
+        ErrorDetails::with_error_info(reason, "jobwire.v1", metadata.collect::<HashMap<_, _>>());
     details.set_retry_info(Some(Duration::from_millis(1)));
     Status::with_error_details(code, "no", details)
 }
@@ -292,16 +298,21 @@ async fn a_watch_goes_on_from_its_cursor_and_ends_when_all_is_done() {
     assert_eq!(fake.starts(), [None, None, after("c1"), after("c2")]);
     let asked: Vec<_> =
         fake.watched.lock().unwrap().iter().map(|r| r.filter.clone().unwrap().job_ids.len()).collect();
-    assert_eq!(asked, [3, 3, 2, 1]);
+    assert_eq!(asked, [3, 3, 3, 3]);
 }
 
+/// The job runs again, or it was removed: the server knows.
 #[tokio::test]
-async fn a_watch_that_broke_after_the_last_outcome_is_over() {
+async fn only_the_server_knows_that_all_is_done() {
     let fake = Fake::default();
-    fake.will_watch([vec![finished("a", "c1"), Err(Status::unknown("connection reset"))]]);
+    fake.will_watch([
+        vec![caught_up("c0"), finished("a", "c1"), Err(Status::unknown("connection reset"))],
+        vec![finished("a", "c2"), Err(Status::unknown("connection reset"))],
+        vec![Err(error_of(Code::NotFound, "JOB_NOT_FOUND", &[("job_id", "a")]))],
+    ]);
     let messages: Vec<_> = fake.start().await.watch(until_all_done(&["a"])).try_collect().await.unwrap();
-    assert_eq!(ids(&messages), ["a"]);
-    assert_eq!(fake.starts().len(), 1);
+    assert_eq!(ids(&messages), ["a", "a"]);
+    assert_eq!(fake.starts().len(), 3);
 }
 
 #[tokio::test]

@@ -61,7 +61,12 @@ impl Watch {
                     }
                 }
                 Ok(None) => return Ok(None),
-                Err(_) if self.resume.fulfilled() => return Ok(None),
+                Err(error) if self.resume.note_gone(&error) => {
+                    self.stream = None;
+                    if self.resume.fulfilled() {
+                        return Ok(None);
+                    }
+                }
                 Err(error) => self.pause_after(error).await?,
             }
         }

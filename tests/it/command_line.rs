@@ -108,6 +108,10 @@ fn a_job_goes_through_its_life() {
     assert!(submitted["cursor"].is_string());
     assert_eq!(server.json(&["cancel", "a", "--reason", "not now"])["state"], "STATE_CANCELLED");
     assert_eq!(server.run(&["watch", "a", "--until-done"]).0, 1);
+    // Also if its end is not shown.
+    for start in [["--state", "succeeded"], ["--after", submitted["cursor"].as_str().unwrap()]] {
+        assert_eq!(server.run(&[&["watch", "a", "--until-done"], &start[..]].concat()).0, 1, "{start:?}");
+    }
     assert_eq!(server.json(&["list", "-l", "tenant=acme", "--state", "cancelled"])["jobs"][0]["jobId"], "a");
     assert_eq!(server.json(&["retry", "a"])["run"], 2);
     assert_eq!(server.json(&["get", "a", "--wait", "10s"])["done"], true);

@@ -396,6 +396,11 @@ impl Remote {
         (Some(grant.clone()), report)
     }
 
+    /// The store could not take its report.
+    pub fn not_reported(&self, lease: LeaseId) {
+        self.state.lock().change(lease, |grant| grant.reported = false);
+    }
+
     /// What has become due by `now`.
     pub fn elapse(&self, now: Timestamp, grace: Duration) -> Elapsed {
         let mut state = self.state.lock();

@@ -204,8 +204,10 @@ impl Engine {
                 ..settlement(lease, report.clone(), grant.map(|grant| grant.job))
             };
             let settled = engine.settle(settlement).await;
-            if matches!(settled, Ok(()) | Err(Error::LeaseLost)) {
-                engine.remote().remove(lease);
+            match &settled {
+                Ok(()) | Err(Error::LeaseLost) => engine.remote().remove(lease),
+                // Its worker reports again, and holds it until then.
+                Err(_) => engine.remote().not_reported(lease),
             }
             match settled {
                 Err(Error::LeaseLost) if engine.has_counted(lease, &report).await? => Ok(()),
