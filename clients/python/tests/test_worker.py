@@ -105,6 +105,50 @@ def test_outcomes() -> None:
     asyncio.run(test())
 
 
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+class Stop(BaseException):
+    pass
+
+
+NOW = datetime.datetime.now()
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message", "retryable"),
+    [
+        (Failure("x", "no", retryable=False, details={"at": NOW}), "x", "no", False),
+        (Failure("x", "no", retryable=False, details="\ud800"), "x", "no", False),
+        (Failure("x\ud800", "no \udcff", retryable=False), "x?", "no ?", False),
+        (Failure(404, retryable=False), "404", "404", False),  # type: ignore[arg-type]
+        (Failure("x", Mute(), retryable=False), "x", "a Failure without a text", False),  # type: ignore[arg-type]
+        (Failure("x", "no", retry_after=NOW), "x", "no", True),  # type: ignore[arg-type]
+        (ValueError("no \udcff"), "error", "ValueError: no ?", True),
+        (Mute(), "error", "Mute: a Mute without a text", True),
+        (Stop("now"), "error", "Stop: now", True),
+    ],
+)
+def test_a_failure_that_cannot_be_written_is_reported_as_far_as_it_can(
+    raised: BaseException, code: str, message: str, retryable: bool
+) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(5), bench() as this:
+
+            @this.worker.handler("double")
+            async def fail(context: Context, payload: Any) -> None:
+                raise raised
+
+            session = await this.session()
+            await session.send(lease=lease("a", "double"))
+            failed = (await acknowledge(session, "a")).failed
+            assert (failed.code, failed.message, failed.retryable) == (code, message, retryable)
+
+    asyncio.run(test())
+
+
 def test_a_result_that_is_refused_becomes_a_failure() -> None:
     async def test() -> None:
         async with bench() as this:

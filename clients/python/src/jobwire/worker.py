@@ -74,14 +74,6 @@ class Failure(Exception):
         self.retry_after = retry_after
         self.details = details
 
-    def _report(self) -> JobError:
-        error = JobError(code=self.code, message=str(self), retryable=self.retryable)
-        if self.details is not None:
-            error.details.CopyFrom(encode(self.details))
-        if self.retry_after is not None:
-            error.retry_delay.FromTimedelta(datetime.timedelta(seconds=self.retry_after))
-        return error
-
 
 class Context:
     """One attempt, as its handler sees it."""
@@ -358,6 +350,10 @@ class Worker:
         # Perhaps before it had run at all.
         if task.cancelled():
             self._settle(held, _interrupted(give_back=held.give_back))
+        # What `_work` does not catch, such as SystemExit.
+        elif error := task.exception():
+            _log.error("the handler failed for job %s", held.context.job.job_id, exc_info=error)
+            self._settle(held, _failed(error))
 
     async def _work(self, held: _Held, handler: Handler) -> None:
         job = held.context.job
@@ -365,10 +361,10 @@ class Worker:
             payload = _read(job.spec.payload)
             outcome = Finish(succeeded=_write(await handler(held.context, payload), "output"))
         except Failure as failure:
-            outcome = Finish(failed=failure._report())
+            outcome = _failed(failure)
         except Exception as error:
             _log.exception("the handler of %s failed for job %s", job.spec.kind, job.job_id)
-            outcome = Finish(failed=Failure("error", f"{type(error).__name__}: {error}")._report())
+            outcome = _failed(error)
         self._settle(held, outcome)
 
     def _settle(self, held: _Held, finish: Finish) -> None:
@@ -439,12 +435,36 @@ class Worker:
 def _interrupted(*, give_back: bool) -> Finish:
     if give_back:
         return Finish(released=Release(reason="drain"))
-    return Finish(failed=Failure("interrupted", "stopped before it was done")._report())
+    return _failed(Failure("interrupted", "stopped before it was done"))
 
 
 def _refused(why: str) -> Finish:
     """What is reported in place of a result that cannot be."""
-    return Finish(failed=Failure("output.invalid", why, retryable=False)._report())
+    return _failed(Failure("output.invalid", why, retryable=False))
+
+
+def _failed(error: BaseException) -> Finish:
+    """As much of a failure as can be sent: what the handler put into it may be anything, but it has failed."""
+    if not isinstance(error, Failure):
+        error = Failure("error", f"{type(error).__name__}: {_text(error)}")
+    report = JobError(code=_text(error.code), message=_text(error), retryable=bool(error.retryable))
+    try:
+        if error.retry_after is not None:
+            report.retry_delay.FromTimedelta(datetime.timedelta(seconds=error.retry_after))
+        if error.details is not None:
+            report.details.CopyFrom(encode(error.details))
+    except Exception:
+        _log.exception("the failure %s is reported without what cannot be written", report.code)
+    return Finish(failed=report)
+
+
+def _text(value: object) -> str:
+    """A text that UTF-8 can write: those of exceptions may have lone surrogates, or fail themselves."""
+    try:
+        text = value if isinstance(value, str) else str(value)
+    except Exception:
+        text = f"a {type(value).__name__} without a text"
+    return text.encode("utf-8", "replace").decode()
 
 
 def _read(payload: Payload) -> Any:
