@@ -265,6 +265,26 @@ def test_a_worker_comes_back_with_what_it_holds() -> None:
     asyncio.run(test())
 
 
+def test_a_result_outlives_its_lease_until_it_is_answered() -> None:
+    async def test() -> None:
+        async with asyncio.timeout(5), bench() as this:
+            first = await this.session()
+            await first.send(lease=lease("a", "double", 4))
+            await first.seen("finish")
+            await first.send(heartbeat_ack={"lost_lease_ids": ["a"]})
+            this.fake.welcomes = [WorkerWelcome(lost_lease_ids=["a"])]
+            await first.send(drain={})
+            second = await this.session()
+            assert decode((await second.seen("finish")).succeeded) == 8
+            # The next attempt has begun.
+            await second.send(finish_ack={"lease_id": "a", "rejection": {"code": 9, "reason": "LEASE_LOST"}})
+            await second.send(drain={})
+            third = await this.session()
+            assert not (await third.seen("hello")).held_lease_ids
+
+    asyncio.run(test())
+
+
 def test_a_worker_leaves_a_server_that_does_not_read() -> None:
     async def test() -> None:
         async with bench() as this:

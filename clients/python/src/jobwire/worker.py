@@ -421,8 +421,11 @@ class Worker:
             held.task.cancel()
 
     def _lose(self, lease_id: str) -> None:
-        """The lease is somebody else's by now: its work is for nothing."""
-        if held := self._held.get(lease_id):
+        """The lease is somebody else's by now: its work is for nothing.
+
+        A result that is there may still count, and waits for its answer.
+        """
+        if (held := self._held.get(lease_id)) and held.finish is None:
             _log.warning("lost the lease of job %s", held.context.job.job_id)
             self._forget(lease_id)
             self._cancel(held)
