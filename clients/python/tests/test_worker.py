@@ -333,6 +333,31 @@ def test_a_drain_gives_back_what_does_not_end() -> None:
     asyncio.run(test())
 
 
+def test_a_handler_that_does_not_end_is_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("jobwire.worker._LAST_WORDS", 0.1)
+
+    async def test() -> None:
+        async with asyncio.timeout(5), bench(drain_timeout=0.1) as this:
+
+            @this.worker.handler("double")
+            async def stay(context: Context, payload: Any) -> None:
+                context.progress(0.5)
+                with contextlib.suppress(asyncio.CancelledError):
+                    await this.proceed.wait()
+                await this.proceed.wait()
+
+            session = await this.session()
+            await session.send(lease=lease("a", "double"))
+            await session.seen("progress")
+            this.worker.stop()
+            assert (await acknowledge(session, "a")).released.reason == "the handler did not end"
+        assert "the handler of job job-a does not end" in caplog.text
+
+    asyncio.run(test())
+
+
 def test_a_refusal_ends_the_worker() -> None:
     async def test() -> None:
         server = grpc.aio.server()

@@ -211,7 +211,8 @@ class Worker:
                 self._cancel(held, give_back=True)
             link.cancel()
             stop.cancel()
-            await asyncio.gather(link, stop, *self._running, return_exceptions=True)
+            await asyncio.gather(link, stop, return_exceptions=True)
+            await self._last_words()
             if self._session:
                 await self._session.close()
             await connection.close()
@@ -251,6 +252,13 @@ class Worker:
                         await asyncio.wait({changed, *sooner}, return_when=asyncio.FIRST_COMPLETED)
                     finally:
                         changed.cancel()
+
+    async def _last_words(self) -> None:
+        """Waits for handlers that were cancelled, but not for ever: they may catch that and go on."""
+        if self._running:
+            _, left = await asyncio.wait(self._running, timeout=_LAST_WORDS)
+            for task in left:
+                _log.warning("the handler of job %s does not end and is left running", task.get_name())
 
     async def _keep_connected(self, rpc: Any) -> None:
         backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
@@ -341,7 +349,8 @@ class Worker:
             if self._stop.is_set():
                 self._cancel(held, give_back=True)
                 continue
-            held.task = asyncio.create_task(self._work(held, self._handlers[held.context.job.spec.kind]))
+            job = held.context.job
+            held.task = asyncio.create_task(self._work(held, self._handlers[job.spec.kind]), name=job.job_id)
             self._running.add(held.task)
             held.task.add_done_callback(functools.partial(self._ended, held))
 
