@@ -34,14 +34,14 @@ class Refusal(Exception):
     """A status with details, as jobwire gives it."""
 
     def __init__(
-        self, code: grpc.StatusCode, reason: str = "", domain: str = "jobwire.v1", delay: float = 0.01
+        self, code: grpc.StatusCode, reason: str = "", domain: str = "jobwire.v1", delay: float = 0.01, **metadata: str
     ) -> None:
         super().__init__(reason)
-        self.code, self.reason, self.domain, self.delay = code, reason, domain, delay
+        self.code, self.reason, self.domain, self.delay, self.metadata = code, reason, domain, delay, metadata
 
     async def end(self, context: Any) -> None:
         if self.reason:
-            info = error_details_pb2.ErrorInfo(reason=self.reason, domain=self.domain, metadata={"key": "value"})
+            info = error_details_pb2.ErrorInfo(reason=self.reason, domain=self.domain, metadata=self.metadata)
             retry = error_details_pb2.RetryInfo(retry_delay=datetime.timedelta(seconds=self.delay))
             bad = error_details_pb2.BadRequest()
             bad.field_violations.add(field="spec.kind", description="is missing")

@@ -23,6 +23,15 @@ UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 FULL = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
 
 
+def removed(job_id: str) -> Refusal:
+    return Refusal(grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND", job_id=job_id)
+
+
+def asked(fake: Fake) -> list[str]:
+    """The ids that each watch named, all of one letter."""
+    return ["".join(request.filter.job_ids) for request in fake.watched]
+
+
 def drive(fake: Fake, test: Callable[[Client], Awaitable[None]]) -> None:
     async def run() -> None:
         async with asyncio.timeout(30), fake.serve() as address, Client(address) as client:
@@ -67,7 +76,7 @@ def test_a_refusal_is_passed_on_at_once(refusal: Refusal) -> None:
 
 def test_an_error_has_its_details() -> None:
     fake = Fake()
-    fake.submit_errors = [Refusal(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", delay=2)]
+    fake.submit_errors = [Refusal(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", delay=2, key="value")]
 
     async def test(client: Client) -> None:
         with pytest.raises(Error) as caught:
@@ -133,12 +142,55 @@ def test_a_watch_goes_on_from_its_cursor_and_ends_when_all_is_done() -> None:
         messages = [message async for message in client.watch(until_all_done("abc"))]
         assert [m.finished.job_id for m in messages if m.HasField("finished")] == ["a", "b", "c"]
         assert [request.after_cursor for request in fake.watched] == ["", "", "c1", "c2"]
-        assert [list(request.filter.job_ids) for request in fake.watched] == [
-            ["a", "b", "c"],
-            ["a", "b", "c"],
-            ["b", "c"],
-            ["c"],
-        ]
+        assert asked(fake) == ["abc"] * 4
+
+    drive(fake, test)
+
+
+def test_a_watch_until_all_is_done_brings_later_runs_and_ends_when_the_server_says_so() -> None:
+    fake = Fake()
+    fake.streams = [
+        [caught_up("c0"), finished("a", "c1"), Refusal(UNAVAILABLE)],
+        [finished("a", "c2", run=2)],
+    ]
+
+    async def test(client: Client) -> None:
+        messages = [message async for message in client.watch(until_all_done("a"))]
+        assert [m.finished.run for m in messages if m.HasField("finished")] == [1, 2]
+        assert asked(fake) == ["a", "a"]
+
+    drive(fake, test)
+
+
+def test_a_job_that_was_removed_after_its_outcome_is_asked_for_no_more() -> None:
+    fake = Fake()
+    fake.streams = [
+        [caught_up("c0"), finished("a", "c1"), finished("b", "c2"), Refusal(UNAVAILABLE)],
+        [removed("a")],
+        [finished("c", "c3"), Refusal(UNAVAILABLE)],
+        [removed("c")],
+        [removed("b")],
+    ]
+
+    async def test(client: Client) -> None:
+        messages = [message async for message in client.watch(until_all_done("abca"))]
+        assert [m.finished.job_id for m in messages if m.HasField("finished")] == ["a", "b", "c"]
+        assert asked(fake) == ["abca", "abca", "bc", "bc", "b"]
+
+    drive(fake, test)
+
+
+@pytest.mark.parametrize("refusal", [removed("b"), Refusal(grpc.StatusCode.NOT_FOUND, job_id="a")])
+def test_a_job_that_was_never_there_ends_the_watch(refusal: Refusal) -> None:
+    fake = Fake()
+    fake.streams = [[finished("a", "c1"), Refusal(UNAVAILABLE)], [refusal]]
+
+    async def test(client: Client) -> None:
+        with pytest.raises(Error) as caught:
+            async for _ in client.watch(until_all_done("ab")):
+                pass
+        assert caught.value.code is grpc.StatusCode.NOT_FOUND
+        assert asked(fake) == ["ab", "ab"]
 
     drive(fake, test)
 

@@ -201,11 +201,13 @@ class Client:
                     if message is None and not resume.ends:
                         raise Error(grpc.StatusCode.UNAVAILABLE, "the server ended the stream early")
                 except Error as error:
-                    if resume.fulfilled:
-                        return
                     if stream is not None:
                         stream.cancel()
                         stream = None
+                    if resume.drop_removed(error):
+                        if resume.fulfilled:
+                            return
+                        continue
                     failing_since = failing_since or time.monotonic()
                     if not resumable(error) or time.monotonic() - failing_since > _PATIENCE:
                         raise

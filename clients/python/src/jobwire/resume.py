@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 
+from .errors import Error
 from .v1 import Job, WatchResultsRequest, WatchResultsResponse
 
 # Outcomes of a replay that are remembered to leave out repeats, should it break before its end.
@@ -19,8 +20,8 @@ class Resume:
         # Outcomes from before the watch are still being sent, so a cursor would skip the rest of them.
         self._replaying = request.WhichOneof("start") is None and (request.include_existing or request.until_all_done)
         self._replayed: set[tuple[str, int]] = set()
-        # Under until_all_done: ids whose outcome has not come yet.
-        self._unfinished = set(request.filter.job_ids) if request.until_all_done else set()
+        # Under until_all_done: ids of which an outcome has come. Not done for good: a job may be retried.
+        self._finished: set[str] = set()
 
     def request(self, elapsed: float) -> WatchResultsRequest:
         """The request that goes on from here. `elapsed`: seconds since the first one was sent."""
@@ -33,11 +34,6 @@ class Resume:
             # The same moment in the past as at the first try.
             lookback = request.lookback.ToTimedelta() + datetime.timedelta(seconds=int(elapsed) + 1)
             request.lookback.FromTimedelta(lookback)
-        if request.until_all_done:
-            # A job that has ended may have been removed since, and would be an unknown id.
-            left = [job_id for job_id in request.filter.job_ids if job_id in self._unfinished]
-            del request.filter.job_ids[:]
-            request.filter.job_ids.extend(left)
         return request
 
     def note(self, message: WatchResultsResponse) -> bool:
@@ -54,7 +50,8 @@ class Resume:
         return fresh
 
     def _note_finished(self, job: Job) -> bool:
-        self._unfinished.discard(job.job_id)
+        if self._request.until_all_done:
+            self._finished.add(job.job_id)
         if not self._replaying:
             return True
         key = (job.job_id, job.run)
@@ -64,10 +61,20 @@ class Resume:
             self._replayed.add(key)
         return True
 
+    def drop_removed(self, error: Error) -> bool:
+        """Asks no more for a job that was removed after its outcome had come. False if the error is another."""
+        job_id = error.metadata.get("job_id", "")
+        if error.reason != "JOB_NOT_FOUND" or job_id not in self._finished:
+            return False
+        self._finished.remove(job_id)
+        left = [other for other in self._request.filter.job_ids if other != job_id]
+        self._request.filter.job_ids[:] = left
+        return True
+
     @property
     def fulfilled(self) -> bool:
-        """Nothing is left to wait for."""
-        return self._request.until_all_done and not self._unfinished
+        """Nothing is left to ask for."""
+        return self._request.until_all_done and not self._request.filter.job_ids
 
     @property
     def ends(self) -> bool:
