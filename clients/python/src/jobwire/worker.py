@@ -190,7 +190,8 @@ class Worker:
     async def run(self) -> None:
         """Works until it is told to stop, through restarts of the server.
 
-        Raises `Error` if the server refuses this worker.
+        Handlers that do not end when they are cancelled are left running after some seconds. Raises `Error` if the
+        server refuses this worker.
         """
         if not self._handlers:
             raise ValueError("the worker has no handler")
