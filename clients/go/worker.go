@@ -545,9 +545,10 @@ func (w *Worker) postProgress(attempt *Attempt) {
 	}
 }
 
-// lose drops a lease that is somebody else's by now: its work is for nothing.
+// lose drops a lease that is somebody else's by now: its work is for nothing. A result that is there may still count, and
+// waits for its answer.
 func (w *Worker) lose(id string) {
-	if attempt := w.held[id]; attempt != nil {
+	if attempt := w.held[id]; attempt != nil && attempt.finish == nil {
 		w.options.Logger.Warn("lost the lease of a job", "job_id", attempt.Job().GetJobId())
 		attempt.cancel(ErrLost)
 		w.forget(id)

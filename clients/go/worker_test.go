@@ -257,6 +257,28 @@ func TestAWorkerComesBackWithWhatItHolds(t *testing.T) {
 	}
 }
 
+func TestAResultOfALostLeaseIsSentAllTheSame(t *testing.T) {
+	b := work(t, WorkerOptions{DrainTimeout: 100 * time.Millisecond})
+	first := b.fake.session(t)
+	first.lease("a", "double", 4, 1)
+	first.seen(func(m *pb.WorkRequest) bool { return m.GetFinish() != nil })
+	b.fake.mu.Lock()
+	b.fake.lost = []string{"a"}
+	b.fake.mu.Unlock()
+	first.send(&pb.WorkResponse{Message: &pb.WorkResponse_Drain{Drain: &pb.WorkerDrain{}}})
+	second := b.fake.session(t)
+	second.seen(func(m *pb.WorkRequest) bool { return m.GetFinish().GetSucceeded() != nil })
+	// Its acknowledgement decides: too late.
+	rejection := &pb.Rejection{Code: int32(codes.FailedPrecondition), Reason: "LEASE_LOST"}
+	ack := &pb.FinishAck{LeaseId: "a", Rejection: rejection}
+	second.send(&pb.WorkResponse{Message: &pb.WorkResponse_FinishAck{FinishAck: ack}})
+	second.send(&pb.WorkResponse{Message: &pb.WorkResponse_Drain{Drain: &pb.WorkerDrain{}}})
+	third := b.fake.session(t)
+	if hello := third.seen(func(m *pb.WorkRequest) bool { return m.GetHello() != nil }).GetHello(); len(hello.HeldLeaseIds) > 0 {
+		t.Error(hello)
+	}
+}
+
 func TestADrainLetsHandlersEnd(t *testing.T) {
 	b := work(t, WorkerOptions{})
 	s := b.fake.session(t)
