@@ -190,8 +190,8 @@ func (c *Client) Info(ctx context.Context) (*pb.GetServerInfoResponse, error) {
 // It goes on by itself, from its cursor, when the connection breaks, the server restarts or falls silent for three
 // heartbeats; nothing is left out and no outcome comes twice. Checkpoints and gaps are passed on like everything else. It
 // ends after an error that another try would only repeat (such as CURSOR_EXPIRED), after 10 minutes without a single
-// message, with the context, and under UntilAllDone when every job has ended. Without a Start it begins with its first
-// checkpoint.
+// message, with the context, and under UntilAllDone when the server says that every job has ended. Jobs that are removed
+// after their outcome has come count as ended. Without a Start it begins with its first checkpoint.
 func (c *Client) Watch(
 	ctx context.Context, request *pb.WatchResultsRequest,
 ) iter.Seq2[*pb.WatchResultsResponse, error] {
@@ -208,12 +208,18 @@ func (c *Client) Watch(
 				stopped = resume.note(message) && !yield(message, nil)
 				return !stopped
 			})
-			if stopped || err == nil && resume.ends() || resume.fulfilled() {
+			if stopped || err == nil && resume.ends() {
 				return
 			}
 			e := &Error{Code: codes.Unavailable, Message: "the server ended the stream early"}
 			if err != nil {
 				e = toError(ctx, err)
+			}
+			if resume.drop(e) {
+				if resume.fulfilled() {
+					return
+				}
+				continue
 			}
 			if failingSince.IsZero() {
 				failingSince = time.Now()

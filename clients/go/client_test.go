@@ -153,8 +153,68 @@ func TestAWatchGoesOnFromItsCursorAndEndsWhenAllIsDone(t *testing.T) {
 		asked = append(asked, len(request.Filter.JobIds))
 	}
 	if !reflect.DeepEqual(seen, []string{"a", "b", "c"}) ||
-		!reflect.DeepEqual(cursors, []string{"", "", "c1", "c2"}) || !reflect.DeepEqual(asked, []int{3, 3, 2, 1}) {
+		!reflect.DeepEqual(cursors, []string{"", "", "c1", "c2"}) || !reflect.DeepEqual(asked, []int{3, 3, 3, 3}) {
 		t.Error(seen, cursors, asked)
+	}
+}
+
+func TestAWatchHearsOfALaterRunAfterABreak(t *testing.T) {
+	f := serve(t)
+	f.streams = [][]any{
+		{finished("a", "c0", 1), own(codes.Unavailable, "STREAM_ROTATED")},
+		{finished("a", "c0", 1), finished("a", "c1", 2), caughtUp("c1"), own(codes.Unavailable, "STREAM_ROTATED")},
+		{finished("a", "c2", 3)},
+	}
+	var runs []int32
+	for message, err := range f.client(t).Watch(t.Context(), untilAllDone("a")) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if job := message.GetFinished(); job != nil {
+			runs = append(runs, job.Run)
+		}
+	}
+	if !reflect.DeepEqual(runs, []int32{1, 2, 3}) {
+		t.Error(runs)
+	}
+	for _, request := range f.watched {
+		if !reflect.DeepEqual(request.Filter.JobIds, []string{"a"}) {
+			t.Error(request)
+		}
+	}
+}
+
+func TestAWatchLeavesOutWhatWasRemovedAfterItsOutcome(t *testing.T) {
+	f := serve(t)
+	f.streams = [][]any{
+		{finished("a", "c0", 1), finished("b", "c0", 1), caughtUp("c0"), bare(codes.Unavailable)},
+		{notFound("a")},
+		{notFound("b")},
+	}
+	request := untilAllDone("a", "b", "a")
+	for _, err := range f.client(t).Watch(t.Context(), request) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var asked [][]string
+	for _, request := range f.watched {
+		asked = append(asked, request.Filter.JobIds)
+	}
+	if !reflect.DeepEqual(asked, [][]string{{"a", "b", "a"}, {"a", "b", "a"}, {"b"}}) || len(request.Filter.JobIds) != 3 {
+		t.Error(asked, request)
+	}
+}
+
+func TestAWatchFailsForAnUnknownJob(t *testing.T) {
+	f := serve(t)
+	f.streams = [][]any{{finished("a", "c0", 1), bare(codes.Unavailable)}, {notFound("b")}}
+	var last error
+	for _, err := range f.client(t).Watch(t.Context(), untilAllDone("a", "b")) {
+		last = err
+	}
+	if Reason(last) != "JOB_NOT_FOUND" || len(f.watched) != 2 {
+		t.Error(last, f.watched)
 	}
 }
 

@@ -81,6 +81,15 @@ func own(code codes.Code, reason string) error {
 
 func bare(code codes.Code) error { return status.Error(code, "no") }
 
+func notFound(id string) error {
+	s, err := status.New(codes.NotFound, "no").WithDetails(&errdetails.ErrorInfo{
+		Reason: "JOB_NOT_FOUND", Domain: domain, Metadata: map[string]string{"job_id": id}})
+	if err != nil {
+		panic(err)
+	}
+	return s.Err()
+}
+
 func finished(id, cursor string, run int32) *pb.WatchResultsResponse {
 	job := &pb.Job{JobId: id, Run: run}
 	return &pb.WatchResultsResponse{Cursor: cursor, Event: &pb.WatchResultsResponse_Finished{Finished: job}}

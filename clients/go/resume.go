@@ -25,23 +25,17 @@ type resume struct {
 	// Outcomes from before the watch are still being sent, so a cursor would skip the rest of them.
 	replaying bool
 	replayed  map[outcome]struct{}
-	// Under until_all_done: ids whose outcome has not come yet.
-	unfinished map[string]struct{}
+	// Under until_all_done: ids of which an outcome came. Another may follow, of a later run.
+	seen map[string]struct{}
 }
 
 func newResume(request *pb.WatchResultsRequest) *resume {
-	r := &resume{
-		asked:      proto.CloneOf(request),
-		replaying:  request.GetStart() == nil && (request.GetIncludeExisting() || request.GetUntilAllDone()),
-		replayed:   map[outcome]struct{}{},
-		unfinished: map[string]struct{}{},
+	return &resume{
+		asked:     proto.CloneOf(request),
+		replaying: request.GetStart() == nil && (request.GetIncludeExisting() || request.GetUntilAllDone()),
+		replayed:  map[outcome]struct{}{},
+		seen:      map[string]struct{}{},
 	}
-	if request.GetUntilAllDone() {
-		for _, id := range request.GetFilter().GetJobIds() {
-			r.unfinished[id] = struct{}{}
-		}
-	}
-	return r
 }
 
 // request goes on from here. elapsed: since the first one was sent.
@@ -54,13 +48,6 @@ func (r *resume) request(elapsed time.Duration) *pb.WatchResultsRequest {
 		// The same moment in the past as at the first try.
 		moment := lookback.Lookback.AsDuration() + elapsed.Truncate(time.Second) + time.Second
 		lookback.Lookback = durationpb.New(moment)
-	}
-	if request.UntilAllDone && request.Filter != nil {
-		// A job that has ended may have been removed since, and would be an unknown id.
-		request.Filter.JobIds = slices.DeleteFunc(request.Filter.JobIds, func(id string) bool {
-			_, left := r.unfinished[id]
-			return !left
-		})
 	}
 	return request
 }
@@ -81,7 +68,9 @@ func (r *resume) note(message *pb.WatchResultsResponse) bool {
 }
 
 func (r *resume) noteFinished(job *pb.Job) bool {
-	delete(r.unfinished, job.JobId)
+	if r.ends() {
+		r.seen[job.JobId] = struct{}{}
+	}
 	if !r.replaying {
 		return true
 	}
@@ -95,8 +84,19 @@ func (r *resume) noteFinished(job *pb.Job) bool {
 	return true
 }
 
+// drop leaves out a job that was removed after its outcome had come. False if the error tells of something else.
+func (r *resume) drop(e *Error) bool {
+	removed := e.Metadata["job_id"]
+	_, seen := r.seen[removed]
+	if e.Reason != "JOB_NOT_FOUND" || !seen || !slices.Contains(r.asked.GetFilter().GetJobIds(), removed) {
+		return false
+	}
+	r.asked.Filter.JobIds = slices.DeleteFunc(r.asked.Filter.JobIds, func(id string) bool { return id == removed })
+	return true
+}
+
 // fulfilled: nothing is left to wait for.
-func (r *resume) fulfilled() bool { return r.ends() && len(r.unfinished) == 0 }
+func (r *resume) fulfilled() bool { return r.ends() && len(r.asked.GetFilter().GetJobIds()) == 0 }
 
 // ends: the server ends this stream with OK when it has sent everything.
 func (r *resume) ends() bool { return r.asked.GetUntilAllDone() }
