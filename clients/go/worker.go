@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -59,7 +60,7 @@ func (f *Failure) Error() string {
 }
 
 func (f *Failure) report() *pb.JobError {
-	report := &pb.JobError{Code: f.Code, Message: f.Message, Retryable: !f.Permanent}
+	report := &pb.JobError{Code: valid(f.Code), Message: f.Message, Retryable: !f.Permanent}
 	if f.Details != nil {
 		details, err := Encode(f.Details)
 		if err != nil {
@@ -67,6 +68,7 @@ func (f *Failure) report() *pb.JobError {
 		}
 		report.Details = details
 	}
+	report.Message = valid(report.Message)
 	if f.RetryAfter > 0 {
 		report.RetryDelay = durationpb.New(f.RetryAfter)
 	}
@@ -195,8 +197,8 @@ func (a *Attempt) Progress(fraction float64, note string) { a.report(fraction, n
 // Save is Progress with a checkpoint: a value of at most 16 KiB that is handed to the next attempt if this one fails.
 func (a *Attempt) Save(fraction float64, note string, checkpoint any) error {
 	details, err := Encode(checkpoint)
-	if err == nil && proto.Size(details) > maxCheckpointBytes {
-		err = errors.New("the checkpoint has more than 16 KiB")
+	if err == nil {
+		err = fits(details, maxCheckpointBytes, "the checkpoint has more than 16 KiB")
 	}
 	if err != nil {
 		return &Failure{Code: "checkpoint.invalid", Message: err.Error(), Permanent: true}
@@ -212,7 +214,7 @@ func (a *Attempt) report(fraction float64, note string, details *pb.Payload) {
 		// A checkpoint stays with later reports that bring none.
 		details = a.progress.GetDetails()
 	}
-	a.progress = &pb.Progress{Fraction: fraction, Note: note, Details: details}
+	a.progress = &pb.Progress{Fraction: fraction, Note: valid(note), Details: details}
 	a.reported = true
 	a.worker.postProgress(a)
 }
@@ -490,8 +492,8 @@ func (w *Worker) settle(attempt *Attempt, finish *pb.Finish) {
 	if attempt.finish != nil || w.held[attempt.lease.LeaseId] != attempt {
 		return
 	}
-	if proto.Size(finish) > maxFinishBytes {
-		finish = refused("the output is larger than a message may be")
+	if err := fits(finish, maxFinishBytes, "the output is larger than a message may be"); err != nil {
+		finish = refused(err.Error())
 	}
 	finish.LeaseId = attempt.lease.LeaseId
 	attempt.finish = finish
@@ -569,6 +571,18 @@ func (w *Worker) cancelAll() {
 		}
 	}
 }
+
+// fits writes a message to try it: one that cannot be written would end the session, and the next one, and so on.
+func fits(message proto.Message, most int, otherwise string) error {
+	encoded, err := proto.Marshal(message)
+	if err == nil && len(encoded) > most {
+		err = errors.New(otherwise)
+	}
+	return err
+}
+
+// valid is text that a message can carry.
+func valid(text string) string { return strings.ToValidUTF8(text, "\ufffd") }
 
 func capacity(window int32) *pb.WorkRequest {
 	return &pb.WorkRequest{Message: &pb.WorkRequest_Capacity{Capacity: &pb.WorkerCapacity{MaxInFlight: window}}}

@@ -35,7 +35,8 @@ func work(t *testing.T, options WorkerOptions) *bench {
 	worker := NewWorker(b.fake.address, options)
 	Handle(worker, "double", func(_ context.Context, _ *Attempt, n int) (int, error) { return n * 2, nil })
 	Handle(worker, "large", func(context.Context, *Attempt, any) ([]byte, error) { return make([]byte, 5<<20), nil })
-	Handle(worker, "fail", func(_ context.Context, _ *Attempt, how string) (any, error) {
+	Handle(worker, "fail", func(_ context.Context, a *Attempt, how string) (any, error) {
+		garbled := &pb.Payload{Body: &pb.Payload_Text{Text: "bad \xff"}}
 		switch how {
 		case "permanent":
 			return nil, &Failure{Code: "x", Permanent: true, Details: []int{1}}
@@ -43,6 +44,17 @@ func work(t *testing.T, options WorkerOptions) *bench {
 			return nil, &Failure{Code: "busy", RetryAfter: 1500 * time.Millisecond}
 		case "panic":
 			panic("boom")
+		case "garbled":
+			a.Progress(0.5, "half \xff")
+			return nil, errors.New("bad \xff")
+		case "garbled failure":
+			return nil, &Failure{Code: "x\xff", Message: "bad \xff"}
+		case "garbled panic":
+			panic("bad \xff")
+		case "garbled checkpoint":
+			return nil, a.Save(0.5, "half", garbled)
+		case "garbled output":
+			return garbled, nil
 		}
 		return nil, errors.New("boom")
 	})
@@ -142,6 +154,43 @@ func TestAResultThatIsRefusedBecomesAFailure(t *testing.T) {
 	s.lease("b", "large", nil, 2)
 	if failed := s.acknowledge("b").GetFailed(); failed.GetCode() != "output.invalid" {
 		t.Error(failed)
+	}
+}
+
+func TestInvalidTextDoesNotEndTheSession(t *testing.T) {
+	for _, expected := range []struct{ how, code, message string }{
+		{"garbled", "error", "bad \ufffd"},
+		{"garbled failure", "x\ufffd", "bad \ufffd"},
+		{"garbled panic", "panic", "bad \ufffd"},
+		{"garbled checkpoint", "checkpoint.invalid", ""},
+		{"garbled output", "output.invalid", ""},
+	} {
+		t.Run(expected.how, func(t *testing.T) {
+			b := work(t, WorkerOptions{DrainTimeout: 100 * time.Millisecond})
+			s := b.fake.session(t)
+			s.lease("a", "fail", expected.how, 1)
+			failed := s.acknowledge("a").GetFailed()
+			if failed.GetCode() != expected.code || expected.message != "" && failed.GetMessage() != expected.message {
+				t.Error(failed)
+			}
+			// A job later, there still is one session and one result.
+			s.lease("b", "double", 1, 2)
+			s.acknowledge("b")
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			finishes := 0
+			for _, message := range s.messages {
+				if message.GetFinish().GetLeaseId() == "a" {
+					finishes++
+				}
+				if note := message.GetProgress().GetProgress().GetNote(); note != "" && note != "half \ufffd" {
+					t.Error(note)
+				}
+			}
+			if finishes != 1 || len(b.fake.sessions) != 0 {
+				t.Error(finishes, len(b.fake.sessions))
+			}
+		})
 	}
 }
 
