@@ -37,6 +37,8 @@ type session struct {
 	beatDue bool
 	// The leases of the heartbeat that is not answered yet. Nil if none is under way.
 	naming []string
+	// A heartbeat was answered.
+	answered bool
 	// One message for each key, the newest: what is not sent yet is replaced, so it is bounded by what is held.
 	outbox map[string]*pb.WorkRequest
 	order  []string
@@ -146,9 +148,16 @@ func (s *session) named() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ids := s.naming
-	s.naming = nil
+	s.naming, s.answered = nil, true
 	s.nudge()
 	return ids
+}
+
+// useful tells whether the server has taken what was sent: all that is held comes before the first heartbeat.
+func (s *session) useful() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.answered
 }
 
 // mayBeat takes note that a heartbeat is under way, if one is due and may go.

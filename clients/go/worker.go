@@ -309,7 +309,6 @@ func (w *Worker) keepConnected(ctx context.Context, rpc pb.WorkerServiceClient) 
 			_ = sleep(ctx, backoff.next(err.delay()))
 			continue
 		}
-		backoff.reset()
 		// The old one goes only now: until here it could still take results.
 		if old := w.adopt(ctx, session); old != nil {
 			old.close()
@@ -321,6 +320,10 @@ func (w *Worker) keepConnected(ctx context.Context, rpc pb.WorkerServiceClient) 
 			if session.err != nil {
 				asked = session.err.delay()
 				w.options.Logger.Warn("lost the session with the server", "error", session.err)
+			}
+			// A welcome alone is no success: what is sent next may be what ends every session.
+			if session.useful() {
+				backoff.reset()
 			}
 			_ = sleep(ctx, backoff.next(asked))
 		}

@@ -3,11 +3,14 @@ package jobwire
 import (
 	"context"
 	"errors"
+	"io"
+	"log/slog"
 	"net"
 	"reflect"
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -374,5 +377,63 @@ func TestARefusalEndsTheWorker(t *testing.T) {
 	var e *Error
 	if err := worker.Run(t.Context()); !errors.As(err, &e) || e.Code != codes.Unimplemented {
 		t.Error(err)
+	}
+}
+
+// brief are sessions that end after their welcome or, if it is answered, after their first heartbeat.
+type brief struct {
+	pb.WorkerServiceClient
+	pb.WorkerService_WorkClient
+	answered bool
+	sessions int
+	ctx      context.Context
+	messages chan *pb.WorkResponse
+}
+
+func (b *brief) Work(ctx context.Context, _ ...grpc.CallOption) (pb.WorkerService_WorkClient, error) {
+	b.sessions++
+	return &brief{answered: b.answered, ctx: ctx, messages: make(chan *pb.WorkResponse, 2)}, nil
+}
+
+func (b *brief) Context() context.Context { return b.ctx }
+
+func (b *brief) CloseSend() error { return nil }
+
+func (b *brief) Send(request *pb.WorkRequest) error {
+	switch {
+	case request.GetHello() != nil:
+		b.messages <- &pb.WorkResponse{Message: &pb.WorkResponse_Welcome{Welcome: &pb.WorkerWelcome{}}}
+		if !b.answered {
+			close(b.messages)
+		}
+	case b.answered:
+		b.messages <- &pb.WorkResponse{Message: &pb.WorkResponse_HeartbeatAck{HeartbeatAck: &pb.HeartbeatAck{}}}
+		close(b.messages)
+	}
+	return nil
+}
+
+func (b *brief) Recv() (*pb.WorkResponse, error) {
+	if message, more := <-b.messages; more {
+		return message, nil
+	}
+	return nil, io.EOF
+}
+
+func TestPausesGrowUntilAHeartbeatIsAnswered(t *testing.T) {
+	for _, answered := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			rpc := &brief{answered: answered}
+			worker := NewWorker("localhost", WorkerOptions{Logger: slog.New(slog.DiscardHandler)})
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			defer cancel()
+			if err := worker.keepConnected(ctx, rpc); err != nil {
+				t.Fatal(err)
+			}
+			// Pauses that do not grow are 0.25 s at most.
+			if (rpc.sessions > 400) != answered {
+				t.Error(answered, rpc.sessions)
+			}
+		})
 	}
 }
