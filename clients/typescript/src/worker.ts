@@ -34,6 +34,8 @@ const LAST_WORDS = 5_000;
 const PAUSE = 1_000;
 const MAX_CHECKPOINT_BYTES = 16 << 10;
 const MAX_OUTCOME_BYTES = (4 << 20) - 1024;
+/** Servers keep no more of a failure's message. */
+const MAX_TEXT = 8 << 10;
 
 type Outcome = NonNullable<MessageInitShape<typeof FinishSchema>["outcome"]>;
 
@@ -43,7 +45,7 @@ export class Failure extends Error {
 
     /**
      * `code` is a stable word, such as `smtp.refused`. `retryable` false ends the job at once; `retryAfterMs` takes the
-     * place of the back-off; `details` go to whoever reads the outcome.
+     * place of the back-off, if it is a number from 0 on; `details` go to whoever reads the outcome.
      */
     constructor(
         readonly code: string,
@@ -55,13 +57,16 @@ export class Failure extends Error {
 
     /** As the server takes it. */
     report(): MessageInitShape<typeof JobErrorSchema> {
-        const { retryable = true, retryAfterMs, details } = this.options;
+        const { retryable = true, retryAfterMs = NaN, details } = this.options;
         return {
             code: this.code,
             message: this.message,
             retryable,
             ...(details === undefined ? {} : { details: encode(details) }),
-            ...(retryAfterMs === undefined ? {} : { retryDelay: durationFromMs(retryAfterMs) }),
+            // Durations are made of whole milliseconds.
+            ...(Number.isFinite(retryAfterMs) && retryAfterMs >= 0
+                ? { retryDelay: durationFromMs(Math.ceil(retryAfterMs)) }
+                : {}),
         };
     }
 }
@@ -323,29 +328,32 @@ export class Worker {
         attempt.begun = true;
         if (this.#stop.signal.aborted) attempt.cancel("the worker ends", true);
         const handler = this.#handlers.get(attempt.kind)!;
-        void this.#work(attempt, handler).then((outcome) => this.#settle(attempt, outcome));
+        void this.#work(attempt, handler)
+            // Nothing that a handler throws may end the process, and the work of all others.
+            .catch(() => failed(new Failure("error", "the handler threw what cannot be read")))
+            .then((outcome) => this.#settle(attempt, outcome));
     }
 
     async #work(attempt: Attempt, handler: Handler): Promise<Outcome> {
         try {
             attempt.signal.throwIfAborted();
             const payload = read(attempt.job.spec?.payload);
-            return { case: "succeeded", value: write(await handler(attempt, payload), "output") };
+            return succeeded(await handler(attempt, payload));
         } catch (thrown) {
             if (attempt.giveBack) return released("the worker ends");
-            if (thrown instanceof Failure) return { case: "failed", value: thrown.report() };
-            const failure = attempt.signal.aborted
-                ? new Failure("interrupted", "stopped before it was done")
-                : new Failure("error", String(thrown));
-            return { case: "failed", value: failure.report() };
+            if (thrown instanceof Failure) return failed(thrown);
+            return failed(
+                attempt.signal.aborted
+                    ? new Failure("interrupted", "stopped before it was done")
+                    : new Failure("error", text(thrown)),
+            );
         }
     }
 
     /** Keeps a result until the server has acknowledged it. */
     #settle(attempt: Attempt, outcome: Outcome): void {
         if (attempt.outcome || this.#held.get(attempt.lease.leaseId) !== attempt) return;
-        const size = toBinary(FinishSchema, create(FinishSchema, { outcome })).length;
-        attempt.outcome = size > MAX_OUTCOME_BYTES ? refused("the output is larger than a message may be") : outcome;
+        attempt.outcome = outcome;
         this.#postFinish(attempt);
     }
 
@@ -405,7 +413,51 @@ function write(value: unknown, what: string): Payload {
     try {
         return encode(value);
     } catch (error) {
-        throw new Failure(`${what}.invalid`, `the ${what} cannot be written as JSON: ${error}`, { retryable: false });
+        const why = `the ${what} cannot be written as JSON: ${text(error)}`;
+        throw new Failure(`${what}.invalid`, why, { retryable: false });
+    }
+}
+
+function succeeded(output: unknown): Outcome {
+    const value = write(output, "output");
+    return fitting(
+        () => ({ case: "succeeded", value }),
+        (why) => refused(`the output ${why}`),
+    );
+}
+
+function failed(failure: Failure): Outcome {
+    return fitting(
+        () => ({ case: "failed", value: failure.report() }),
+        (why) => {
+            const { code, message, options } = failure;
+            const value = {
+                code: typeof code === "string" ? code.slice(0, MAX_TEXT) : "error",
+                message: `${text(message).slice(0, MAX_TEXT)} (the failure ${why})`,
+                retryable: Boolean(options?.retryable ?? true),
+            };
+            return { case: "failed", value };
+        },
+    );
+}
+
+/** An outcome, or what takes its place where no message can bring it: handlers may put anything into theirs. */
+function fitting(build: () => Outcome, instead: (why: string) => Outcome): Outcome {
+    try {
+        const outcome = build();
+        const size = toBinary(FinishSchema, create(FinishSchema, { outcome })).length;
+        return size > MAX_OUTCOME_BYTES ? instead("is larger than a message may be") : outcome;
+    } catch (error) {
+        return instead(`cannot be sent: ${text(error).slice(0, MAX_TEXT)}`);
+    }
+}
+
+/** Not everything that can be thrown has a text. */
+function text(thrown: unknown): string {
+    try {
+        return String(thrown);
+    } catch {
+        return "something without a text";
     }
 }
 

@@ -1,6 +1,7 @@
 // The worker against a server that does to it what real ones do now and then.
 
 import { create } from "@bufbuild/protobuf";
+import { durationMs, DurationSchema } from "@bufbuild/protobuf/wkt";
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
@@ -115,6 +116,56 @@ test("a result that is refused becomes a failure", { timeout: 20_000 }, () =>
         assert.ok(outcome.case === "failed");
         assert.equal(outcome.value.code, "output.invalid");
     }));
+
+test("a failure that cannot be sent as it is", { timeout: 20_000 }, () =>
+    bench({}, async ({ fake, worker }) => {
+        const cycle: unknown[] = [];
+        cycle.push(cycle);
+        const textless = Object.create(null);
+        const raise = (thrown: unknown) => {
+            throw thrown;
+        };
+        const throws: [thrown: unknown, code: string, retryable: boolean][] = [
+            [new Failure("x", "y", { retryAfterMs: 100.1, details: { n: 1n } }), "x", true],
+            [new Failure("x", "y", { retryable: false, details: cycle }), "x", false],
+            [new Failure("x", "y", { retryable: false, details: "x".repeat(5 << 20) }), "x", false],
+            [new Failure("x", "y", { details: { toJSON: () => raise(textless) } }), "x", true],
+            [new Failure(textless, "y", { retryable: false }), "error", false],
+            [new Failure("x", "x".repeat(5 << 20)), "x", true],
+            [new Failure("x", "y", { retryAfterMs: 1e300 }), "x", true],
+            [textless, "error", true],
+            [Object.defineProperty(new Failure("x"), "code", { get: () => raise("no") }), "error", true],
+        ];
+        worker.handle("throw", (_, index) => raise(throws[index]![0]));
+        const { session } = await fake.session();
+        for (const [index, [, code, retryable]] of throws.entries()) {
+            session.send(lease(`${index}`, "throw", index));
+            session.send(lease(`other ${index}`, "double", 1));
+            const { outcome } = await session.acknowledge(`${index}`);
+            assert.ok(outcome.case === "failed");
+            assert.deepEqual([outcome.value.code, outcome.value.retryable], [code, retryable], `${index}`);
+            assert.equal((await session.acknowledge(`other ${index}`)).outcome.case, "succeeded");
+        }
+    }));
+
+test("an output that cannot be sent", { timeout: 20_000 }, () =>
+    bench({}, async ({ fake, worker }) => {
+        worker.handle("odd", () => Object.assign(encode(1), { body: { case: "data", value: 5 } }));
+        const { session } = await fake.session();
+        session.send(lease("a", "odd"));
+        const { outcome } = await session.acknowledge("a");
+        assert.ok(outcome.case === "failed" && !outcome.value.retryable);
+        assert.equal(outcome.value.code, "output.invalid");
+    }));
+
+test("when to try again", () => {
+    const delay = (retryAfterMs: number) => {
+        const { retryDelay } = new Failure("x", "y", { retryAfterMs }).report();
+        return retryDelay && durationMs(create(DurationSchema, retryDelay));
+    };
+    assert.deepEqual([0, 1, 100.1, 1234.56].map(delay), [0, 1, 101, 1235]);
+    assert.deepEqual([NaN, -1, Infinity, -Infinity].map(delay), Array(4).fill(undefined));
+});
 
 test("heartbeats name what is held and progress keeps its checkpoint", { timeout: 20_000 }, () =>
     bench({}, async (bench) => {
