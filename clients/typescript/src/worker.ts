@@ -236,10 +236,15 @@ export class Worker {
 
     /** Waits until nothing is held, but no longer than this. */
     async #idle(ms: number, sooner?: AbortSignal): Promise<void> {
-        const signal = AbortSignal.any([AbortSignal.timeout(ms), ...(sooner ? [sooner] : [])]);
-        while (this.#held.size > 0 && !signal.aborted) {
-            await Promise.race([new Promise<void>((resolve) => (this.#released = resolve)), aborted(signal)]);
+        // No AbortSignal.timeout: Node forgets one that only AbortSignal.any knows of (nodejs/node#57736).
+        const end = new AbortController();
+        const stop = () => end.abort();
+        const timer = setTimeout(stop, ms);
+        if (sooner) void aborted(sooner).then(stop);
+        while (this.#held.size > 0 && !end.signal.aborted) {
+            await Promise.race([new Promise<void>((resolve) => (this.#released = resolve)), aborted(end.signal)]);
         }
+        clearTimeout(timer);
     }
 
     async #keepConnected(end: AbortSignal): Promise<void> {

@@ -4,6 +4,8 @@ import { create } from "@bufbuild/protobuf";
 import { durationMs, DurationSchema } from "@bufbuild/protobuf/wkt";
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 
 import {
     type Context,
@@ -278,3 +280,19 @@ test("a drain gives back what does not end", { timeout: 20_000 }, () =>
         assert.equal((await session.acknowledge("a")).outcome.case, "released");
         assert.deepEqual(bench.cancelled, ["job-a"]);
     }));
+
+test("a drain ends while garbage is collected", { timeout: 20_000 }, async () => {
+    setFlagsFromString("--expose-gc");
+    const collecting = setInterval(runInNewContext("gc"), 20);
+    try {
+        await bench({ drainTimeoutMs: 300 }, async (bench) => {
+            const { session } = await bench.fake.session();
+            session.send(lease("a", "wait"));
+            await session.seen("progress");
+            bench.worker.stop();
+            assert.equal((await session.acknowledge("a")).outcome.case, "released");
+        });
+    } finally {
+        clearInterval(collecting);
+    }
+});
