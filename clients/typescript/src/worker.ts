@@ -390,9 +390,14 @@ export class Worker {
         this.#session?.post(`progress ${leaseId}`, { case: "progress", value });
     }
 
-    /** The lease is somebody else's by now: its work is for nothing. */
+    /**
+     * The lease is somebody else's by now: its work is for nothing. A result that is there may still count, and waits
+     * for its answer.
+     */
     #lose(leaseId: string): void {
-        this.#held.get(leaseId)?.cancel("the lease was lost");
+        const attempt = this.#held.get(leaseId);
+        if (!attempt || attempt.outcome) return;
+        attempt.cancel("the lease was lost");
         this.#forget(leaseId);
     }
 

@@ -8,6 +8,7 @@ import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 
 import {
+    Code,
     type Context,
     decode,
     durationFromMs,
@@ -253,6 +254,26 @@ test("a worker comes back with what it holds", { timeout: 20_000 }, () =>
         bench.proceed();
         await second.acknowledge("a");
         assert.deepEqual(bench.cancelled, ["job-c"]);
+    }));
+
+test("a result outlives its lease until the server has judged it", { timeout: 20_000 }, () =>
+    bench({}, async ({ fake }) => {
+        const { session: first } = await fake.session();
+        first.send(lease("a", "double", 4));
+        await first.seen("finish");
+        first.send({ case: "heartbeatAck", value: { lostLeaseIds: ["a"] } });
+        fake.lost = ["a"];
+        first.send({ case: "drain", value: {} });
+        const { session: second, hello } = await fake.session();
+        assert.deepEqual(hello.heldLeaseIds, ["a"]);
+        const { outcome } = await second.seen("finish");
+        assert.ok(outcome.case === "succeeded");
+        // Another attempt has begun: now it is for nothing.
+        second.send({ case: "finishAck", value: { leaseId: "a", rejection: { code: Code.FailedPrecondition } } });
+        fake.lost = [];
+        second.send({ case: "drain", value: {} });
+        const { hello: last } = await fake.session();
+        assert.deepEqual(last.heldLeaseIds, []);
     }));
 
 test("SIGTERM drains", { timeout: 20_000 }, () =>
