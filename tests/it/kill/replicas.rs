@@ -90,7 +90,7 @@ impl<'a> Fleet<'a> {
     /// Something bad, and its end. Answers with its name.
     async fn fault(&mut self, totals: &mut Totals) -> &'static str {
         let at = self.course.rng.usize(..self.servers.len());
-        match self.course.rng.u8(..21) {
+        match self.course.rng.u8(..22) {
             0..=5 => {
                 self.servers[at].kill();
                 self.pause(1000).await;
@@ -140,6 +140,17 @@ impl<'a> Fleet<'a> {
             19 => {
                 self.order(&["restart"]);
                 "restart of PostgreSQL"
+            }
+            20 => {
+                let cut = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1";
+                let name = application(&self.url);
+                let held = self.cluster.take_all_connections(async |others| {
+                    others.query(cut, &[&name]).await.expect("PostgreSQL answers").len()
+                });
+                let held = held.await;
+                self.pause(1500).await;
+                drop(held);
+                "connections taken"
             }
             _ => {
                 let idle = connect(&self.url).await;
