@@ -174,8 +174,8 @@ export class Client {
      * Goes on by itself, from its cursor, when the connection breaks, the server restarts or falls silent for three
      * heartbeats; nothing is left out and no outcome comes twice. Checkpoints and gaps are passed on like everything
      * else. It ends after an error that another try would only repeat (such as `CURSOR_EXPIRED`), after 10 minutes
-     * without a single message, and under `untilAllDone` when every job has ended. Without a `start` it begins with its
-     * first checkpoint.
+     * without a single message, and under `untilAllDone` when the server says that every job has ended. Without a
+     * `start` it begins with its first checkpoint.
      */
     async *watch(
         init: MessageInitShape<typeof WatchResultsRequestSchema>,
@@ -196,8 +196,11 @@ export class Client {
                 return;
             } catch (thrown) {
                 signal?.throwIfAborted();
-                if (resume.fulfilled) return;
                 const error = JobwireError.from(thrown);
+                if (resume.forget(error)) {
+                    if (resume.fulfilled) return;
+                    continue;
+                }
                 failingSince ??= performance.now();
                 if (!error.resumable || performance.now() - failingSince > PATIENCE) throw error;
                 await sleep(backoff.pause(error.retryDelayMs), signal);

@@ -3,6 +3,7 @@
 import { clone } from "@bufbuild/protobuf";
 import { durationFromMs, durationMs } from "@bufbuild/protobuf/wkt";
 
+import type { JobwireError } from "./errors.js";
 import {
     type WatchResultsRequest,
     WatchResultsRequestSchema,
@@ -19,14 +20,13 @@ export class Resume {
     /** Outcomes from before the watch are still being sent, so a cursor would skip the rest of them. */
     #replaying: boolean;
     readonly #replayed = new Set<string>();
-    /** Under until_all_done: ids whose outcome has not come yet. */
-    readonly #unfinished: Set<string>;
+    /** Under until_all_done: ids with an outcome. They are asked for again, because a job may be retried meanwhile. */
+    readonly #seen = new Set<string>();
     readonly #asked: WatchResultsRequest;
 
     constructor(request: WatchResultsRequest) {
         this.#asked = clone(WatchResultsRequestSchema, request);
         this.#replaying = !request.start.case && (request.includeExisting || request.untilAllDone);
-        this.#unfinished = new Set(request.untilAllDone ? request.filter?.jobIds : []);
     }
 
     /** The request that goes on from here. `elapsedMs`: since the first one was sent. */
@@ -38,10 +38,6 @@ export class Resume {
         } else if (request.start.case === "lookback") {
             // The same moment in the past as at the first try.
             request.start.value = durationFromMs(durationMs(request.start.value) + Math.ceil(elapsedMs + 1000));
-        }
-        if (request.untilAllDone && request.filter) {
-            // A job that has ended may have been removed since, and would be an unknown id.
-            request.filter.jobIds = request.filter.jobIds.filter((id) => this.#unfinished.has(id));
         }
         return request;
     }
@@ -60,7 +56,7 @@ export class Resume {
     }
 
     #noteFinished({ jobId, run }: Job): boolean {
-        this.#unfinished.delete(jobId);
+        if (this.#asked.untilAllDone) this.#seen.add(jobId);
         if (!this.#replaying) return true;
         const key = `${run} ${jobId}`;
         if (this.#replayed.has(key)) return false;
@@ -68,9 +64,18 @@ export class Resume {
         return true;
     }
 
-    /** Nothing is left to wait for. */
+    /** Asks no more for a job that was removed after its outcome came. False if the error tells of none. */
+    forget({ reason, metadata }: JobwireError): boolean {
+        const { filter } = this.#asked;
+        const gone = metadata["job_id"];
+        if (!filter || reason !== "JOB_NOT_FOUND" || !gone || !this.#seen.delete(gone)) return false;
+        filter.jobIds = filter.jobIds.filter((id) => id !== gone);
+        return true;
+    }
+
+    /** Nothing is left to ask for. */
     get fulfilled(): boolean {
-        return this.#asked.untilAllDone && this.#unfinished.size === 0;
+        return this.#asked.untilAllDone && !this.#asked.filter?.jobIds.length;
     }
 
     /** The server ends this stream with OK when it has sent everything. */

@@ -6,7 +6,7 @@ import { test } from "node:test";
 
 import { baseUrl } from "../src/address.js";
 import { Code, connect, JobwireError } from "../src/node.js";
-import { caughtUp, Fake, finished, refusal } from "./fake.js";
+import { caughtUp, Fake, finished, refusal, unknown } from "./fake.js";
 
 const FULL = () => refusal(Code.ResourceExhausted, "QUEUE_FULL");
 
@@ -114,8 +114,60 @@ test("a watch goes on from its cursor and ends when all is done", () =>
         );
         assert.deepEqual(
             fake.watched.map(({ filter }) => filter?.jobIds.length),
-            [3, 3, 2, 1],
+            [3, 3, 3, 3],
         );
+    }));
+
+test("only the server ends a watch of all that was asked for", () =>
+    new Fake().serve(async (fake) => {
+        fake.streams = [
+            [finished("a", "c1"), refusal(Code.Unavailable)],
+            [finished("a", "c1"), finished("a", "c2", 2), caughtUp("c2"), refusal(Code.Unavailable)],
+            [finished("a", "c3", 3)],
+        ];
+        const runs: number[] = [];
+        for await (const { event } of connect(fake.address).watch({ filter: { jobIds: ["a"] }, untilAllDone: true })) {
+            if (event.case === "finished") runs.push(event.value.run);
+        }
+        assert.deepEqual(runs, [1, 2, 3]);
+        assert.deepEqual(
+            fake.watched.map(({ filter }) => filter?.jobIds),
+            [["a"], ["a"], ["a"]],
+        );
+    }));
+
+test("a watch goes on without jobs that were removed after their outcome", () =>
+    new Fake().serve(async (fake) => {
+        fake.streams = [
+            [finished("a", "c0"), finished("c", "c0"), caughtUp("c1"), refusal(Code.Unavailable)],
+            [unknown("a")],
+            [unknown("c")],
+            [finished("b", "c2"), refusal(Code.Unavailable)],
+            [unknown("b")],
+        ];
+        const seen: string[] = [];
+        const request = { filter: { jobIds: ["a", "b", "c"] }, untilAllDone: true };
+        for await (const { event } of connect(fake.address).watch(request)) {
+            if (event.case === "finished") seen.push(event.value.jobId);
+        }
+        assert.deepEqual(seen, ["a", "c", "b"]);
+        assert.deepEqual(
+            fake.watched.map(({ filter }) => filter?.jobIds.join("")),
+            ["abc", "abc", "bc", "b", "b"],
+        );
+    }));
+
+test("a watch ends with the error of a job that was never there", () =>
+    new Fake().serve(async (fake) => {
+        fake.streams = [[finished("a", "c0"), refusal(Code.Unavailable)], [unknown("b")]];
+        const request = { filter: { jobIds: ["a", "b"] }, untilAllDone: true };
+        await assert.rejects(
+            async () => {
+                for await (const _ of connect(fake.address).watch(request));
+            },
+            { reason: "JOB_NOT_FOUND", metadata: { job_id: "b" } },
+        );
+        assert.equal(fake.watched.length, 2);
     }));
 
 test("a replay that breaks begins again without repeats", () =>

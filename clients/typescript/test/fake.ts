@@ -36,6 +36,12 @@ export function refusal(code: Code, reason = "", domain = "jobwire.v1", delayMs 
     ]);
 }
 
+/** As {@link refusal}, for a job that there is not. */
+export function unknown(jobId: string): ConnectError {
+    const value = { reason: "JOB_NOT_FOUND", domain: "jobwire.v1", metadata: { job_id: jobId } };
+    return new ConnectError("no such job", Code.NotFound, undefined, [{ desc: ErrorInfoSchema, value }]);
+}
+
 export function finished(jobId: string, cursor: string, run = 1): WatchResultsResponse {
     return create(WatchResultsResponseSchema, { cursor, event: { case: "finished", value: { jobId, run } } });
 }
