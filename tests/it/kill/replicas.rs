@@ -142,7 +142,8 @@ impl<'a> Fleet<'a> {
                 "restart of PostgreSQL"
             }
             20 => {
-                let cut = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1";
+                let cut =
+                    "select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1";
                 let name = application(&self.url);
                 let held = self.cluster.take_all_connections(async |others| {
                     others.query(cut, &[&name]).await.expect("PostgreSQL answers").len()
