@@ -40,38 +40,52 @@ const FOLDS: usize = 20;
 /// A process whose connections were cut has its sign of life back within it.
 const COMEBACK: Duration = Duration::from_millis(300);
 
-/// A tick that is late by this part of a lease has kept none from being renewed in time.
+/// A database that was away for this part of a lease has kept none from being renewed in time.
 const LATE: u32 = 3;
+
+/// A tick that takes longer has waited for a database that does not answer, or that waits for its standby.
+const HANG: Duration = Duration::from_secs(5);
 
 /// What need not be done at every tick is done this often.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
-/// The last tick that went well.
+/// The last tick that went well, and what came after it.
 #[derive(Clone, Copy, Debug)]
 pub struct LastTick {
     began: Instant,
-    /// It came long after the one before: the database may not have answered meanwhile.
-    was_late: bool,
+    took: Duration,
+    /// The one before was out of reach: leases outlasted that.
+    outlasted: bool,
+    /// Others have failed since.
+    failed: bool,
 }
 
 impl Default for LastTick {
     fn default() -> Self {
-        Self { began: Instant::now(), was_late: false }
+        Self { began: Instant::now(), took: Duration::ZERO, outlasted: false, failed: false }
     }
 }
 
 impl Database {
     pub async fn tick_now(&self, now: Timestamp) -> Result<Tick> {
-        let (began, last) = (Instant::now(), *self.last_tick.lock());
+        let last = *self.last_tick.lock();
+        let tick = self.tick_after(last, now).await;
+        self.last_tick.lock().failed |= tick.is_err();
+        tick
+    }
+
+    async fn tick_after(&self, last: LastTick, now: Timestamp) -> Result<Tick> {
+        let began = Instant::now();
         let silence = began - last.began;
-        let is_late = silence > self.config.workers.lease / LATE;
+        let was_away = last.failed || last.took > HANG;
         // Not twice in a row: where every tick is slow, leases have to end nevertheless.
-        if is_late && !last.was_late {
+        let outlasted = was_away && !last.outlasted && silence > self.config.workers.lease / LATE;
+        if outlasted {
             let until = now.after(self.config.workers.lease);
             self.pools.write.query(OUTLAST, &[&now.before(silence).0, &until.0]).await?;
         }
         let tick = self.look_at_time(now).await?;
-        *self.last_tick.lock() = LastTick { began, was_late: is_late };
+        *self.last_tick.lock() = LastTick { began, took: began.elapsed(), outlasted, failed: false };
         Ok(tick)
     }
 
