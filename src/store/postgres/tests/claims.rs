@@ -132,3 +132,17 @@ async fn what_nobody_has_taken_is_not_forgotten() {
         assert_eq!(take().await, ids("b", 0));
     }
 }
+
+/// That looks at the time come late is no reason to think that nobody could renew a lease.
+#[tokio::test]
+async fn a_late_tick_ends_what_has_run_out() {
+    let mut replicas = Replicas::new().await;
+    let workers = &mut Arc::make_mut(&mut replicas.config).workers;
+    (workers.lease, workers.heartbeat) = (secs(1) / 20, secs(1) / 100);
+    let store = replicas.open().await;
+    submit(&store, [job("a")]).await;
+    let held = store.claim(NOW, World::wish(1)).await.unwrap().remove(0);
+    sleep(secs(1) / 10).await;
+    let over = NOW.after(World::wish(1).lease);
+    assert_eq!(store.tick(over).await.unwrap().revoked, [held.lease]);
+}
