@@ -134,7 +134,7 @@ impl Bench {
                     let limit = async || per_second(&empty::lives(load, sort).await?);
                     let pairs =
                         self.rounds(async || Ok(Pair { limit: limit().await?, ours: ours().await? })).await?;
-                    rate(what, against, &pairs, 0.40);
+                    rate(what, against, &pairs, None);
                 }
             }
             Row::Wait => self.wait().await?,
@@ -268,9 +268,10 @@ fn per_second(report: &Report) -> Result<f64, Error> {
     report.per_second.ok_or_else(|| Error::Unexpected("a report without a rate".into()))
 }
 
-fn rate(what: &str, against: &str, pairs: &[Pair], wanted: f64) {
+fn rate(what: &str, against: &str, pairs: &[Pair], wanted: impl Into<Option<f64>>) {
     let (limit, ours, ratio) = medians(pairs);
-    println!("| {what} | {ours:.0}/s | {against} | {limit:.0}/s | {ratio:.2} | {wanted:.2} |");
+    let wanted = wanted.into().map(|wanted| format!("{wanted:.2}")).unwrap_or_default();
+    println!("| {what} | {ours:.0}/s | {against} | {limit:.0}/s | {ratio:.2} | {wanted} |");
 }
 
 fn in_words(report: &Report) -> String {

@@ -93,8 +93,7 @@ impl Watch {
         let until_done = self.until_done;
         let client = shell.connect().await?;
         let mut unsuccessful = BTreeSet::new();
-        let mut unseen: BTreeSet<String> =
-            if until_done { self.job_ids.iter().cloned().collect() } else { BTreeSet::new() };
+        let mut unseen: BTreeSet<String> = self.job_ids.iter().filter(|_| until_done).cloned().collect();
         let mut messages = client.watch(self.into_request(live));
         while let Some(message) = messages.next().await {
             let message = message?;

@@ -26,21 +26,12 @@ pub(super) struct Resume {
     replayed: HashSet<(String, i32)>,
     /// Under `until_all_done`: ids of which an outcome has come, perhaps not the last one.
     seen: BTreeSet<String>,
-    /// Those of them that were removed since: unknown ids by now.
-    gone: BTreeSet<String>,
 }
 
 impl Resume {
     pub(super) fn new(request: WatchResultsRequest) -> Self {
         let replaying = request.start.is_none() && (request.include_existing || request.until_all_done);
-        Self {
-            request,
-            cursor: None,
-            replaying,
-            replayed: HashSet::new(),
-            seen: BTreeSet::new(),
-            gone: BTreeSet::new(),
-        }
+        Self { request, cursor: None, replaying, replayed: HashSet::new(), seen: BTreeSet::new() }
     }
 
     /// The request that goes on from here. `elapsed`: since the first one was sent.
@@ -52,9 +43,6 @@ impl Resume {
         } else if let Some(Start::Lookback(lookback)) = &mut request.start {
             // The same moment in the past as at the first try.
             lookback.seconds = lookback.seconds.saturating_add_unsigned(elapsed.as_secs()).saturating_add(1);
-        }
-        if let Some(filter) = &mut request.filter {
-            filter.job_ids.retain(|id| !self.gone.contains(id));
         }
         request
     }
@@ -94,13 +82,15 @@ impl Resume {
     /// Whether an error only says that a job was removed after its end: it is not asked for again.
     pub(super) fn note_gone(&mut self, error: &Error) -> bool {
         let unknown = error.metadata("job_id").filter(|_| error.reason() == Some("JOB_NOT_FOUND"));
-        unknown.is_some_and(|id| self.seen.contains(id) && self.gone.insert(id.to_owned()))
+        let (Some(gone), Some(filter)) = (unknown, &mut self.request.filter) else { return false };
+        let was_seen = self.seen.remove(gone);
+        filter.job_ids.retain(|id| !was_seen || id != gone);
+        was_seen
     }
 
     /// Nothing is left to ask for.
     pub(super) fn fulfilled(&self) -> bool {
-        let ids = self.request.filter.iter().flat_map(|filter| &filter.job_ids);
-        !self.gone.is_empty() && ids.into_iter().all(|id| self.gone.contains(id))
+        self.ends() && self.request.filter.as_ref().is_none_or(|filter| filter.job_ids.is_empty())
     }
 
     /// The server ends this stream with OK when it has sent everything.

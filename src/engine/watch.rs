@@ -339,7 +339,7 @@ impl Watcher {
                 _ = beat.tick() => Wake::Beat,
                 () = yield_now(), if is_behind => Wake::Page,
                 _ = self.feed.tail.changed() => Wake::Page,
-                () = self.hints.next() => Wake::Hints,
+                () = self.hints.next(), if !is_behind => Wake::Hints,
             };
             match wake {
                 Wake::Page => {}

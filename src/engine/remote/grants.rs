@@ -416,9 +416,9 @@ impl Remote {
     }
 
     /// The store could not take their progress: it is still to be told.
-    pub fn not_stored(&self, leases: &[LeaseId]) {
+    pub fn not_stored(&self, leases: impl Iterator<Item = LeaseId>) {
         let mut state = self.state.lock();
-        for &lease in leases {
+        for lease in leases {
             state.change(lease, |grant| (grant.stored, grant.over) = (false, false));
         }
     }

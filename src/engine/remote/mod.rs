@@ -119,9 +119,9 @@ impl Engine {
     }
 
     async fn renew(&self, now: Timestamp, renewals: &[Renewal], found: &mut Named) -> Result<(), Error> {
-        let leases = || renewals.iter().map(|renewal| renewal.lease).collect::<Vec<_>>();
+        let leases = renewals.iter().map(|renewal| renewal.lease);
         let renewed = self.0.store.renew(now, renewals.to_vec()).await;
-        let renewed = renewed.inspect_err(|_| self.remote().not_stored(&leases()))?;
+        let renewed = renewed.inspect_err(|_| self.remote().not_stored(leases))?;
         assert_eq!(renewed.len(), renewals.len(), "one answer for each renewal");
         let grace = now.after(self.config().workers.grace);
         for (&Renewal { lease, until, .. }, renewed) in renewals.iter().zip(renewed) {
@@ -256,7 +256,7 @@ pub async fn elapse(
         }
         if !renewals.is_empty() {
             let leases: Vec<_> = renewals.iter().map(|renewal| renewal.lease).collect();
-            store.renew(now, renewals).await.inspect_err(|_| remote.not_stored(&leases))?;
+            store.renew(now, renewals).await.inspect_err(|_| remote.not_stored(leases.into_iter()))?;
         }
         if !more {
             return Ok(());
