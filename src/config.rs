@@ -126,7 +126,7 @@ pub struct Limits {
     /// Longest retention a job may ask for.
     #[serde(with = "duration")]
     pub max_retention: Duration,
-    /// Longest time ahead: a delay, a start_timeout, a total_timeout, a back-off.
+    /// Longest time ahead: a delay, a start_timeout, a total_timeout, a back-off. What a handler asks for is cut to it.
     #[serde(with = "duration")]
     pub max_delay: Duration,
     /// Longest attempt_timeout a job may ask for.

@@ -4,10 +4,11 @@
 # from Debian's packages, after saying so; elsewhere it is named and this fails.
 #
 # usage: tools/postgres.sh install                          # only what is missing
-#        tools/postgres.sh serve [--standby sync|async]     # stop it with Ctrl-D, or by closing the pipe
+#        tools/postgres.sh serve [--standby sync|async] [--disks]     # stop it with Ctrl-D, or by closing the pipe
 #
-# With a standby the URL names both hosts, and with `sync` every commit waits for it. While it serves it takes these
-# commands, one a line, and answers each with `ok` or `error: …` once it is done:
+# With a standby the URL names both hosts, and with `sync` every commit waits for it. With `--disks`, which needs root, each
+# server has a file system of its own, in memory. While it serves it takes these commands, one a line, and answers each with
+# `ok` or `error: …` once it is done:
 #
 #   kill      the primary and all its processes at once, as by a crash
 #   stop      the primary in an orderly way, which ends all sessions
@@ -18,9 +19,14 @@
 #   promote   the standby becomes the primary, whether the old one still runs or not. It waits for no standby
 #   revive    the old primary runs again, as one that has not heard of the new one
 #   rejoin    the old primary is thrown away, and a new standby of the new one stands in its place
+#   fill      the primary's disk is full
+#   clear     there is room on it again, and the primary runs again if it has given up
 #
 # PGBIN names the directory of another version's programs.
 set -euo pipefail
+
+# Bytes that are free on a disk that is not full.
+DISK=$((4 << 30))
 
 say() { printf 'postgres: %s\n' "$*" >&2; }
 die() {
@@ -122,6 +128,7 @@ end() {
         if [ -s "$dir/$server/data/postmaster.pid" ]; then
             ctl "$server" stop -m immediate || true
         fi
+        [ -z "$disks" ] || umount "$dir/$server" 2>/dev/null || true
     done
     rm -rf "$dir"
 }
@@ -137,10 +144,9 @@ follow() {
 }
 
 add_standby() {
-    rm -rf "${dir:?}/$standby"
-    as_owner mkdir "$dir/$standby" &&
-        as_owner "$bin/pg_basebackup" -h 127.0.0.1 -p "${port[$primary]}" -U jobwire -D "$dir/$standby/data" \
-            -c fast >&2 </dev/null &&
+    rm -rf "${dir:?}/$standby/data"
+    as_owner "$bin/pg_basebackup" -h 127.0.0.1 -p "${port[$primary]}" -U jobwire -D "$dir/$standby/data" \
+        -c fast >&2 </dev/null &&
         as_owner touch "$dir/$standby/data/standby.signal" &&
         tell "$standby" '' || return
     if [ -n "${port[$standby]:-}" ]; then launch "$standby"; else find_port "$standby"; fi && follow
@@ -194,10 +200,40 @@ rejoin() {
     add_standby
 }
 
+# In bytes more than what is on it.
+resize() {
+    local used
+    used=$(df --block-size=1 --output=used "$dir/$primary" | tail -1) &&
+        mount -o "remount,size=$((used + $1))" "$dir/$primary"
+}
+
+# It may grow while it is looked at.
+fill() {
+    for _ in {1..100}; do
+        resize 65536 2>/dev/null && return
+    done
+    resize 65536
+}
+
+clear() {
+    resize "$DISK" || return
+    # A server that cannot write its log ends, and finds no room to recover.
+    for _ in {1..100}; do
+        ctl "$primary" status >/dev/null || launch "$primary" 2>/dev/null || true
+        [ "$(ask "$primary" 'select true' 2>/dev/null)" = t ] && return
+        sleep 0.1
+    done
+    say "it does not recover: $(tail -5 "$dir/$primary/log")"
+    return 1
+}
+
 obey() {
     case $1 in
     pause | resume | promote | revive | rejoin)
         [ -n "$mode" ] || { say "there is no standby: --standby" && return 1; }
+        ;;
+    fill | clear)
+        [ -n "$disks" ] || { say "it has no disk of its own: --disks" && return 1; }
         ;;
     esac
     case $1 in
@@ -210,21 +246,25 @@ obey() {
     promote) promote ;;
     revive) launch "$standby" ;;
     rejoin) rejoin ;;
+    fill) fill ;;
+    clear) clear ;;
     *) say "no such command: $1" && return 1 ;;
     esac
 }
 
 serve() {
-    mode=
-    case "${1:-} ${2:-}" in
-    ' ') ;;
-    '--standby sync' | '--standby async') mode=$2 ;;
-    *) die "not known: $*" ;;
-    esac
+    mode= disks=
+    while [ $# -gt 0 ]; do
+        case "$1 ${2:-}" in
+        '--standby sync' | '--standby async') mode=$2 && shift 2 ;;
+        '--disks '*) disks=1 && shift ;;
+        *) die "not known: $*" ;;
+        esac
+    done
     owner=nobody
     getent passwd postgres >/dev/null && owner=postgres
     # In memory where that is possible: syncs of the disk are not what is tested.
-    local base=${TMPDIR:-/tmp} command
+    local base=${TMPDIR:-/tmp} command server
     [ -w /dev/shm ] && base=/dev/shm
     dir=$(mktemp -d "$base/jobwire-postgres-XXXXXX")
     trap end EXIT
@@ -233,7 +273,10 @@ serve() {
     cd "$dir"
     port=()
     primary=1 standby=2
-    as_owner mkdir 1
+    for server in 1 2; do
+        as_owner mkdir "$server"
+        [ -z "$disks" ] || mount -t tmpfs -o "size=$DISK,mode=0777" none "$server" || die "no file system can be mounted"
+    done
     as_owner "$bin/initdb" -D 1/data -U jobwire -A trust -E UTF8 --locale=C -k >"$dir/initdb.log" 2>&1 || {
         cat "$dir/initdb.log" >&2
         die "initdb failed"
@@ -271,5 +314,5 @@ serve)
     install
     serve "${@:2}"
     ;;
-*) die "usage: $0 install | serve [--standby sync|async]" ;;
+*) die "usage: $0 install | serve [--standby sync|async] [--disks]" ;;
 esac

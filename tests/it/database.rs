@@ -226,12 +226,12 @@ async fn a_transaction_that_is_left_open_holds_up_nobody() {
     other.batch_execute("rollback").await.unwrap();
 }
 
-/// A file system of its own, for one table space.
-struct SmallDisk(tempfile::TempDir);
+/// A file system of its own, in memory.
+pub struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
     /// None where one may not be mounted.
-    fn mount(megabytes: u32) -> Option<Self> {
+    pub fn mount(megabytes: u32) -> Option<Self> {
         let dir = tempfile::Builder::new().prefix("jobwire-disk-").tempdir().expect("a temporary directory");
         let options = format!("size={megabytes}m,mode=0777");
         let mounted =

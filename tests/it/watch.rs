@@ -75,6 +75,7 @@ async fn every_start_begins_where_it_says() {
     assert_eq!(replay(Some(Start::Earliest(true))).await, ["a", "b"]);
     assert_eq!(replay(Some(Start::Earliest(false))).await, [""; 0]);
     assert_eq!(replay(Some(Start::Lookback(seconds(3600.0)))).await, ["a", "b"]);
+    assert_eq!(replay(Some(Start::Lookback(seconds(1e10)))).await, ["a", "b"]);
     assert_eq!(replay(Some(Start::Lookback(seconds(0.0)))).await, [""; 0]);
     assert_eq!(replay(Some(Start::SinceTime(b.finish_time.unwrap()))).await, ["b"]);
     let future = prost_types::Timestamp { seconds: 4_000_000_000, nanos: 0 };

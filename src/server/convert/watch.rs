@@ -82,8 +82,9 @@ fn start(start: Option<wire::Start>, config: &Config, log: LogId, now: Timestamp
         Some(wire::Start::AfterCursor(cursor)) => tokens::start_after("after_cursor", &cursor, log)?,
         Some(wire::Start::SinceTime(time)) => Start::Since(timestamp("since_time", &time)?),
         Some(wire::Start::Lookback(back)) => {
-            let back = duration_in("lookback", &back, Duration::ZERO..=config.limits.max_retention)?;
-            Start::Since(now.before(back))
+            let back = duration_in("lookback", &back, Duration::ZERO..=Duration::MAX)?;
+            // Nothing is kept for longer.
+            Start::Since(now.before(back.min(config.limits.max_retention)))
         }
         Some(wire::Start::Earliest(true)) => Start::Earliest,
     })

@@ -1,16 +1,16 @@
 use std::{
     collections::{BTreeSet, HashSet},
-    ops::RangeInclusive,
     time::Duration,
 };
 
+use prost_types::Duration as ProtoDuration;
 use tokio::time::Instant;
 
 use super::{
     job::job,
     payload::{Format, format, payload},
     spec::{labels, request_key},
-    time::{duration_in, optional_duration, proto_duration, proto_timestamp},
+    time::{optional_duration, proto_duration, proto_timestamp},
 };
 use crate::{
     config::{Config, Limits},
@@ -160,35 +160,36 @@ pub fn step(field: &str, step: LeaseProgress, now: Timestamp) -> Result<(String,
 
 /// The outcome of an attempt, as its worker says.
 pub fn report(finish: Finish, limits: &Limits) -> Result<Report, Error> {
-    let ahead = Duration::ZERO..=limits.max_delay;
     match finish.outcome {
         None => Err(Error::invalid("finish.outcome", "must be one of succeeded, failed and released")),
         Some(Outcome::Succeeded(output)) => {
             payload("finish.succeeded", output, limits.max_output_bytes).map(Report::Succeeded)
         }
-        Some(Outcome::Failed(error)) => failed(error, limits, ahead).map(Report::Failed),
+        Some(Outcome::Failed(error)) => failed(error, limits).map(Report::Failed),
         Some(Outcome::Released(release)) => {
-            let delay = optional_duration("finish.released.delay", release.delay.as_ref(), ahead)?;
+            let delay = ahead("finish.released.delay", release.delay.as_ref(), limits)?;
             Ok(Report::Released { delay: delay.unwrap_or_default() })
         }
     }
 }
 
-/// An error without details that are larger than they may be: the failure counts for more than they do.
-fn failed(
-    error: proto::JobError,
-    limits: &Limits,
-    ahead: RangeInclusive<Duration>,
-) -> Result<JobError, Error> {
+/// How long to wait before the next attempt. What happened counts for more than a wish that is too long: that is cut.
+fn ahead(field: &str, delay: Option<&ProtoDuration>, limits: &Limits) -> Result<Option<Duration>, Error> {
+    let delay = optional_duration(field, delay, Duration::ZERO..=Duration::MAX)?;
+    Ok(delay.map(|delay| delay.min(limits.max_delay)))
+}
+
+/// An error without details that are larger than they may be, for the same reason.
+fn failed(error: proto::JobError, limits: &Limits) -> Result<JobError, Error> {
     let details = error
         .details
         .map(|details| payload("finish.failed.details", details, limits.max_output_bytes))
         .transpose()?
         .filter(|details| !details.is_none() && details.size <= JobError::DETAILS_MAX);
-    let retry_delay = error.retry_delay.map(|delay| duration_in("finish.failed.retry_delay", &delay, ahead));
+    let retry_delay = ahead("finish.failed.retry_delay", error.retry_delay.as_ref(), limits)?;
     Ok(JobError {
         details,
-        retry_delay: retry_delay.transpose()?,
+        retry_delay,
         ..JobError::new(Cause::Handler, &error.code, &error.message, error.retryable)
     })
 }

@@ -25,8 +25,8 @@ use crate::support::{Client, Workers, seconds};
 /// Items of one stream that wait for their verdict.
 const WINDOW: usize = 50;
 
-/// How a submit may be refused under some settings.
-const REFUSALS: [&str; 2] = ["QUEUE_FULL", "TOO_LARGE"];
+/// How a submit may be refused: under some settings, or while a disk is full.
+const REFUSALS: [&str; 3] = ["QUEUE_FULL", "TOO_LARGE", "STORE_FULL"];
 
 /// What a kill may follow at once, instead of coming at any time.
 #[derive(Clone, Copy, Debug, PartialEq)]

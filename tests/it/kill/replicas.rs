@@ -12,6 +12,7 @@ use tokio_postgres::Client as Connection;
 
 use super::{course::Course, settings, totals::Totals};
 use crate::{
+    database::SmallDisk,
     postgres::{Cluster, application, connect},
     support::Server,
 };
@@ -32,9 +33,14 @@ const VERIFY: &str = include_str!("verify.sql");
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost_whoever_fails() {
-    let mut cluster = Cluster::start(&["--standby", "sync"]);
+    let disks = SmallDisk::mount(1).map(|_| "--disks");
+    if disks.is_none() {
+        eprintln!("no file system can be mounted here: a full disk is not tried");
+    }
+    let arguments: Vec<_> = ["--standby", "sync"].into_iter().chain(disks).collect();
+    let mut cluster = Cluster::start(&arguments);
     super::run(FAULTS, async |rng, faults, totals| {
-        Fleet::start(rng, &mut cluster, totals).run(faults, totals).await
+        Fleet::start(rng, &mut cluster, disks.is_some(), totals).run(faults, totals).await
     })
     .await;
 }
@@ -42,6 +48,8 @@ async fn nothing_acknowledged_is_lost_whoever_fails() {
 struct Fleet<'a> {
     course: Course,
     cluster: &'a mut Cluster,
+    /// Whether its disk can be filled.
+    disks: bool,
     url: String,
     servers: Vec<Server>,
     addresses: Vec<String>,
@@ -50,11 +58,12 @@ struct Fleet<'a> {
 }
 
 impl<'a> Fleet<'a> {
-    fn start(mut rng: Rng, cluster: &'a mut Cluster, totals: &mut Totals) -> Self {
+    fn start(mut rng: Rng, cluster: &'a mut Cluster, disks: bool, totals: &mut Totals) -> Self {
         let url = cluster.schema();
         let servers: Vec<_> = (0..rng.usize(2..=3)).map(|_| Server::replica(&url)).collect();
         let addresses = servers.iter().map(|server| server.address().to_owned()).collect();
-        let mut fleet = Self { course: Course::new(rng, 2), cluster, url, servers, addresses, idle: None };
+        let mut fleet =
+            Self { course: Course::new(rng, 2), cluster, disks, url, servers, addresses, idle: None };
         fleet.course.ledger.lock().servers_stop = true;
         (0..fleet.servers.len()).for_each(|at| fleet.start_again(at, totals));
         fleet
@@ -90,7 +99,7 @@ impl<'a> Fleet<'a> {
     /// Something bad, and its end. Answers with its name.
     async fn fault(&mut self, totals: &mut Totals) -> &'static str {
         let at = self.course.rng.usize(..self.servers.len());
-        match self.course.rng.u8(..22) {
+        match self.course.rng.u8(..24) {
             0..=5 => {
                 self.servers[at].kill();
                 self.pause(1000).await;
@@ -152,6 +161,12 @@ impl<'a> Fleet<'a> {
                 self.pause(1500).await;
                 drop(held);
                 "connections taken"
+            }
+            21 | 22 if self.disks => {
+                self.order(&["fill"]);
+                self.pause(2500).await;
+                self.order(&["clear"]);
+                "disk full"
             }
             _ => {
                 let idle = connect(&self.url).await;

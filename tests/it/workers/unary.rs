@@ -3,9 +3,9 @@
 use std::{slice::from_ref, time::Duration};
 
 use jobwire::proto::{
-    CancelJobRequest, FinishJobRequest, FinishJobResponse, Job, Lease, LeaseJobsRequest, LeaseProgress,
-    PayloadFormat, RenewLeasesRequest, RenewLeasesResponse, finish::Outcome, job::State, job_error::Cause,
-    lease_revoked::Reason,
+    CancelJobRequest, FinishJobRequest, FinishJobResponse, Job, JobError, Lease, LeaseJobsRequest,
+    LeaseProgress, PayloadFormat, Release, RenewLeasesRequest, RenewLeasesResponse, finish::Outcome,
+    job::State, job_error::Cause, lease_revoked::Reason,
 };
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Request, Status};
@@ -101,6 +101,24 @@ async fn failures_and_cancels_go_their_way() {
     assert_eq!((&revoked.lease_id, revoked.reason()), (&held.lease_id, Reason::Cancelled));
     assert_eq!(result(&jobs, &id).await.error.unwrap().cause(), Cause::Cancelled, "its grace is over");
     Refusal::of(finish_job(&client, succeeded(&held, "1")).await).is(Code::FailedPrecondition, "LEASE_LOST");
+}
+
+/// What happened counts for more than how long its worker wants to wait.
+#[tokio::test]
+async fn a_wait_that_is_too_long_is_cut() {
+    let server = Server::with("[limits]\nmax_delay = \"1h\"\n");
+    let (jobs, client) = (server.client().await, workers(&server).await);
+    place(&jobs, task("1")).await;
+    let held = one(&client).await;
+    let error = JobError { retryable: true, retry_delay: Some(seconds(1e9)), ..Default::default() };
+    let job = finish_job(&client, finish(&held.lease_id, Outcome::Failed(error))).await.unwrap();
+    assert_eq!(job.state(), State::BackingOff);
+    assert_eq!(job.error.unwrap().retry_delay, Some(seconds(3600.0)));
+    place(&jobs, task("2")).await;
+    let held = one(&client).await;
+    let release = Release { delay: Some(seconds(1e9)), ..Default::default() };
+    let job = finish_job(&client, finish(&held.lease_id, Outcome::Released(release))).await.unwrap();
+    assert_eq!(job.state(), State::Scheduled);
 }
 
 #[tokio::test]
