@@ -345,7 +345,7 @@ pub async fn check_grants(client: &Client) -> Result<(), OpenError> {
 pub async fn identity(client: &Client) -> Result<(LogId, [u8; 32]), OpenError> {
     let drawn: [u8; 40] = draw()?;
     let (log_id, lease_key) = drawn.split_at(8);
-    let found = "insert into feed (log_id, lease_key) select $1, $2 where not exists (select from feed)";
+    let found = "insert into feed (log_id, lease_key) select $1, $2 where not exists (select from feed) on conflict do nothing";
     client.execute(found, &[&log_id, &lease_key]).await?;
     let row = client.query_one("select log_id, lease_key from feed", &[]).await?;
     let (log_id, lease_key): (&[u8], &[u8]) = (row.get(0), row.get(1));

@@ -49,6 +49,7 @@ use self::{
     checkpoint::Checkpointer,
     lines::Lines,
     readers::Readers,
+    tx::Tx,
     writer::{Durable, State, Writer},
 };
 use super::{
@@ -177,13 +178,17 @@ impl SqliteStore {
         }))
     }
 
+    /// Carries out `run`, at a time that is not before any other that the store was told: outcomes are in the order of their
+    /// times.
     async fn write<T: Send + 'static>(
         &self,
+        now: Timestamp,
         weight: usize,
         durable: Durable,
-        run: impl FnOnce(&mut tx::Tx<'_>) -> rows::Result<T> + Send + 'static,
+        run: impl FnOnce(&mut Tx<'_>, Timestamp) -> rows::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
-        self.writer()?.call(weight, durable, run).await
+        self.at(now);
+        self.writer()?.call(weight, durable, move |tx| run(tx, tx.shared.now())).await
     }
 
     fn writer(&self) -> Result<Arc<Writer>, Error> {
@@ -260,7 +265,7 @@ impl Store for SqliteStore {
     async fn submit(&self, now: Timestamp, groups: Vec<Vec<Submission>>) -> Result<Vec<GroupReply>, Error> {
         self.at(now);
         let weight = groups.iter().map(Vec::len).sum();
-        self.writer()?.submit(weight, move |tx| submit::submit(tx, now, groups)).await
+        self.writer()?.submit(weight, move |tx| submit::submit(tx, tx.shared.now(), groups)).await
     }
 
     async fn claim(&self, now: Timestamp, claim: Claim) -> Result<Vec<Leased>, Error> {
@@ -268,8 +273,8 @@ impl Store for SqliteStore {
         self.writer()?.claim(claim).await
     }
 
-    async fn renew(&self, _now: Timestamp, renewals: Vec<Renewal>) -> Result<Vec<Renewed>, Error> {
-        self.write(renewals.len(), Durable::Written, move |tx| settle::renew(tx, renewals)).await
+    async fn renew(&self, now: Timestamp, renewals: Vec<Renewal>) -> Result<Vec<Renewed>, Error> {
+        self.write(now, renewals.len(), Durable::Written, |tx, _| settle::renew(tx, renewals)).await
     }
 
     async fn settle(
@@ -277,7 +282,8 @@ impl Store for SqliteStore {
         now: Timestamp,
         settlements: Vec<Settlement>,
     ) -> Result<Vec<Result<(), Error>>, Error> {
-        self.write(settlements.len(), Durable::Synced, move |tx| settle::settle(tx, now, settlements)).await
+        let weight = settlements.len();
+        self.write(now, weight, Durable::Synced, |tx, now| settle::settle(tx, now, settlements)).await
     }
 
     async fn cancel(
@@ -285,29 +291,28 @@ impl Store for SqliteStore {
         now: Timestamp,
         cancels: Vec<Cancel>,
     ) -> Result<Vec<Result<Change, Error>>, Error> {
-        self.write(cancels.len(), Durable::Synced, move |tx| {
+        self.write(now, cancels.len(), Durable::Synced, move |tx, now| {
             cancels.iter().map(|cancel| change::cancel(tx, now, cancel)).collect()
         })
         .await
     }
 
     async fn retry(&self, now: Timestamp, retries: Vec<Retry>) -> Result<Vec<Result<Change, Error>>, Error> {
-        self.write(retries.len(), Durable::Synced, move |tx| {
+        self.write(now, retries.len(), Durable::Synced, move |tx, now| {
             retries.iter().map(|retry| change::retry(tx, now, retry)).collect()
         })
         .await
     }
 
-    async fn delete(&self, _now: Timestamp, deletes: Vec<Delete>) -> Result<Vec<Result<(), Error>>, Error> {
-        self.write(deletes.len(), Durable::Synced, move |tx| {
+    async fn delete(&self, now: Timestamp, deletes: Vec<Delete>) -> Result<Vec<Result<(), Error>>, Error> {
+        self.write(now, deletes.len(), Durable::Synced, move |tx, _| {
             deletes.iter().map(|delete| change::delete(tx, delete)).collect()
         })
         .await
     }
 
     async fn tick(&self, now: Timestamp) -> Result<Tick, Error> {
-        self.at(now);
-        self.write(1, Durable::Synced, move |tx| tick::tick(tx, now)).await
+        self.write(now, 1, Durable::Synced, tick::tick).await
     }
 
     async fn leased(&self, leases: Vec<LeaseId>, with_input: bool) -> Result<Vec<Option<Job>>, Error> {

@@ -213,6 +213,19 @@ pub async fn a_time_has_a_position(open: Open) {
     assert_eq!(world.store().position_at(begin).await.unwrap(), at[1]);
 }
 
+/// Callers may come in another order than that of their times.
+pub async fn a_time_passes_nothing_over(open: Open) {
+    let mut world = World::new(open).await;
+    let begin = world.now;
+    let (one, other) = (world.start(job("a")).await, world.start(job("b")).await);
+    world.sleep(secs(10));
+    world.succeed(&one).await;
+    world.now = begin.after(secs(5));
+    world.succeed(&other).await;
+    let at = world.store().position_at(begin.after(secs(9))).await.unwrap();
+    assert!(outcome_ids(&world.feed_after(at).await).contains(&"a".to_owned()));
+}
+
 pub async fn the_head_is_told(open: Open) {
     let mut world = World::new(open).await;
     let store = world.store();

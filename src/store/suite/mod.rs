@@ -162,6 +162,7 @@ macro_rules! store_suite {
             time {
                 a_scheduled_job_becomes_due
                 a_back_off_ends
+                a_back_off_of_nothing_is_over_at_once
                 a_job_that_nobody_starts_in_time_expires
                 only_the_first_start_has_a_timeout
                 a_job_that_waits_too_long_expires
@@ -210,6 +211,7 @@ macro_rules! store_suite {
                 existing_shows_the_newest_of_final_jobs
                 existing_stays_in_its_bounds
                 a_time_has_a_position
+                a_time_passes_nothing_over
                 the_head_is_told
                 outcomes_that_are_told_are_those_that_are_read
                 what_may_be_due_is_told

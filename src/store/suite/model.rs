@@ -75,15 +75,24 @@ pub struct Model {
     pub feed: Vec<End>,
     pub ended: BTreeMap<State, u64>,
     requests: BTreeMap<Key, Request>,
+    limits: Limits,
+    retention: Duration,
+}
+
+/// Settings of a store.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
     pub max_unfinished: usize,
-    pub retention: Duration,
+    /// A request id outlives its job, or the other way round.
     pub window: Duration,
+    /// After the first failure.
+    pub back_off: Duration,
 }
 
 impl Model {
-    pub fn new(max_unfinished: usize, retention: Duration, window: Duration) -> Self {
+    pub fn new(limits: Limits, retention: Duration) -> Self {
         let (jobs, feed, ended, requests) = Default::default();
-        Self { jobs, feed, ended, requests, max_unfinished, retention, window }
+        Self { jobs, feed, ended, requests, limits, retention }
     }
 
     /// Jobs that are there, oldest first.
@@ -158,7 +167,7 @@ impl Model {
             (None, holder) => holder,
         };
         let unfinished = self.jobs.iter().filter(|job| !job.state.is_final()).count();
-        if found.is_none() && unfinished >= self.max_unfinished {
+        if found.is_none() && unfinished >= self.limits.max_unfinished {
             return Err(("queue full", None));
         }
         let at = found.unwrap_or_else(|| {
@@ -166,7 +175,7 @@ impl Model {
             self.jobs.len() - 1
         });
         if let Some(id) = &asked.request_id {
-            let request = Request { job: at, asked: asked.clone(), until: now.after(self.window) };
+            let request = Request { job: at, asked: asked.clone(), until: now.after(self.limits.window) };
             self.requests.insert(id.clone(), request);
         }
         Ok((self.jobs[at].name.clone(), found.is_some()))
@@ -222,7 +231,7 @@ impl Model {
         }
         match report {
             Report::Failed(error) => {
-                let back_off = secs(1) * 2u32.pow(self.jobs[at].attempt - 1);
+                let back_off = self.limits.back_off * 2u32.pow(self.jobs[at].attempt - 1);
                 self.fail(now, at, Cause::Handler, error.retryable, back_off);
                 self.jobs[at].lease = None;
             }
@@ -347,6 +356,11 @@ impl Model {
             } else if running && job.lease_until <= now {
                 revoked.extend(job.lease.map(|lease| lease.fence));
                 self.lose(now, at, Cause::LeaseExpired, &due);
+                let job = &mut self.jobs[at];
+                if job.state == State::BACKING_OFF && job.due <= now {
+                    // The draw was nothing.
+                    (job.state, job.version) = (State::QUEUED, job.version + 1);
+                }
             }
         }
         let over: Vec<End> = self.feed.iter().filter(|end| end.keep_until <= now).cloned().collect();
@@ -368,7 +382,7 @@ impl Model {
     }
 
     fn lose(&mut self, now: Timestamp, at: usize, cause: Cause, due: &impl Fn(&str) -> Option<Timestamp>) {
-        let longest = secs(1) * 2u32.pow(self.jobs[at].attempt - 1);
+        let longest = self.limits.back_off * 2u32.pow(self.jobs[at].attempt - 1);
         self.fail(now, at, cause, true, longest);
         let job = &mut self.jobs[at];
         if job.state == State::BACKING_OFF {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use proptest::{prelude::*, sample::Index};
 
 use super::{
-    model::{Answer, Entry, Model, refusal},
+    model::{Answer, Entry, Limits, Model, refusal},
     *,
 };
 use crate::reached::{Met, explore};
@@ -86,17 +86,13 @@ fn command() -> impl Strategy<Value = Command> {
     ]
 }
 
-/// Settings of one run.
-#[derive(Clone, Copy, Debug)]
-struct Limits {
-    max_unfinished: usize,
-    /// A request id outlives its job, or the other way round.
-    window: Duration,
-}
-
 fn limits() -> impl Strategy<Value = Limits> {
-    let (few, window) = (prop::sample::select(vec![3, 8]), prop::sample::select(vec![secs(30), secs(90)]));
-    (few, window).prop_map(|(max_unfinished, window)| Limits { max_unfinished, window })
+    let drawn = [vec![secs(30), secs(90)], vec![secs(1), secs(1), secs(0)]].map(prop::sample::select);
+    (prop::sample::select(vec![3, 8]), drawn).prop_map(|(max_unfinished, [window, back_off])| Limits {
+        max_unfinished,
+        window,
+        back_off,
+    })
 }
 
 /// A store and its model.
@@ -112,13 +108,13 @@ struct Pair {
 
 impl Pair {
     async fn new(open: Open, limits: Limits) -> Self {
-        let Limits { max_unfinished, window } = limits;
         let world = World::with(open, move |config| {
-            config.limits.max_unfinished = max_unfinished as u64;
-            config.limits.request_id_window = window;
+            config.limits.max_unfinished = limits.max_unfinished as u64;
+            config.limits.request_id_window = limits.window;
             config.defaults.retention = RETENTION;
+            config.defaults.initial_backoff = limits.back_off;
         });
-        let model = Model::new(max_unfinished, RETENTION, window);
+        let model = Model::new(limits, RETENTION);
         Self { world: world.await, model, names: vec!["never".into()], leases: Vec::new(), met: Met::new() }
     }
 

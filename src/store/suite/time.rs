@@ -158,6 +158,15 @@ pub async fn a_lease_that_runs_out_spends_its_attempt(open: Open) {
     world.recount().await;
 }
 
+pub async fn a_back_off_of_nothing_is_over_at_once(open: Open) {
+    let mut world = World::with(open, |config| config.defaults.initial_backoff = secs(0)).await;
+    world.start(job("a").max_attempts(2)).await;
+    world.pass(secs(30)).await;
+    let there = world.get("a").await;
+    assert_eq!((there.state, there.attempt), (State::QUEUED, 1));
+    assert_eq!(world.take().await.job.attempt, 2);
+}
+
 pub async fn retention_removes_the_job(open: Open) {
     let mut world = World::with(open, |config| {
         config.queues.entry("short".into()).or_default().retention = Some(secs(10));

@@ -134,7 +134,7 @@ impl World {
         for _ in 0..1000 {
             let tick = self.store().tick(self.now).await.unwrap();
             revoked.extend(tick.revoked);
-            if !tick.more {
+            if !tick.more && tick.next.is_none_or(|next| next > self.now) {
                 return Tick { revoked, more: false, next: tick.next };
             }
         }

@@ -12,6 +12,8 @@ create table feed (
   cut       int8  not null default 0,      -- when the last of them was committed
   last      int8  not null default 0       -- the largest seq when rows were last removed
 );
+-- One row, however many servers start at once.
+create unique index feed_one on feed ((true));
 
 -- The server, and the timeline of its log of changes. A standby that becomes the primary begins a new timeline; so does a
 -- server that is restored from an archive.

@@ -5,7 +5,11 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use super::{
-    super::{Durability, warnings::look},
+    super::{
+        Durability, connect,
+        open::{identity, migrate},
+        warnings::look,
+    },
     server::Schema,
     *,
 };
@@ -29,6 +33,20 @@ async fn replicas_that_start_together_migrate_once() {
     replicas.sort_unstable();
     replicas.dedup();
     assert_eq!(replicas.len(), 6);
+}
+
+#[tokio::test]
+async fn a_store_has_one_identity_however_many_draw_it() {
+    let schema = Schema::new().await;
+    let clients = join_all((0..20).map(|_| connect(schema.url()))).await;
+    let clients: Vec<_> = clients.into_iter().map(Result::unwrap).collect();
+    migrate(&clients[0]).await.unwrap();
+    for _ in 0..20 {
+        schema.execute("delete from feed").await;
+        let drawn = join_all(clients.iter().map(identity)).await;
+        let drawn: Vec<_> = drawn.into_iter().map(Result::unwrap).collect();
+        assert!(drawn.iter().all(|one| *one == drawn[0]), "{drawn:?}");
+    }
 }
 
 #[tokio::test]
