@@ -18,16 +18,17 @@ use jobwire::{
         load::{Tally, callers, channel, listening},
     },
     proto::{
-        self, Accepted, Job, StreamSubmitRequest, StreamSubmitResponse, SubmitRequest, WatchResultsResponse,
-        job_service_client::JobServiceClient, job_service_server, stream_submit_response::Verdict,
-        watch_results_response,
+        self, Accepted, Job, JobSpec, StreamSubmitRequest, StreamSubmitResponse, SubmitRequest,
+        SubmitResponse, WatchResultsResponse, job_service_client::JobServiceClient, job_service_server,
+        stream_submit_response::Verdict, watch_results_response,
     },
 };
 use prost::Message as _;
+use prost_types::Timestamp;
 use tokio::{
     net::TcpListener,
     process::{Child, Command},
-    sync::mpsc,
+    sync::{mpsc, oneshot},
 };
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tokio_util::task::AbortOnDropHandle;
@@ -54,12 +55,12 @@ pub enum Sort {
 pub async fn serve(sort: Sort) -> Result<(), Error> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("listening on {}", listener.local_addr()?);
-    let lives = (sort == Sort::Sqlite).then(sqlite::Lives::new).transpose()?;
+    let store = (sort == Sort::Sqlite).then(sqlite::Jobs::new).transpose()?;
     let (jobs, given) = mpsc::channel(BATCH);
     let watcher = Arc::default();
     std::thread::spawn({
         let watcher = Arc::clone(&watcher);
-        move || run(given, lives, &watcher)
+        move || run(given, store, &watcher)
     });
     let service = job_service_server::JobServiceServer::new(Empty { jobs, watcher });
     let server = tonic::transport::Server::builder().tcp_nodelay(true).add_service(service);
@@ -135,22 +136,35 @@ pub async fn streamed(load: &Load, length: i32) -> Result<f64, Error> {
     Ok(count as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Whole lives, through the same calls and with the same load as those of jobwire.
-pub async fn lives(load: &Load, sort: Sort) -> Result<Report, Error> {
+/// A scenario, through the same calls and with the same load as those of jobwire.
+pub async fn scenario(scenario: Scenario, load: &Load, sort: Sort) -> Result<Report, Error> {
     let server = start(sort).await?;
     let mut target = Target::at(server.address.clone());
-    let reports = bench::run(Scenario::StreamLifecycle, &mut target, load).await?;
+    let reports = bench::run(scenario, &mut target, load).await?;
     reports.into_iter().next().ok_or_else(|| Error::Unexpected("nothing was measured".into()))
 }
 
-/// A job, and who is to hear that it was accepted.
-type Given = (StreamSubmitRequest, mpsc::UnboundedSender<Result<StreamSubmitResponse, Status>>);
+/// A job that was submitted.
+struct Given {
+    request: SubmitRequest,
+    caller: Caller,
+}
+
+/// Who is to hear that a job was accepted.
+enum Caller {
+    /// It waits for no more than that, and nobody runs the job.
+    Unary(oneshot::Sender<SubmitResponse>),
+    Stream {
+        sequence: i64,
+        verdicts: mpsc::UnboundedSender<Result<StreamSubmitResponse, Status>>,
+    },
+}
 
 /// Who sees the outcomes.
 type Watcher = Mutex<Option<mpsc::UnboundedSender<Result<WatchResultsResponse, Status>>>>;
 
 /// Takes the jobs that have come together, writes them, and answers.
-fn run(mut given: mpsc::Receiver<Given>, mut lives: Option<sqlite::Lives>, watcher: &Watcher) {
+fn run(mut given: mpsc::Receiver<Given>, mut store: Option<sqlite::Jobs>, watcher: &Watcher) {
     let mut running = Vec::new();
     loop {
         let mut jobs = Vec::with_capacity(BATCH);
@@ -164,8 +178,9 @@ fn run(mut given: mpsc::Receiver<Given>, mut lives: Option<sqlite::Lives>, watch
         {
             jobs.push(job);
         }
-        if let Some(lives) = &mut lives {
-            lives.step(jobs.len()).expect("the disk can be written");
+        if let Some(store) = &mut store {
+            let waiting = jobs.iter().filter(|job| matches!(job.caller, Caller::Unary(_))).count();
+            store.step(waiting, jobs.len() - waiting).expect("the disk can be written");
         }
         let watcher = watcher.lock().expect("nobody panics");
         for outcome in running.drain(..) {
@@ -174,13 +189,41 @@ fn run(mut given: mpsc::Receiver<Given>, mut lives: Option<sqlite::Lives>, watch
                 let _ = watcher.send(Ok(outcome));
             }
         }
-        for (StreamSubmitRequest { sequence, request }, caller) in jobs {
-            let accepted = Accepted { job_id: "i".repeat(36), deduplicated: false, cursor: "c".repeat(30) };
-            let verdict = Some(Verdict::Accepted(accepted));
-            let _ = caller.send(Ok(StreamSubmitResponse { sequence, verdict }));
-            running.push(outcome(request.unwrap_or_default()));
+        for Given { request, caller } in jobs {
+            match caller {
+                Caller::Unary(caller) => drop(caller.send(submitted(request))),
+                Caller::Stream { sequence, verdicts } => {
+                    let accepted = Accepted { job_id: job_id(), deduplicated: false, cursor: cursor() };
+                    let verdict = Some(Verdict::Accepted(accepted));
+                    let _ = verdicts.send(Ok(StreamSubmitResponse { sequence, verdict }));
+                    running.push(outcome(request));
+                }
+            }
         }
     }
+}
+
+fn job_id() -> String {
+    "i".repeat(36)
+}
+
+fn cursor() -> String {
+    "c".repeat(30)
+}
+
+/// About as long as one of jobwire's.
+fn submitted(request: SubmitRequest) -> SubmitResponse {
+    let spec = request.spec.map(|spec| JobSpec { payload: None, ..spec });
+    let time = Some(Timestamp { seconds: 1_800_000_000, nanos: 1_000_000 });
+    let job = Job {
+        job_id: job_id(),
+        spec,
+        etag: "1".into(),
+        submit_time: time,
+        next_attempt_time: time,
+        ..Default::default()
+    };
+    SubmitResponse { job: Some(job), cursor: cursor(), ..Default::default() }
 }
 
 /// As long as one of jobwire's.
@@ -236,8 +279,12 @@ impl job_service_server::JobService for Empty {
         Ok(Response::new(stream::repeat_with(move || Ok(message.clone())).boxed()))
     }
 
-    async fn submit(&self, _: Request<SubmitRequest>) -> Answer<proto::SubmitResponse> {
-        no()
+    async fn submit(&self, request: Request<SubmitRequest>) -> Answer<SubmitResponse> {
+        let (caller, answer) = oneshot::channel();
+        let given = Given { request: request.into_inner(), caller: Caller::Unary(caller) };
+        let gone = || Status::unavailable("the writer is gone");
+        self.jobs.send(given).await.map_err(|_| gone())?;
+        Ok(Response::new(answer.await.map_err(|_| gone())?))
     }
 
     async fn batch_submit(
@@ -252,13 +299,17 @@ impl job_service_server::JobService for Empty {
         requests: Request<Streaming<StreamSubmitRequest>>,
     ) -> Answer<Self::StreamSubmitStream> {
         let (jobs, mut requests) = (self.jobs.clone(), requests.into_inner());
-        let (caller, verdicts) = mpsc::unbounded_channel();
+        let (verdicts, told) = mpsc::unbounded_channel();
         tokio::spawn(async move {
-            while let Some(Ok(request)) = requests.next().await
-                && jobs.send((request, caller.clone())).await.is_ok()
-            {}
+            while let Some(Ok(StreamSubmitRequest { sequence, request })) = requests.next().await {
+                let caller = Caller::Stream { sequence, verdicts: verdicts.clone() };
+                let given = Given { request: request.unwrap_or_default(), caller };
+                if jobs.send(given).await.is_err() {
+                    return;
+                }
+            }
         });
-        Ok(Response::new(UnboundedReceiverStream::new(verdicts).boxed()))
+        Ok(Response::new(UnboundedReceiverStream::new(told).boxed()))
     }
 
     async fn get_result(&self, _: Request<proto::GetResultRequest>) -> Answer<proto::GetResultResponse> {

@@ -107,8 +107,10 @@ impl Bench {
         let load = &self.load;
         match row {
             Row::Submit => {
+                let what = "unary Submit, 64 callers";
                 let pairs = self.rounds(async || self.of_echo(Scenario::Submit).await).await?;
-                rate("unary Submit, 64 callers", "empty unary echo", &pairs, 0.60);
+                rate(what, "empty unary echo", &pairs, 0.60);
+                self.beside_bare_servers(what, Scenario::Submit).await?;
             }
             Row::Lifecycle => {
                 let pairs = self.rounds(async || self.of_echo(Scenario::Lifecycle).await).await?;
@@ -127,15 +129,7 @@ impl Bench {
                     .await?;
                 let what = "lifecycle, StreamSubmit, one watcher";
                 rate(what, "bare SQLite loop", &pairs, 0.40);
-                for (sort, against) in [
-                    (Sort::Empty, "the same calls of an empty server"),
-                    (Sort::Sqlite, "of one that only writes with SQLite"),
-                ] {
-                    let limit = async || per_second(&empty::lives(load, sort).await?);
-                    let pairs =
-                        self.rounds(async || Ok(Pair { limit: limit().await?, ours: ours().await? })).await?;
-                    rate(what, against, &pairs, None);
-                }
+                self.beside_bare_servers(what, Scenario::StreamLifecycle).await?;
             }
             Row::Wait => self.wait().await?,
             Row::FanOut => self.fan_out().await?,
@@ -200,6 +194,21 @@ impl Bench {
         let limit = empty::calls(&self.load, self.load.callers).await?.times.len() as f64
             / self.load.duration.as_secs_f64();
         Ok(Pair { limit, ours: per_second(&self.ours(scenario).await?)? })
+    }
+
+    /// Servers without rules, workers and a feed, through the same calls: how much of a limit those are in reach of.
+    async fn beside_bare_servers(&self, what: &str, scenario: Scenario) -> Result<(), Error> {
+        for (sort, against) in [
+            (Sort::Empty, "the same calls of an empty server"),
+            (Sort::Sqlite, "of one that only writes with SQLite"),
+        ] {
+            let round = async || {
+                let limit = per_second(&empty::scenario(scenario, &self.load, sort).await?)?;
+                Ok(Pair { limit, ours: per_second(&self.ours(scenario).await?)? })
+            };
+            rate(what, against, &self.rounds(round).await?, None);
+        }
+        Ok(())
     }
 
     /// Submit with `wait`, against an empty call and one commit.

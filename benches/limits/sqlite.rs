@@ -39,22 +39,7 @@ pub fn lifecycles(duration: Duration) -> Result<f64, Error> {
 }
 
 fn batch(connection: &Connection, from: i64) -> Result<(), rusqlite::Error> {
-    let nums = from + 1..=from + BATCH;
-    transaction(connection, "FULL", || {
-        let mut job = connection.prepare_cached(
-            "INSERT INTO job (id, line, priority, submitted, content_type, payload, crc, options) \
-             VALUES (?1, 1, 0, ?2, 'application/octet-stream', ?3, 7, NULL)",
-        )?;
-        let mut live = connection.prepare_cached(
-            "INSERT INTO live (num, line, state, run, attempt, version, priority, due, rank, bytes, fence) \
-             VALUES (?1, 1, 2, 1, 0, 1, 0, ?2, ?2, 100, 0)",
-        )?;
-        for num in nums.clone() {
-            job.execute(params![id(num), NOW, PAYLOAD])?;
-            live.execute(params![num, NOW])?;
-        }
-        Ok(())
-    })?;
+    transaction(connection, "FULL", || accept(connection, from + 1..from + 1 + BATCH))?;
     let mut claimed = Vec::with_capacity(BATCH as usize);
     transaction(connection, "NORMAL", || {
         let mut ready = connection.prepare_cached(
@@ -77,30 +62,49 @@ fn batch(connection: &Connection, from: i64) -> Result<(), rusqlite::Error> {
     transaction(connection, "FULL", || end(connection, claimed))
 }
 
-/// Writes the lives of jobs as a server does that has room for all of them: each is written as running when it comes, and
-/// as done in the next transaction.
-pub struct Lives {
+/// Writes jobs as a server does.
+pub struct Jobs {
     connection: Connection,
+    next: i64,
     running: std::ops::Range<i64>,
     _dir: TempDir,
 }
 
-impl Lives {
+impl Jobs {
     pub fn new() -> Result<Self, Error> {
         let dir = tempfile::tempdir()?;
-        Ok(Self { connection: open(&dir).map_err(failed)?, running: 1..1, _dir: dir })
+        Ok(Self { connection: open(&dir).map_err(failed)?, next: 1, running: 1..1, _dir: dir })
     }
 
-    /// Begins so many, and ends those that were begun before.
-    pub fn step(&mut self, count: usize) -> Result<(), Error> {
-        let next = self.running.end..self.running.end + count as i64;
-        let before = std::mem::replace(&mut self.running, next.clone());
+    /// Accepts so many that nobody runs. Of those that somebody waits for, it writes so many as running, and those of the
+    /// time before as done.
+    pub fn step(&mut self, waiting: usize, running: usize) -> Result<(), Error> {
+        let waiting = self.next..self.next + waiting as i64;
+        let running = waiting.end..waiting.end + running as i64;
+        self.next = running.end;
+        let before = std::mem::replace(&mut self.running, running.clone());
         let write = || {
-            begin(&self.connection, next)?;
+            accept(&self.connection, waiting)?;
+            begin(&self.connection, running)?;
             end(&self.connection, before)
         };
         transaction(&self.connection, "FULL", write).map_err(failed)
     }
+}
+
+fn accept(connection: &Connection, mut nums: std::ops::Range<i64>) -> Result<(), rusqlite::Error> {
+    let mut job = connection.prepare_cached(
+        "INSERT INTO job (id, line, priority, submitted, content_type, payload, crc, options) \
+         VALUES (?1, 1, 0, ?2, 'application/octet-stream', ?3, 7, NULL)",
+    )?;
+    let mut live = connection.prepare_cached(
+        "INSERT INTO live (num, line, state, run, attempt, version, priority, due, rank, bytes, fence) \
+         VALUES (?1, 1, 2, 1, 0, 1, 0, ?2, ?2, 100, 0)",
+    )?;
+    nums.try_for_each(|num| {
+        job.execute(params![id(num), NOW, PAYLOAD])?;
+        live.execute(params![num, NOW]).map(drop)
+    })
 }
 
 fn begin(connection: &Connection, mut nums: std::ops::Range<i64>) -> Result<(), rusqlite::Error> {

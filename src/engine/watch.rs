@@ -253,7 +253,8 @@ impl Watcher {
                 found = Some(gap(GapReason::LogReplaced, 0));
                 self.at = start.position;
             }
-            Start::Since(time) if time < start.cut => {
+            // That time itself is asked for too, and some of what ended then has left.
+            Start::Since(time) if time <= start.cut && start.cut > Timestamp(0) => {
                 found = Some(gap(GapReason::Retention, 0));
                 self.at = start.position;
             }

@@ -150,12 +150,7 @@ impl Server {
         loop {
             tokio::select! {
                 () = &mut stop => break,
-                why = engine.store_failed() => {
-                    port.set_serving(false).await;
-                    // Calls that wait for the store are told before the process leaves.
-                    port.listener.stop(FAILING).await;
-                    return Err(ServeError::StoreFailed(why));
-                }
+                why = engine.store_failed() => return Err(port.fail(why).await),
                 Ok(()) = reachable.changed() => {
                     let is_reachable = *reachable.borrow_and_update();
                     tracing::warn!(is_reachable, "whether the store answers has changed, and the health with it");
@@ -167,7 +162,10 @@ impl Server {
         port.set_serving(false).await;
         engine.drain();
         let patience = engine.config().drain_timeout;
-        tokio::join!(pool.drain(patience), workers.drain(patience));
+        tokio::select! {
+            _ = async { tokio::join!(pool.drain(patience), workers.drain(patience)) } => {}
+            why = engine.store_failed() => return Err(port.fail(why).await),
+        }
         engine.end_streams();
         port.end_health_watches().await;
         port.listener.stop(CLOSING).await;
@@ -179,10 +177,10 @@ impl Server {
 
 /// The store that the settings name, a clock that is never behind it, and where it is.
 async fn open_store(config: &Arc<Config>) -> Result<(Arc<dyn Store>, Clock, String), ServeError> {
-    let now = Clock::default().now();
     if let Some(url) = &config.store.url {
         let store = loop {
-            match PostgresStore::open(url.reveal(), config.clone(), now).await {
+            // It may have been waited for for long.
+            match PostgresStore::open(url.reveal(), config.clone(), Clock::default().now()).await {
                 Err(error) if error.is_passing() => {
                     tracing::warn!(%error, "trying again; until then calls are answered with STORE_UNAVAILABLE");
                     sleep(UNREACHABLE).await;
@@ -199,7 +197,7 @@ async fn open_store(config: &Arc<Config>) -> Result<(Arc<dyn Store>, Clock, Stri
         return Ok((store, clock, url.to_string()));
     }
     let opened = {
-        let config = config.clone();
+        let (config, now) = (config.clone(), Clock::default().now());
         spawn_blocking(move || SqliteStore::open(&config.data, config.clone(), now)).await
     };
     let store = opened.map_err(|panic| ServeError::StoreFailed(panic.to_string().into()))??;
@@ -230,6 +228,13 @@ impl Port {
         port.set_serving(false).await;
         tokio::spawn(async move { listener.accept(socket).await });
         port
+    }
+
+    /// The store has failed. Calls that wait for it are told before the process leaves.
+    async fn fail(&self, why: Arc<str>) -> ServeError {
+        self.set_serving(false).await;
+        self.listener.stop(FAILING).await;
+        ServeError::StoreFailed(why)
     }
 
     /// Those who watch the health were told; left open, their streams would hold up the stop.

@@ -69,6 +69,25 @@ async fn outlive(fault: &str) {
     recover(&faults, fault, server, &acknowledged).await;
 }
 
+/// It does not wait for what runs any more, and says that it has failed.
+#[tokio::test]
+async fn a_sync_that_fails_during_a_stop_is_the_last_too() {
+    let faults = Faults::new();
+    let mut server = faults.server("drain_timeout = \"1h\"\n");
+    let client = server.client().await;
+    for duration in ["1h", "2s"] {
+        let request = submit("sleep", &format!("{{\"duration\":{duration:?}}}"));
+        crate::calls::place(&client, request).await;
+    }
+    server.signal("TERM");
+    crate::calls::eventually(async || server.log().contains("stopping").then_some(())).await;
+    faults.begin("sync");
+    // The end of the second one cannot be written.
+    let status = server.ended().await;
+    assert!(!status.success(), "{status}");
+    faults.end("sync");
+}
+
 #[tokio::test]
 async fn a_log_that_cannot_be_written_back_is_not_tried_twice() {
     let faults = Faults::new();

@@ -1,7 +1,7 @@
 //! Watches that meet a gap, a reader that stalls, their age, or the end of the server.
 
 use jobwire::proto::{
-    Gap, SubmitRequest, WatchResultsRequest,
+    BatchSubmitRequest, Gap, JobSpec, SubmitRequest, WatchResultsRequest,
     gap::Reason,
     watch_results_request::{OnGap, Start},
     watch_results_response::Event,
@@ -9,7 +9,7 @@ use jobwire::proto::{
 use tonic::Code;
 
 use crate::{
-    calls::{Refusal, Watch, eventually, finish, outcomes, place},
+    calls::{Refusal, Watch, eventually, finish, outcomes, place, result},
     support::{Client, Server, submit},
     watch::after,
 };
@@ -77,6 +77,25 @@ async fn a_time_before_the_feed_is_a_gap_too() {
     let earliest = WatchResultsRequest { start: Some(Start::Earliest(true)), ..Default::default() };
     eventually(async || Watch::open(&client, earliest.clone()).await.replay().await.is_empty().then_some(()))
         .await;
+}
+
+#[tokio::test]
+async fn a_time_that_the_feed_has_in_part_is_a_gap_too() {
+    let server = Server::with("[watch]\nmax_events = 2\nring_bytes = 0\n[workers]\nconcurrency = 0\n");
+    let client = server.client().await;
+    let start_timeout = Some(crate::support::seconds(0.05));
+    // All of one batch end at once.
+    let requests = (0..3).map(|n| {
+        let spec = JobSpec { start_timeout, ..crate::support::spec("nobody", "1") };
+        SubmitRequest { job_id: format!("job-{n}"), spec: Some(spec), ..Default::default() }
+    });
+    let batch = BatchSubmitRequest { requests: requests.collect() };
+    client.clone().batch_submit(batch).await.expect("they are accepted");
+    let ended = result(&client, "job-2").await;
+    let since = Some(Start::SinceTime(ended.finish_time.expect("it has ended")));
+    let request = WatchResultsRequest { start: since, ..Default::default() };
+    let refused = eventually(async || client.clone().watch_results(request.clone()).await.err()).await;
+    Refusal::read(refused).is(Code::OutOfRange, "CURSOR_EXPIRED");
 }
 
 #[tokio::test]

@@ -108,7 +108,8 @@ impl Engine {
     ) -> Result<Named, Error> {
         self.adopt(named).await?;
         let now = self.clock().now();
-        let slack = self.config().workers.heartbeat / 2;
+        // The lease that is asked for may be shorter than the time between heartbeats.
+        let slack = (self.config().workers.heartbeat / 2).min(lease / 8);
         let mut found = Named::default();
         let renewals = self.remote().confirm(holder, named, (now, lease, slack), &mut found);
         for renewals in renewals.chunks(BATCH) {

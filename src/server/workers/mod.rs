@@ -168,7 +168,9 @@ impl Workers {
         }
         let lease = self.key.lease(&finish.lease_id).ok_or(Error::LeaseLost)?;
         let report = convert::report(finish, &self.engine.config().limits)?;
-        self.engine.finish(lease, report).await?;
+        // Carried out to its end, also if the caller goes away meanwhile.
+        let finished = tokio::spawn(self.engine.finish(lease, report)).await;
+        finished.map_err(|panic| Error::Internal(panic.to_string()))??;
         let Some(id) = self.engine.lease_job(lease).await? else {
             // Its retention was over at once.
             return Ok(proto::FinishJobResponse::default());

@@ -186,7 +186,8 @@ impl Connection<'_> {
         let end = engine.claim_end();
         let (reports, reported) = mpsc::channel(BUFFER);
         let leasing = self.lease(&end);
-        let settling = self.settle(reported);
+        let stalled = CancellationToken::new();
+        let settling = self.settle(reported, &stalled);
         let others = async {
             tokio::select! {
                 ended = self.listen(requests, reports) => ended,
@@ -196,6 +197,7 @@ impl Connection<'_> {
                 () = engine.closed() => Err(Error::Draining.into()),
                 () = at(deadline) => Err(Error::DeadlineExceeded.into()),
                 () = self.out.sender.closed() => Ok(()),
+                () = stalled.cancelled() => Err(Error::WatchStalled(self.out.patience).into()),
             }
         };
         let ended = async {
@@ -322,15 +324,15 @@ impl Connection<'_> {
                 Some(Said::Finish(finish)) => {
                     let size = finish.encoded_len().clamp(1, IN_FLIGHT_BYTES) as u32;
                     let Ok(held) = room.clone().acquire_many_owned(size).await else { return Ok(()) };
+                    // Before the report is taken: from then on it is carried out.
+                    let Ok(place) = reports.reserve().await else { return Ok(()) };
                     let report = self.finish(finish);
                     let report = async move {
                         let ack = report.await;
                         drop(held);
                         ack
                     };
-                    if reports.send(report.boxed()).await.is_err() {
-                        return Ok(());
-                    }
+                    place.send(report.boxed());
                 }
                 // Of a later version.
                 None => {}
@@ -371,10 +373,13 @@ impl Connection<'_> {
         }
     }
 
-    /// Answers reports, each once it is durable, until there are no more.
-    async fn settle(&self, mut reports: mpsc::Receiver<BoxFuture<'static, FinishAck>>) {
+    /// Answers reports, each once it is durable, until there are no more. `stalled`: the worker takes no answers.
+    async fn settle(
+        &self,
+        mut reports: mpsc::Receiver<BoxFuture<'static, FinishAck>>,
+        stalled: &CancellationToken,
+    ) {
         let mut acks = FuturesUnordered::new();
-        let mut there = true;
         loop {
             let ack = tokio::select! {
                 Some(report) = reports.recv(), if acks.len() < IN_FLIGHT => {
@@ -385,7 +390,9 @@ impl Connection<'_> {
                 else => return,
             };
             // To a worker that has gone nothing can be said; what it reported counts.
-            there = there && self.out.send(Told::FinishAck(ack)).await.is_ok();
+            if !stalled.is_cancelled() && self.out.send(Told::FinishAck(ack)).await.is_err() {
+                stalled.cancel();
+            }
         }
     }
 

@@ -279,14 +279,22 @@ pub async fn migrate(client: &Client) -> Result<(), OpenError> {
     if version(client).await? < 0 {
         return Err(OpenError::Unfinished);
     }
-    take_turn(client).await?;
-    let migrated = migrate_alone(client).await;
-    client.batch_execute(&format!("select pg_advisory_unlock{TURN}")).await?;
-    if migrated? < 0 { Err(OpenError::Unfinished) } else { Ok(()) }
+    if in_turn(client, migrate_alone(client)).await? < 0 { Err(OpenError::Unfinished) } else { Ok(()) }
 }
 
 /// The lock of those who change the schema.
 const TURN: &str = "(hashtext('jobwire'), hashtext(current_schema))";
+
+/// Does something in one's turn. If it fails the session is of no more use, and has the turn until it ends.
+async fn in_turn<T>(
+    client: &Client,
+    work: impl Future<Output = Result<T, OpenError>>,
+) -> Result<T, OpenError> {
+    take_turn(client).await?;
+    let done = work.await?;
+    client.batch_execute(&format!("select pg_advisory_unlock{TURN}")).await?;
+    Ok(done)
+}
 
 /// Waits for the turn, and has it until the session ends.
 pub async fn take_turn(client: &Client) -> Result<(), OpenError> {
@@ -341,15 +349,33 @@ pub async fn check_grants(client: &Client) -> Result<(), OpenError> {
     }
 }
 
-/// What the store is called, and signs with. Drawn by whoever comes first.
-pub async fn identity(client: &Client) -> Result<(LogId, [u8; 32]), OpenError> {
+/// What the store is called, and signs with. Drawn by whoever comes first, unless another store is being taken over.
+pub async fn identity(client: &Client) -> Result<Identity, OpenError> {
+    match known_identity(client).await? {
+        Some(known) => Ok(known),
+        None => in_turn(client, draw_identity(client)).await,
+    }
+}
+
+type Identity = (LogId, [u8; 32]);
+
+async fn known_identity(client: &Client) -> Result<Option<Identity>, OpenError> {
+    let Some(row) = client.query_opt("select log_id, lease_key from feed", &[]).await? else {
+        return Ok(None);
+    };
+    let (log_id, lease_key): (&[u8], &[u8]) = (row.get(0), row.get(1));
+    Ok(Some((LogId::of(log_id)?, lease_key.try_into().map_err(|_| damaged())?)))
+}
+
+async fn draw_identity(client: &Client) -> Result<Identity, OpenError> {
+    if version(client).await? < 0 {
+        return Err(OpenError::Unfinished);
+    }
     let drawn: [u8; 40] = draw()?;
     let (log_id, lease_key) = drawn.split_at(8);
-    let found = "insert into feed (log_id, lease_key) select $1, $2 where not exists (select from feed) on conflict do nothing";
-    client.execute(found, &[&log_id, &lease_key]).await?;
-    let row = client.query_one("select log_id, lease_key from feed", &[]).await?;
-    let (log_id, lease_key): (&[u8], &[u8]) = (row.get(0), row.get(1));
-    Ok((LogId::of(log_id)?, lease_key.try_into().map_err(|_| damaged())?))
+    let into = "insert into feed (log_id, lease_key) select $1, $2 where not exists (select from feed)";
+    client.execute(into, &[&log_id, &lease_key]).await?;
+    known_identity(client).await?.ok_or_else(damaged)
 }
 
 /// Random bytes.

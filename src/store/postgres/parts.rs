@@ -36,6 +36,9 @@ const WIDEST: i64 = 1 << 32;
 /// Partitions beyond the one in use.
 const AHEAD: usize = 2;
 
+/// Partitions of a table that are made at a time, at most.
+const MOST_MADE: usize = 10;
+
 /// So many hold what is kept, about.
 const KEPT: i64 = 8;
 
@@ -83,16 +86,23 @@ fn width(last: i64, count: usize, pace: Option<Pace>) -> i64 {
     wanted.max(least).clamp(NARROWEST, WIDEST) / NARROWEST * NARROWEST
 }
 
-/// Makes partitions until there are enough beyond the numbers in use.
+/// Makes partitions until there are enough beyond the numbers in use. Each time it looks anew: others make them too, and
+/// what overlaps theirs is not made.
 pub async fn make_ahead(client: &impl GenericClient) -> std::result::Result<(), tokio_postgres::Error> {
-    for row in client.query(PARTS, &[]).await? {
-        let (of, position): (&str, i64) = (get(&row, "of"), get(&row, "position"));
-        let lows: Vec<i64> = get(&row, "low");
-        let mut parts: Vec<(i64, i64)> = lows.into_iter().zip(get::<Vec<i64>>(&row, "high")).collect();
-        while parts.iter().filter(|(_, high)| *high > position).count() <= AHEAD {
-            let (low, high) = next(client, of, position, &parts).await?;
-            client.execute(ADD, &[&of, &low, &high]).await?;
-            parts.push((low, high));
+    for _ in 0..MOST_MADE {
+        let mut is_enough = true;
+        for row in client.query(PARTS, &[]).await? {
+            let (of, position): (&str, i64) = (get(&row, "of"), get(&row, "position"));
+            let lows: Vec<i64> = get(&row, "low");
+            let parts: Vec<(i64, i64)> = lows.into_iter().zip(get::<Vec<i64>>(&row, "high")).collect();
+            if parts.iter().filter(|(_, high)| *high > position).count() <= AHEAD {
+                let (low, high) = next(client, of, position, &parts).await?;
+                client.execute(ADD, &[&of, &low, &high]).await?;
+                is_enough = false;
+            }
+        }
+        if is_enough {
+            break;
         }
     }
     Ok(())

@@ -28,10 +28,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const TRIES: usize = 10;
 
 /// Every session. Plans are made once, for tables of any size: they must never depend on how full these happened to be.
-/// Nothing breaks off a statement that waits for its commit to be replicated.
+/// Nothing breaks off a statement that waits for its commit to be replicated. What is looked at under a lock is what there is
+/// once the lock is had.
 pub const SESSION: &str = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; \
      set enable_nestloop = off; set jit = off; set statement_timeout = 0; set lock_timeout = 0; \
-     set idle_in_transaction_session_timeout = '10s'; set client_min_messages = warning";
+     set idle_in_transaction_session_timeout = '10s'; set client_min_messages = warning; \
+     set default_transaction_isolation = 'read committed'";
 
 /// Why a statement was not carried out.
 #[derive(Debug, thiserror::Error)]

@@ -123,7 +123,12 @@ impl Stopped {
         let path = self.dir.join(MOVED);
         let mut file =
             OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path).map_err(io(&path))?;
-        file.write_all(moved_to.as_bytes()).and_then(|()| file.sync_all()).map_err(io(&path))?;
+        let written = file.write_all(moved_to.as_bytes()).and_then(|()| file.sync_all());
+        if written.is_err() {
+            // There is no room for more than its name, say.
+            let _ = fs::remove_file(&path);
+        }
+        written.map_err(io(&path))?;
         open::sync_directory(&self.dir).map_err(io(&self.dir))
     }
 

@@ -312,7 +312,7 @@ impl Store for SqliteStore {
     }
 
     async fn tick(&self, now: Timestamp) -> Result<Tick, Error> {
-        self.write(now, 1, Durable::Synced, tick::tick).await
+        self.write(now, 1, Durable::Synced, move |tx, at| tick::tick(tx, now, at)).await
     }
 
     async fn leased(&self, leases: Vec<LeaseId>, with_input: bool) -> Result<Vec<Option<Job>>, Error> {

@@ -15,7 +15,8 @@ use crate::{
 /// Rows of one slice: a slice holds up the writer for a few milliseconds.
 const SLICE: i64 = 500;
 
-pub fn tick(tx: &mut Tx<'_>, now: Timestamp) -> Result<Tick> {
+/// Ends what is over by `now`. That happens `at` a time that may be later: the store has been told of it meanwhile.
+pub fn tick(tx: &mut Tx<'_>, now: Timestamp, at: Timestamp) -> Result<Tick> {
     let mut tick = Tick::default();
     let due = "SELECT num FROM live WHERE wake IS NOT NULL AND wake <= ?1 ORDER BY wake LIMIT ?2";
     let expired = "SELECT num FROM live WHERE state = 3 AND until <= ?1 ORDER BY until LIMIT ?2";
@@ -23,7 +24,7 @@ pub fn tick(tx: &mut Tx<'_>, now: Timestamp) -> Result<Tick> {
         let nums = slice(tx, sql, now)?;
         tick.more |= nums.len() as i64 == SLICE;
         for num in nums {
-            tick.revoked.extend(elapse(tx, num, now)?);
+            tick.revoked.extend(elapse(tx, num, now, at)?);
         }
     }
     tick.more |= trim_feed(tx, now)?;
@@ -65,12 +66,12 @@ fn slice(tx: &Tx<'_>, sql: &str, now: Timestamp) -> Result<Vec<i64>> {
     tx.connection.prepare_cached(sql)?.query_map(params![now, SLICE], |row| row.get(0))?.collect()
 }
 
-fn elapse(tx: &mut Tx<'_>, num: i64, now: Timestamp) -> Result<Option<LeaseId>> {
+fn elapse(tx: &mut Tx<'_>, num: i64, now: Timestamp, at: Timestamp) -> Result<Option<LeaseId>> {
     // Gone or changed since it was found: by the step before.
     let Some(row) = tx.live(num)? else { return Ok(None) };
     let policy = tx.policy(&row)?;
     let Some(step) = row.live.elapse(&policy, now, fastrand::f64()) else { return Ok(None) };
-    tx.apply(&row, &step, now)?;
+    tx.apply(&row, &step, at)?;
     Ok(row.live.lease.map(|_| LeaseId { job: num, fence: row.live.fence }))
 }
 

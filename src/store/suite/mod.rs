@@ -163,6 +163,7 @@ macro_rules! store_suite {
                 a_scheduled_job_becomes_due
                 a_back_off_ends
                 a_back_off_of_nothing_is_over_at_once
+                a_tick_goes_by_its_own_time
                 a_job_that_nobody_starts_in_time_expires
                 only_the_first_start_has_a_timeout
                 a_job_that_waits_too_long_expires

@@ -158,6 +158,19 @@ pub async fn a_lease_that_runs_out_spends_its_attempt(open: Open) {
     world.recount().await;
 }
 
+/// Others may have told the store a later one before its turn comes.
+pub async fn a_tick_goes_by_its_own_time(open: Open) {
+    let mut world = World::new(open).await;
+    let leased = world.start(job("a")).await;
+    let begin = world.now;
+    world.sleep(secs(40));
+    world.add(job("later")).await;
+    let tick = world.store().tick(begin.after(secs(20))).await.unwrap();
+    assert_eq!((tick.revoked, world.state("a").await), (vec![], State::RUNNING));
+    let tick = world.store().tick(begin.after(secs(30))).await.unwrap();
+    assert_eq!(tick.revoked, [leased.lease]);
+}
+
 pub async fn a_back_off_of_nothing_is_over_at_once(open: Open) {
     let mut world = World::with(open, |config| config.defaults.initial_backoff = secs(0)).await;
     world.start(job("a").max_attempts(2)).await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jobwire::proto::{FinishJobRequest, LeaseJobsRequest, SubmitRequest, job::State};
+use jobwire::proto::{FinishJobRequest, LeaseJobsRequest, RenewLeasesRequest, SubmitRequest, job::State};
 use tonic::{Code, Request};
 
 use super::{Cluster, connect, schema};
@@ -59,6 +59,33 @@ async fn a_claim_that_hangs_keeps_its_place() {
     Refusal::of(ask().await).is(Code::ResourceExhausted, "WATCH_LIMIT");
     database.batch_execute("commit").await.expect("it is there");
     eventually(async || ask().await.ok()?.into_inner().leases.pop()).await;
+}
+
+#[tokio::test]
+async fn a_report_whose_caller_has_gone_is_carried_out_to_its_end() {
+    let url = schema();
+    let server = Server::on_database(&url, "[workers]\nconcurrency = 0\n");
+    let id = place(&server.client().await, task("1")).await;
+    let worker = workers(&server).await;
+    let request = LeaseJobsRequest { worker_id: "me".into(), kinds: vec![KIND.into()], ..Default::default() };
+    let leases = worker.clone().lease_jobs(request).await.expect("the call is fine").into_inner().leases;
+    let database = connect(&url).await;
+    database.batch_execute("begin; lock table lease").await.expect("nobody else holds it for long");
+    let mut call = Request::new(FinishJobRequest { finish: Some(succeeded(&leases[0], "1")) });
+    call.set_timeout(Duration::from_millis(300));
+    worker.clone().finish_job(call).await.expect_err("there is no answer");
+    database.batch_execute("commit").await.expect("it is there");
+    let client = server.client().await;
+    eventually(async || (get(&client, &id).await.state() == State::Succeeded).then_some(())).await;
+    // Nothing is left of the lease.
+    let lease_ids = vec![leases[0].lease_id.clone()];
+    let request =
+        RenewLeasesRequest { worker_id: "me".into(), lease_ids: lease_ids.clone(), ..Default::default() };
+    eventually(async || {
+        let renewed = worker.clone().renew_leases(request.clone()).await.expect("the call is fine");
+        (renewed.into_inner().lost_lease_ids == lease_ids).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -268,6 +268,30 @@ async fn a_renewed_lease_lives_as_long_as_was_asked() {
     finish_job(&client, succeeded(&held, "1")).await.unwrap();
 }
 
+/// Shorter than the time between heartbeats, even.
+#[tokio::test]
+async fn a_short_lease_is_renewed_for_as_long_as_its_worker_says_so() {
+    let server = Server::start();
+    let (jobs, client) = (server.client().await, workers(&server).await);
+    let id = place(&jobs, task("1")).await;
+    let short = Some(seconds(2.0));
+    let request = LeaseJobsRequest { lease_duration: short, ..ask(20.0) };
+    let held = lease(&client, request).await.pop().expect("a lease");
+    for _ in 0..16 {
+        sleep(Duration::from_millis(250)).await;
+        let request = RenewLeasesRequest {
+            worker_id: "me".into(),
+            lease_ids: vec![held.lease_id.clone()],
+            lease_duration: short,
+            ..Default::default()
+        };
+        let renewed = client.clone().renew_leases(request).await.expect("the call is fine").into_inner();
+        assert!(renewed.lost_lease_ids.is_empty(), "{renewed:?}");
+    }
+    let job = finish_job(&client, succeeded(&held, "1")).await.unwrap();
+    assert_eq!((job.state(), job.attempt, job.job_id), (State::Succeeded, 1, id));
+}
+
 #[tokio::test]
 async fn a_stream_may_go_on_with_what_a_call_has_leased() {
     let server = Server::start();

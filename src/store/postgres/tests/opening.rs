@@ -13,7 +13,10 @@ use super::{
     server::Schema,
     *,
 };
-use crate::store::postgres::OpenError;
+use crate::store::{
+    migrate::Origin,
+    postgres::{Import, OpenError},
+};
 
 const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
@@ -47,6 +50,40 @@ async fn a_store_has_one_identity_however_many_draw_it() {
         let drawn: Vec<_> = drawn.into_iter().map(Result::unwrap).collect();
         assert!(drawn.iter().all(|one| *one == drawn[0]), "{drawn:?}");
     }
+}
+
+/// Its identity comes with it.
+#[tokio::test]
+async fn no_identity_is_drawn_while_a_store_is_taken_over() {
+    let schema = Schema::new().await;
+    let client = connect(schema.url()).await.unwrap();
+    migrate(&client).await.unwrap();
+    let origin =
+        Origin { log_id: None, lease_key: None, feed_start: 0, feed_cut: 0, last_num: 0, last_seq: 0 };
+    let import = Import::begin(schema.url(), &origin).await.unwrap();
+    let drawing = tokio::time::timeout(Duration::from_millis(500), identity(&client));
+    assert!(drawing.await.is_err(), "it waits");
+    drop((import, client));
+    // It was broken off, and can be begun again.
+    Import::begin(schema.url(), &origin).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_migration_that_fails_says_why() {
+    let schema = Schema::new().await;
+    schema.execute("create table job ()").await;
+    let error = open(schema.url()).await.unwrap_err().to_string();
+    assert!(error.contains("job") && error.contains("already exists"), "{error}");
+}
+
+/// What is looked at under a lock is what there is once the lock is had.
+#[tokio::test]
+async fn a_session_sees_what_others_commit() {
+    let schema = Schema::new().await;
+    let url = format!("{}%20-cdefault_transaction_isolation%3Dserializable", schema.url());
+    let client = connect(&url).await.unwrap();
+    let level: String = client.query_one("show transaction_isolation", &[]).await.unwrap().get(0);
+    assert_eq!(level, "read committed");
 }
 
 #[tokio::test]

@@ -102,7 +102,7 @@ impl Writer {
 
     fn tick_after(&mut self, seconds: u64) {
         self.now = self.now.after(Duration::from_secs(seconds));
-        while self.run(tick::tick).more {}
+        while self.run(|tx, now| tick::tick(tx, now, now)).more {}
     }
 
     /// What can happen to jobs: to three of them, again and again.
