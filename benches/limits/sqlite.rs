@@ -39,7 +39,7 @@ pub fn lifecycles(duration: Duration) -> Result<f64, Error> {
 }
 
 fn batch(connection: &Connection, from: i64) -> Result<(), rusqlite::Error> {
-    transaction(connection, "FULL", || accept(connection, from + 1..from + 1 + BATCH))?;
+    transaction(connection, "FULL", || insert(connection, WAITING, from + 1..from + 1 + BATCH))?;
     let mut claimed = Vec::with_capacity(BATCH as usize);
     transaction(connection, "NORMAL", || {
         let mut ready = connection.prepare_cached(
@@ -84,38 +84,30 @@ impl Jobs {
         self.next = running.end;
         let before = std::mem::replace(&mut self.running, running.clone());
         let write = || {
-            accept(&self.connection, waiting)?;
-            begin(&self.connection, running)?;
+            insert(&self.connection, WAITING, waiting)?;
+            insert(&self.connection, RUNNING, running)?;
             end(&self.connection, before)
         };
         transaction(&self.connection, "FULL", write).map_err(failed)
     }
 }
 
-fn accept(connection: &Connection, mut nums: std::ops::Range<i64>) -> Result<(), rusqlite::Error> {
-    let mut job = connection.prepare_cached(
-        "INSERT INTO job (id, line, priority, submitted, content_type, payload, crc, options) \
-         VALUES (?1, 1, 0, ?2, 'application/octet-stream', ?3, 7, NULL)",
-    )?;
-    let mut live = connection.prepare_cached(
-        "INSERT INTO live (num, line, state, run, attempt, version, priority, due, rank, bytes, fence) \
-         VALUES (?1, 1, 2, 1, 0, 1, 0, ?2, ?2, 100, 0)",
-    )?;
-    nums.try_for_each(|num| {
-        job.execute(params![id(num), NOW, PAYLOAD])?;
-        live.execute(params![num, NOW]).map(drop)
-    })
-}
+/// The live row of a job that waits, and that of one that runs as soon as it comes.
+const WAITING: &str = "INSERT INTO live (num, line, state, run, attempt, version, priority, due, rank, bytes, fence) \
+                       VALUES (?1, 1, 2, 1, 0, 1, 0, ?2, ?2, 100, 0)";
+const RUNNING: &str = "INSERT INTO live (num, line, state, run, attempt, version, priority, due, rank, bytes, fence, \
+                       worker, started, until) VALUES (?1, 1, 3, 1, 1, 2, 0, ?2, ?2, 100, ?1, 'w', ?2, ?2)";
 
-fn begin(connection: &Connection, mut nums: std::ops::Range<i64>) -> Result<(), rusqlite::Error> {
+fn insert(
+    connection: &Connection,
+    live: &str,
+    mut nums: std::ops::Range<i64>,
+) -> Result<(), rusqlite::Error> {
     let mut job = connection.prepare_cached(
         "INSERT INTO job (id, line, priority, submitted, content_type, payload, crc, options) \
          VALUES (?1, 1, 0, ?2, 'application/octet-stream', ?3, 7, NULL)",
     )?;
-    let mut live = connection.prepare_cached(
-        "INSERT INTO live (num, line, state, run, attempt, version, priority, due, rank, bytes, fence, worker, started, \
-         until) VALUES (?1, 1, 3, 1, 1, 2, 0, ?2, ?2, 100, ?1, 'w', ?2, ?2)",
-    )?;
+    let mut live = connection.prepare_cached(live)?;
     nums.try_for_each(|num| {
         job.execute(params![id(num), NOW, PAYLOAD])?;
         live.execute(params![num, NOW]).map(drop)

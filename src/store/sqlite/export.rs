@@ -124,11 +124,8 @@ impl Stopped {
         let mut file =
             OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path).map_err(io(&path))?;
         let written = file.write_all(moved_to.as_bytes()).and_then(|()| file.sync_all());
-        if written.is_err() {
-            // There is no room for more than its name, say.
-            let _ = fs::remove_file(&path);
-        }
-        written.map_err(io(&path))?;
+        // There is no room for more than its name, say.
+        written.inspect_err(|_| drop(fs::remove_file(&path))).map_err(io(&path))?;
         open::sync_directory(&self.dir).map_err(io(&self.dir))
     }
 

@@ -72,7 +72,7 @@ async fn a_report_whose_caller_has_gone_is_carried_out_to_its_end() {
     let database = connect(&url).await;
     database.batch_execute("begin; lock table lease").await.expect("nobody else holds it for long");
     let mut call = Request::new(FinishJobRequest { finish: Some(succeeded(&leases[0], "1")) });
-    call.set_timeout(Duration::from_millis(300));
+    call.set_timeout(Duration::from_secs(1));
     worker.clone().finish_job(call).await.expect_err("there is no answer");
     database.batch_execute("commit").await.expect("it is there");
     let client = server.client().await;
