@@ -272,7 +272,7 @@ impl Default for Watch {
     }
 }
 
-/// The embedded store.
+/// Where jobs are kept.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Store {
@@ -284,7 +284,7 @@ pub struct Store {
     /// PostgreSQL does not tell how much room there is on its disk: the bytes that the database may take up in all, for
     /// `reserve_bytes`. Left out: as much as there is.
     pub max_database_bytes: Option<u64>,
-    /// Commands of one commit.
+    /// Of the embedded store, as all below: commands of one commit.
     pub max_group: usize,
     /// Connections, each with a thread, that read beside the writer.
     pub readers: usize,
@@ -361,7 +361,7 @@ impl Serialize for StoreUrl {
 pub struct Workers {
     /// Attempts that run at the same time. 0 runs none.
     pub concurrency: usize,
-    /// Threads for blocking handlers.
+    /// Threads for blocking handlers, 1 to 256.
     pub blocking_threads: usize,
     /// A handler that ignores its cancellation is dropped after this long.
     #[serde(with = "duration")]
@@ -425,7 +425,8 @@ impl Default for QueueDefaults {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Queue {
-    /// Attempts of this queue that run in this server at the same time.
+    /// Attempts of this queue that the pool of this server runs at the same time. With any such limit the pool looks for jobs
+    /// every 20 ms instead of waiting for them. Workers that connect are bounded by their own windows.
     pub concurrency: Option<usize>,
     /// Unfinished jobs; a Submit beyond it is refused with QUEUE_FULL.
     pub max_unfinished: Option<u64>,
@@ -457,7 +458,7 @@ pub struct Http {
     /// Unless the job says.
     #[serde(with = "duration")]
     pub timeout: Duration,
-    /// Unless the job asks for less. Bytes of a response body.
+    /// Unless the job asks for less. Bytes of a response body, of no more than `limits.max_output_bytes`.
     pub max_response_bytes: usize,
     /// Redirects that a job may follow.
     pub max_redirects: usize,
@@ -505,7 +506,7 @@ pub struct ExecCommand {
     /// Processes of this command at the same time.
     #[serde(default = "one")]
     pub concurrency: usize,
-    /// Bytes kept of stdout and of stderr, each.
+    /// Bytes kept of stdout and of stderr, each: less where they would not fit `limits.max_output_bytes` together.
     #[serde(default = "output_limit")]
     pub max_output_bytes: usize,
     /// Exit codes that are worth another attempt. Others fail the job for good.

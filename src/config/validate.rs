@@ -9,7 +9,7 @@ use std::{
 
 use url::Url;
 
-use super::{Config, ExecCommand, ExecParam, Queue};
+use super::{Config, ExecCommand, ExecParam, Http, Limits, Queue, output_limit};
 use crate::{
     handlers::{Template, check_command, is_allowed_host},
     job::{Error, Kind, QueueName},
@@ -60,7 +60,7 @@ impl Config {
         self.check_queues(&mut check);
         self.check_http(&mut check);
         for (name, command) in &self.exec.commands {
-            check.command(name, command);
+            check.command(name, command, &self.limits);
         }
         if check.found.is_empty() { Ok(()) } else { Err(InvalidSettings(check.found)) }
     }
@@ -118,6 +118,7 @@ impl Config {
             );
         }
         check.duration("limits.max_retention", limits.max_retention, 10 * YEAR);
+        check.duration("limits.max_delay", limits.max_delay, 10 * YEAR);
         check.duration("limits.max_attempt_timeout", limits.max_attempt_timeout, 30 * DAY);
     }
 
@@ -182,7 +183,8 @@ impl Config {
         check.within("store.wal_limit_bytes", store.wal_limit_bytes, 1 << 20..=64 << 30);
         let workers = &self.workers;
         check.within("workers.concurrency", workers.concurrency, 0..=100_000);
-        check.within("workers.blocking_threads", workers.blocking_threads, 1..=1024);
+        // Half of what the runtime has: reads of the store and look-ups of names need threads too.
+        check.within("workers.blocking_threads", workers.blocking_threads, 1..=256);
         check.within("workers.max_connected", workers.max_connected, 1..=1_000_000);
         check.within("workers.max_in_flight", workers.max_in_flight, 1..=100_000);
         check.duration("workers.grace", workers.grace, HOUR);
@@ -260,7 +262,8 @@ impl Config {
         check.within("http.concurrency_per_host", http.concurrency_per_host, 1..=10_000);
         check.within("http.requests_per_second_per_host", http.requests_per_second_per_host, 0..=1_000_000);
         check.duration("http.timeout", http.timeout, self.limits.max_attempt_timeout);
-        check.within("http.max_response_bytes", http.max_response_bytes, 1..=MAX_BODY_BYTES);
+        let by_default = Http::default().max_response_bytes;
+        check.kept("http.max_response_bytes", http.max_response_bytes, by_default, &self.limits);
         check.within("http.max_redirects", http.max_redirects, 0..=10);
     }
 }
@@ -291,7 +294,18 @@ impl Check {
         self.within(key, Span(value), Span(Duration::from_millis(1))..=Span(most));
     }
 
-    fn command(&mut self, name: &str, command: &ExecCommand) {
+    /// Bytes that a handler keeps for its result: more than an output may have would fail a job that was done. Where
+    /// outputs are smaller than usual, the default may stay.
+    fn kept(&mut self, key: &str, bytes: usize, by_default: usize, limits: &Limits) {
+        let most = limits.max_output_bytes.max(by_default);
+        self.that(
+            (1..=most).contains(&bytes),
+            key,
+            format_args!("is {bytes}; it must be 1 to {most}: for more, raise limits.max_output_bytes first"),
+        );
+    }
+
+    fn command(&mut self, name: &str, command: &ExecCommand, limits: &Limits) {
         let before = self.found.len();
         let path = key("exec.commands", name);
         let at = |field: &str| format!("{path}.{field}");
@@ -314,7 +328,7 @@ impl Check {
         let dir = command.dir.as_ref();
         self.that(dir.is_none_or(|dir| dir.is_absolute()), &at("dir"), "must be an absolute path");
         self.within(&at("concurrency"), command.concurrency, 1..=10_000);
-        self.within(&at("max_output_bytes"), command.max_output_bytes, 1..=MAX_BODY_BYTES);
+        self.kept(&at("max_output_bytes"), command.max_output_bytes, output_limit(), limits);
         for (index, code) in command.retry_exit_codes.iter().enumerate() {
             self.within(&format!("{}[{index}]", at("retry_exit_codes")), *code, 1..=255);
         }

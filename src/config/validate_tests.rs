@@ -49,16 +49,18 @@ fn other_machines_are_let_in_only_on_purpose() {
 #[test]
 fn bounds_are_kept_and_named() {
     type Change = fn(&mut Config);
-    let cases: [(Change, &str); 20] = [
+    let cases: [(Change, &str); 22] = [
         (|c| c.limits.max_payload_bytes = 0, "limits.max_payload_bytes"),
         (|c| c.limits.max_output_bytes = 0, "limits.max_output_bytes"),
         (|c| c.limits.max_wait = Duration::ZERO, "limits.max_wait"),
         (|c| c.limits.max_wait = Duration::from_secs(60), "limits.max_wait"),
+        (|c| c.limits.max_delay = Duration::ZERO, "limits.max_delay"),
         (|c| c.limits.submit_buffer_bytes = 10, "limits.submit_buffer_bytes"),
         (|c| c.http2.max_concurrent_streams = 0, "http2.max_concurrent_streams"),
         (|c| c.http2.connection_window_bytes = 65_535, "http2.connection_window_bytes"),
         (|c| c.watch.buffer_messages = 0, "watch.buffer_messages"),
         (|c| c.store.readers = 0, "store.readers"),
+        (|c| c.workers.blocking_threads = 257, "workers.blocking_threads"),
         (|c| c.workers.heartbeat = Duration::from_secs(15), "workers.heartbeat"),
         (|c| c.defaults.max_attempts = 0, "defaults.max_attempts"),
         (|c| c.defaults.backoff_multiplier = f64::NAN, "defaults.backoff_multiplier"),
@@ -85,6 +87,23 @@ fn an_input_and_an_output_fit_one_message() {
         refused(|c| (c.limits.max_payload_bytes, c.limits.max_output_bytes) = (2 << 20, (1 << 20) + 1)).key,
         "limits.max_output_bytes"
     );
+}
+
+#[test]
+fn what_is_kept_for_a_result_fits_an_output() {
+    let error = refused(|c| c.http.max_response_bytes = 3 << 20);
+    assert_eq!(error.key, "http.max_response_bytes");
+    assert!(error.why.contains("raise limits.max_output_bytes"), "{error}");
+    let error = refused_command(ExecCommand { max_output_bytes: 2 << 20, ..command(&[]) });
+    assert_eq!(error.key, "exec.commands.hash.max_output_bytes");
+
+    let mut config = Config::default();
+    (config.limits.max_output_bytes, config.http.max_response_bytes) = (2 << 20, 2 << 20);
+    config.validate().unwrap();
+    // Smaller outputs ask for no other change.
+    config = Config::default();
+    config.limits.max_output_bytes = 10;
+    config.validate().unwrap();
 }
 
 #[test]

@@ -28,7 +28,8 @@ pub enum Shown<'a> {
     Base64(String),
 }
 
-/// Shows bytes as text if they are UTF-8. If they were cut off, half a character at their end is dropped.
+/// Shows bytes as text if they are UTF-8 without control characters, of which JSON makes six bytes each, but for those of
+/// terminals. If they were cut off, half a character at their end is dropped.
 pub fn show(bytes: &[u8], cut: bool) -> Shown<'_> {
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => Some(text),
@@ -37,6 +38,8 @@ pub fn show(bytes: &[u8], cut: bool) -> Shown<'_> {
         }
         Err(_) => None,
     };
+    let is_short = |byte: u8| byte >= b' ' || matches!(byte, b'\t' | b'\n' | b'\r' | b'\x1b');
+    let text = text.filter(|text| text.bytes().all(is_short));
     text.map_or_else(|| Shown::Base64(BASE64_STANDARD.encode(bytes)), Shown::Text)
 }
 
@@ -63,5 +66,7 @@ mod tests {
         assert_eq!(show(&"aü".as_bytes()[..2], true), Shown::Text("a"));
         assert_eq!(show(&"aü".as_bytes()[..2], false), base64("YcM="));
         assert_eq!(show(&[255, 97], true), base64("/2E="));
+        assert_eq!(show(b"\ta\x1b[0m\r\n", false), Shown::Text("\ta\x1b[0m\r\n"));
+        assert_eq!(show(b"a\0", false), base64("YQA="));
     }
 }

@@ -64,7 +64,7 @@ impl Handlers {
             })?;
         }
         if !config.exec.commands.is_empty() {
-            let exec = Arc::new(Exec::new(&config.exec)?);
+            let exec = Arc::new(Exec::new(&config.exec, config.limits.max_output_bytes)?);
             handlers.add("exec", move |context, input| {
                 let exec = exec.clone();
                 async move { exec.run(context, input).await }
@@ -89,7 +89,8 @@ impl Handlers {
     }
 
     /// Like [`Handlers::add`], for a function that blocks. It runs on a thread of its own, at most
-    /// `workers.blocking_threads` of them at a time; the others wait, at the expense of their attempt's time.
+    /// `workers.blocking_threads` of them at a time; the others wait. In the server that takes none of their attempt's
+    /// time, and one that has waited for as long as it may take is given back uncounted.
     ///
     /// A thread cannot be stopped from outside: a function that runs for long should look at
     /// [`Context::cancelled`] from time to time.

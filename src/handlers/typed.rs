@@ -2,10 +2,7 @@ use std::{marker::PhantomData, panic::resume_unwind, sync::Arc};
 
 use async_trait::async_trait;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task::spawn_blocking,
-};
+use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use crate::{
     job::{JobError, Payload},
@@ -65,7 +62,7 @@ where
 {
     async fn run(&self, context: Context, payload: Payload) -> Result<Payload, JobError> {
         let input = read(&payload)?;
-        let permit = permit(&context, &self.threads).await?;
+        let permit = context.in_line(self.threads.clone().acquire_owned()).await?;
         let run = self.run.clone();
         let thread = spawn_blocking(move || {
             // Held until the function returns, also when nobody waits for it any more.
@@ -82,12 +79,6 @@ where
             },
         }
     }
-}
-
-/// Waits for a permit as long as the attempt lasts.
-pub async fn permit(context: &Context, permits: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, JobError> {
-    // Fails only if the semaphore was closed, which is never done.
-    context.unless_stopped(permits.clone().acquire_owned()).await?.map_err(|_| context.interrupted())
 }
 
 /// The input in a payload; no document reads as `null`.

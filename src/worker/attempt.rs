@@ -5,7 +5,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use futures_util::FutureExt as _;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +23,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Between attempts to tell a store that cannot be reached.
 const SETTLE_AGAIN: Duration = Duration::from_millis(500);
 
+/// Before a job whose turn did not come stands in line again.
+const NEXT_TURN: Duration = Duration::from_secs(1);
+
 /// What is to be reported, if anything: nobody wants the result of a lost lease.
 type Verdict = Option<Report>;
 
@@ -36,7 +39,6 @@ pub async fn run(
     slot: impl Send + 'static,
 ) {
     let Leased { lease, job, attempt_timeout } = leased;
-    let deadline = Instant::now() + attempt_timeout;
     let cancelled = CancellationToken::new();
     let parts = ContextParts {
         job_id: job.id.clone(),
@@ -44,14 +46,14 @@ pub async fn run(
         attempt: job.attempt,
         spec: job.spec.clone(),
         trace: job.trace.clone(),
-        deadline,
+        deadline: Instant::now() + attempt_timeout,
         last_progress: job.progress.clone(),
         clock: engine.clock().clone(),
     };
     let (context, progress) = Context::new(parts, cancelled.clone());
     let held = engine.leases().hold(lease, job.id.clone(), progress.clone());
-    let attempt = Attempt { engine: &engine, job: &job, deadline, cancelled, stop, held };
-    let verdict = attempt.supervise(handler, context, progress.clone()).await;
+    let attempt = Attempt { engine: &engine, job: &job, context, cancelled, stop, held };
+    let verdict = attempt.supervise(handler, progress.clone()).await;
     drop(slot);
 
     let Some(report) = verdict else { return };
@@ -90,7 +92,7 @@ async fn settle(engine: &Engine, settlement: Settlement) -> Result<(), Error> {
 struct Attempt<'a> {
     engine: &'a Engine,
     job: &'a Job,
-    deadline: Instant,
+    context: Context,
     cancelled: CancellationToken,
     stop: CancellationToken,
     held: Held,
@@ -100,10 +102,9 @@ impl Attempt<'_> {
     async fn supervise(
         mut self,
         handler: Arc<dyn Handler>,
-        context: Context,
         mut progress: watch::Receiver<Option<Progress>>,
     ) -> Verdict {
-        let payload = self.job.spec.payload.clone();
+        let (context, payload) = (self.context.clone(), self.job.spec.payload.clone());
         // A handler that panics before its first await must be caught too.
         let mut work =
             AssertUnwindSafe(async move { handler.run(context, payload).await }).catch_unwind().boxed();
@@ -112,11 +113,11 @@ impl Attempt<'_> {
             tokio::select! {
                 biased;
                 // Handlers know the deadline too: one that gives in to it has not failed by itself.
-                result = &mut work => return Some(match Instant::now() < self.deadline {
+                result = &mut work => return Some(match Instant::now() < self.context.deadline() {
                     true => self.report(result),
                     false => self.report_timeout(Some(result)),
                 }),
-                () = sleep_until(self.deadline) => {
+                () = self.context.timed_out() => {
                     self.cancelled.cancel();
                     return Some(self.report_timeout(timeout(grace, &mut work).await.ok()));
                 }
@@ -155,7 +156,10 @@ impl Attempt<'_> {
     }
 
     fn report_timeout(&self, result: Option<std::thread::Result<Result<Payload, JobError>>>) -> Report {
-        self.report_late(result, Cause::Timeout, "the attempt took longer than its attempt_timeout")
+        match self.report_late(result, Cause::Timeout, "the attempt took longer than its attempt_timeout") {
+            Report::Failed(_) if self.context.waited_in_vain() => Report::Released { delay: NEXT_TURN },
+            report => report,
+        }
     }
 
     /// Success within the grace still counts; anything else is what the attempt was stopped for.

@@ -1,7 +1,14 @@
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use serde::Serialize;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{AcquireError, watch},
+    time::{Instant, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -18,6 +25,8 @@ struct Inner {
     parts: ContextParts,
     cancelled: CancellationToken,
     progress: watch::Sender<Option<Progress>>,
+    /// How long the attempt stood in line before its turn came; None if it did not come.
+    waited: OnceLock<Option<Duration>>,
 }
 
 /// What a [`Context`] is made of.
@@ -30,7 +39,7 @@ pub struct ContextParts {
     pub spec: Arc<JobSpec>,
     /// The W3C trace headers of the Submit call.
     pub trace: BTreeMap<String, String>,
-    /// When the attempt times out.
+    /// When the attempt times out, unless it has to stand in line first.
     pub deadline: Instant,
     /// What the attempt before this one reported last.
     pub last_progress: Option<Progress>,
@@ -44,7 +53,7 @@ impl Context {
         cancelled: CancellationToken,
     ) -> (Self, watch::Receiver<Option<Progress>>) {
         let (progress, newest) = watch::channel(None);
-        (Self(Arc::new(Inner { parts, cancelled, progress })), newest)
+        (Self(Arc::new(Inner { parts, cancelled, progress, waited: OnceLock::new() })), newest)
     }
 
     /// The same in every attempt and run.
@@ -79,9 +88,9 @@ impl Context {
         &self.0.parts.trace
     }
 
-    /// When the attempt times out.
+    /// When the attempt times out. The time that it stood in line for a place is not counted.
     pub fn deadline(&self) -> Instant {
-        self.0.parts.deadline
+        self.0.parts.deadline + self.0.waited.get().copied().flatten().unwrap_or_default()
     }
 
     /// Fires when the attempt is to stop: the job was cancelled, its time is over, or the server stops.
@@ -93,7 +102,15 @@ impl Context {
     pub async fn stopped(&self) {
         tokio::select! {
             () = self.0.cancelled.cancelled() => {}
-            () = tokio::time::sleep_until(self.deadline()) => {}
+            () = self.timed_out() => {}
+        }
+    }
+
+    /// Waits until the deadline has passed.
+    pub(crate) async fn timed_out(&self) {
+        // It moves when the attempt's turn comes.
+        while Instant::now() < self.deadline() {
+            sleep_until(self.deadline()).await;
         }
     }
 
@@ -104,6 +121,24 @@ impl Context {
             done = work => Ok(done),
             () = self.stopped() => Err(self.interrupted()),
         }
+    }
+
+    /// Stands in line for what the attempt needs before it can do anything. Ends as [`Context::unless_stopped`] does. The
+    /// first such wait takes none of the attempt's time; later ones are part of the work.
+    pub(crate) async fn in_line<T>(
+        &self,
+        turn: impl Future<Output = Result<T, AcquireError>>,
+    ) -> Result<T, JobError> {
+        let start = Instant::now();
+        let turn = self.unless_stopped(turn).await;
+        self.0.waited.get_or_init(|| turn.is_ok().then(|| start.elapsed()));
+        // Fails only if a semaphore was closed, which is never done.
+        turn?.map_err(|_| self.interrupted())
+    }
+
+    /// Whether the attempt was to stop before its turn came: it has done nothing.
+    pub(crate) fn waited_in_vain(&self) -> bool {
+        self.0.waited.get() == Some(&None)
     }
 
     /// What a handler may return once it was told to stop. What becomes of the job does not depend on it.
@@ -158,7 +193,7 @@ impl Context {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use tokio::{sync::Semaphore, time::sleep};
 
     use super::*;
 
@@ -202,6 +237,34 @@ mod tests {
         assert_eq!(second.last_progress(), Some(&last));
         second.progress(0.1, "again");
         assert_eq!(newest.borrow().as_ref().unwrap().details, last.details);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn standing_in_line_takes_no_time_of_the_attempt() {
+        let (context, line) = (context(None).0, Arc::new(Semaphore::new(0)));
+        let end = context.deadline();
+        let come = async {
+            sleep(Duration::from_secs(40)).await;
+            line.add_permits(1);
+        };
+        let (place, ()) = tokio::join!(context.in_line(line.clone().acquire_owned()), come);
+        assert!(place.is_ok() && !context.waited_in_vain());
+        assert_eq!((context.deadline() - end).as_secs(), 40);
+
+        // It has its minute, and one more wait is part of that.
+        let start = Instant::now();
+        assert_eq!(context.in_line(line.acquire_owned()).await.unwrap_err().code, "interrupted");
+        assert_eq!(start.elapsed().as_secs(), 60);
+        assert!(!context.waited_in_vain());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_does_not_come_is_known() {
+        let context = context(None).0;
+        assert!(!context.waited_in_vain());
+        let never = Arc::new(Semaphore::new(0)).acquire_owned();
+        assert_eq!(context.in_line(never).await.unwrap_err().code, "interrupted");
+        assert!(context.waited_in_vain());
     }
 
     #[test]

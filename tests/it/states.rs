@@ -109,6 +109,28 @@ async fn an_attempt_that_takes_too_long_is_spent() {
 }
 
 #[tokio::test]
+async fn an_attempt_whose_turn_does_not_come_is_not_spent() {
+    let server =
+        Server::with("[exec.commands.nap]\nprogram = \"/bin/sleep\"\nargs = [\"1.2\"]\nconcurrency = 1\n");
+    let client = server.client().await;
+    // The second gets its turn too late to be done within two seconds of its lease, the third none at all.
+    let nap = || {
+        with("exec", r#"{"command":"nap"}"#, |spec| {
+            spec.attempt_timeout = Some(seconds(2.0));
+            spec.retry = Some(RetryPolicy { max_attempts: 1, ..Default::default() });
+        })
+    };
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(place(&client, nap()).await);
+    }
+    for id in ids {
+        let done = result(&client, &id).await;
+        assert_eq!((done.state(), done.attempt), (State::Succeeded, 1), "{done:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_nobody_takes_in_time_expires() {
     let server = Server::start();
     let client = server.client().await;

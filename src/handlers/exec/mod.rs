@@ -31,7 +31,7 @@ use self::{
 };
 use super::{
     data::{Shown, bytes_of, show},
-    typed::{invalid, permit},
+    typed::invalid,
 };
 use crate::{
     config,
@@ -65,14 +65,17 @@ pub fn check_command(name: &str, command: &config::ExecCommand) -> Result<(), Er
 #[derive(Debug)]
 pub struct Exec {
     commands: BTreeMap<String, Command>,
+    /// Bytes of JSON that a success may have.
+    max_output: usize,
 }
 
 impl Exec {
-    /// Checks every command. An error names the key of the setting that is wrong.
-    pub fn new(settings: &config::Exec) -> Result<Self, Error> {
+    /// Checks every command. An error names the key of the setting that is wrong. What a success tells is cut to
+    /// `max_output` bytes.
+    pub fn new(settings: &config::Exec, max_output: usize) -> Result<Self, Error> {
         let check =
             |(name, command): (&String, _)| Ok::<_, Error>((name.clone(), Command::check(name, command)?));
-        Ok(Self { commands: settings.commands.iter().map(check).collect::<Result<_, _>>()? })
+        Ok(Self { commands: settings.commands.iter().map(check).collect::<Result<_, _>>()?, max_output })
     }
 
     /// Runs one process from its start to its end.
@@ -87,7 +90,7 @@ impl Exec {
         })?;
         let arguments = command.arguments(&input.params).await?;
         let stdin = bytes_of("stdin", input.stdin, input.stdin_base64)?.unwrap_or_default();
-        let _permit = permit(&context, &command.permits).await?;
+        let _permit = context.in_line(command.permits.clone().acquire_owned()).await?;
 
         // Goes after the process, which is dropped first if this future is.
         let dir = WorkDir::open(command.settings.dir.as_deref()).await.map_err(|error| {
@@ -107,7 +110,7 @@ impl Exec {
         match ended {
             Err(error) => Err(cannot_start(command, &error)),
             Ok(ended) if ended.stopped => Err(context.interrupted()),
-            Ok(ended) => outcome(command, &ended, elapsed),
+            Ok(ended) => outcome(command, &ended, elapsed, self.max_output),
         }
     }
 }
@@ -125,9 +128,14 @@ fn cannot_start(command: &Command, error: &io::Error) -> JobError {
     }
 }
 
-fn outcome(command: &Command, ended: &Ended, elapsed: Duration) -> Result<Value, JobError> {
+fn outcome(
+    command: &Command,
+    ended: &Ended,
+    elapsed: Duration,
+    max_output: usize,
+) -> Result<Value, JobError> {
     if ended.status.success() {
-        return Ok(report(ended, elapsed, usize::MAX));
+        return Ok(bounded(ended, elapsed, max_output));
     }
     let program = command.program().display();
     let said = String::from_utf8_lossy(&ended.stderr.bytes);
@@ -145,15 +153,16 @@ fn outcome(command: &Command, ended: &Ended, elapsed: Duration) -> Result<Value,
             JobError::new(Cause::Crash, &format!("exec.signal.{signal}"), &message, true)
         }
     };
-    Err(error.with_details(&details(ended, elapsed)))
+    Err(error.with_details(&bounded(ended, elapsed, DETAILS_MAX)))
 }
 
-/// The report, with as much of stdout and stderr as there is room for.
-fn details(ended: &Ended, elapsed: Duration) -> Value {
-    let mut keep = DETAILS_MAX;
+/// The report, with as much of stdout and stderr as there is room for in `max` bytes of JSON.
+fn bounded(ended: &Ended, elapsed: Duration, max: usize) -> Value {
+    let mut keep = max;
     loop {
         let report = report(ended, elapsed, keep);
-        if report.to_string().len() <= DETAILS_MAX {
+        // Without both it is as short as it can be.
+        if keep == 0 || report.to_string().len() <= max {
             return report;
         }
         keep /= 2;

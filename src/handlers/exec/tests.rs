@@ -18,9 +18,17 @@ fn command(settings: Value) -> ExecCommand {
     serde_json::from_value(settings).unwrap()
 }
 
+/// `limits.max_output_bytes` by default.
+const MAX_OUTPUT: usize = 1 << 20;
+
 /// One command called `it`.
 fn exec(settings: Value) -> Exec {
-    Exec::new(&config::Exec { commands: BTreeMap::from([("it".into(), command(settings))]) }).unwrap()
+    exec_within(MAX_OUTPUT, settings)
+}
+
+fn exec_within(max_output: usize, settings: Value) -> Exec {
+    let commands = BTreeMap::from([("it".into(), command(settings))]);
+    Exec::new(&config::Exec { commands }, max_output).unwrap()
 }
 
 fn shell(script: &str) -> Exec {
@@ -254,6 +262,23 @@ async fn details_of_a_failure_are_bounded() {
 }
 
 #[tokio::test]
+async fn a_success_fits_an_output_however_it_is_written() {
+    let zeros = run(&shell("head -c 262144 /dev/zero"), json!({})).await.unwrap();
+    assert_eq!(zeros["stdout_base64"].as_str().unwrap().len(), 262_144_usize.div_ceil(3) * 4);
+    assert_eq!(zeros["stdout_truncated"], false);
+
+    let script = "yes '' | head -c 262144; yes '' | head -c 262144 >&2";
+    let lines = run(&shell(script), json!({})).await.unwrap();
+    let size = lines.to_string().len();
+    assert!((MAX_OUTPUT / 4..=MAX_OUTPUT).contains(&size), "{size}");
+    assert_eq!((&lines["stdout_truncated"], &lines["stderr_truncated"]), (&json!(true), &json!(true)));
+
+    let tiny = exec_within(10, json!({ "program": "/bin/echo", "args": ["x"] }));
+    let output = run(&tiny, json!({})).await.unwrap();
+    assert_eq!((&output["stdout"], &output["stdout_truncated"]), (&json!(""), &json!(true)));
+}
+
+#[tokio::test]
 async fn what_cannot_start_says_so() {
     let error = run(&exec(json!({ "program": "/nowhere/at/all" })), json!({})).await.unwrap_err();
     assert_eq!((error.code.as_str(), error.retryable), ("exec.start", false));
@@ -351,7 +376,7 @@ fn mistakes_of_the_configuration_name_their_key() {
         ),
     ] {
         let commands = BTreeMap::from([("it".to_owned(), command(settings))]);
-        let error = Exec::new(&config::Exec { commands }).unwrap_err().to_string();
+        let error = Exec::new(&config::Exec { commands }, MAX_OUTPUT).unwrap_err().to_string();
         assert!(error.starts_with(&format!("exec.commands.it.{key}: ")), "{error}");
     }
 }

@@ -2,7 +2,7 @@ use std::{
     collections::BTreeSet,
     convert::Infallible,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, ToSocketAddrs as _},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -14,7 +14,7 @@ use http::Uri;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::connect::{HttpConnector, dns::Name};
 use rustls::ClientConfig;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 use tower::{Service, service_fn};
 use url::Host;
 
@@ -25,6 +25,10 @@ const MAX_CONNECTIONS: usize = 1024;
 
 /// From the look-up of a name to the end of the TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Names that are looked up at the same time. A look-up that hangs keeps its thread, and the store reads on threads of
+/// the same pool.
+const MAX_LOOKUPS: usize = 32;
 
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 8;
@@ -38,12 +42,38 @@ pub trait Resolve: Send + Sync + 'static {
 }
 
 /// The system's resolver.
-pub struct System;
+pub struct System {
+    places: Arc<Semaphore>,
+}
+
+impl Default for System {
+    fn default() -> Self {
+        Self { places: Arc::new(Semaphore::new(MAX_LOOKUPS)) }
+    }
+}
+
+impl System {
+    /// Runs a look-up on a thread, once there is a place for it.
+    async fn on_a_thread<T: Send + 'static>(
+        &self,
+        look_up: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let place = self.places.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let thread = spawn_blocking(move || {
+            // Held until the look-up returns, also when nobody waits for it any more.
+            let _place = place;
+            look_up()
+        });
+        thread.await?
+    }
+}
 
 #[async_trait]
 impl Resolve for System {
     async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
-        Ok(tokio::net::lookup_host((name, 0)).await?.map(|address| address.ip()).collect())
+        let name = name.to_owned();
+        let look_up = move || (name.as_str(), 0).to_socket_addrs();
+        Ok(self.on_a_thread(look_up).await?.map(|address| address.ip()).collect())
     }
 }
 
@@ -123,5 +153,41 @@ impl Service<Uri> for Connector {
             };
             timeout(CONNECT_TIMEOUT, connecting).await.map_err(late)?
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        thread,
+    };
+
+    use futures_util::future::join_all;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn look_ups_that_hang_keep_so_many_threads_and_no_more() {
+        let system = System::default();
+        let (begun, is_over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let hang = || {
+            let (begun, is_over) = (begun.clone(), is_over.clone());
+            move || {
+                begun.fetch_add(1, SeqCst);
+                while !is_over.load(SeqCst) {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                Ok::<_, io::Error>(())
+            }
+        };
+        let look_ups = (0..2 * MAX_LOOKUPS).map(|_| system.on_a_thread(hang()));
+        let ended = join_all(look_ups.map(|look_up| timeout(Duration::from_millis(300), look_up))).await;
+        let (begun, free) = (begun.load(SeqCst), system.places.available_permits());
+        // Before anything can fail: the runtime waits for its threads.
+        is_over.store(true, SeqCst);
+        assert!(ended.iter().all(Result::is_err));
+        assert!(begun <= MAX_LOOKUPS && free == 0, "{begun} run, {free} more could");
+        assert!(system.on_a_thread(|| Ok(())).await.is_ok());
     }
 }

@@ -9,11 +9,11 @@ use governor::{
     clock::{Clock as _, DefaultClock},
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{AcquireError, OwnedSemaphorePermit, Semaphore},
     time::sleep,
 };
 
-use crate::{config, handlers::typed::permit, job::JobError, worker::Context};
+use crate::{config, job::JobError, worker::Context};
 
 /// Hosts that are remembered.
 const MAX_HOSTS: usize = 10_000;
@@ -50,12 +50,7 @@ impl Limits {
     /// Waits for a place at a host, as long as the attempt lasts.
     pub async fn enter(&self, host: &str, context: &Context) -> Result<Place, JobError> {
         let limit = self.of(host);
-        let place = permit(context, &limit.places).await?;
-        if let Some(rate) = &limit.rate {
-            while let Err(early) = rate.check() {
-                context.unless_stopped(sleep(early.wait_time_from(DefaultClock::default().now()))).await?;
-            }
-        }
+        let place = context.in_line(limit.turn()).await?;
         Ok(Place { _limit: limit, _place: place })
     }
 
@@ -72,6 +67,19 @@ impl Limits {
         let limit = Arc::new(Limit { places, rate: self.quota.map(RateLimiter::direct) });
         hosts.insert(host.to_owned(), limit.clone());
         limit
+    }
+}
+
+impl Limit {
+    /// Waits for a place, then for the rate to allow one more.
+    async fn turn(&self) -> Result<OwnedSemaphorePermit, AcquireError> {
+        let place = self.places.clone().acquire_owned().await?;
+        if let Some(rate) = &self.rate {
+            while let Err(early) = rate.check() {
+                sleep(early.wait_time_from(DefaultClock::default().now())).await;
+            }
+        }
+        Ok(place)
     }
 }
 

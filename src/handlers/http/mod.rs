@@ -55,6 +55,9 @@ const MAX_HEADER_BYTES: usize = 64 << 10;
 /// Bytes of an unexpected response's body that its failure keeps.
 const DETAILS_BODY_MAX: usize = 4 << 10;
 
+/// How long such a body is read: its status is known, whatever is still to come.
+const DETAILS_BODY_TIME: Duration = Duration::from_secs(1);
+
 /// One client for all jobs.
 pub struct Http {
     settings: config::Http,
@@ -66,6 +69,7 @@ pub struct Http {
 enum Step {
     Follow(Box<Hop>),
     Done { status: StatusCode, headers: HeaderMap, body: Bytes },
+    Unexpected { status: StatusCode, headers: HeaderMap, body: Incoming },
 }
 
 impl Http {
@@ -76,7 +80,7 @@ impl Http {
             .map_err(|error| Error::Internal(format!("no TLS: {error}")))?
             .with_webpki_roots()
             .with_no_client_auth();
-        Self::with(settings, Arc::new(System), tls)
+        Self::with(settings, Arc::new(System::default()), tls)
     }
 
     fn with(settings: &config::Http, resolver: Arc<dyn Resolve>, tls: ClientConfig) -> Result<Self, Error> {
@@ -116,6 +120,11 @@ impl Http {
                 Step::Done { status, headers, body } => {
                     return Ok(Output::new(status, &headers, &body, hop.url, elapsed));
                 }
+                Step::Unexpected { status, headers, body } => {
+                    let (start, cut) = context.unless_stopped(start_of(body)).await?;
+                    let details = output::details(status, &headers, &start, cut);
+                    return Err(failure::status(&hop.url, status, &headers, &details));
+                }
                 Step::Follow(_) if redirects == 0 => {
                     let why = format!(
                         "{} redirects were followed already: raise follow_redirects",
@@ -141,9 +150,7 @@ impl Http {
             return Ok(Step::Follow(Box::new(next?)));
         }
         if !request.expect.iter().any(|expected| expected.accepts(head.status)) {
-            let (start, cut) = start_of(body).await;
-            let details = output::details(head.status, &head.headers, &start, cut);
-            return Err(failure::status(&hop.url, head.status, &head.headers, &details));
+            return Ok(Step::Unexpected { status: head.status, headers: head.headers, body });
         }
         let body = self::body(body, request.max_bytes, hop).await?;
         Ok(Step::Done { status: head.status, headers: head.headers, body })
@@ -162,16 +169,22 @@ async fn body(body: Incoming, limit: usize, hop: &Hop) -> Result<Bytes, JobError
     }
 }
 
-/// The beginning of a body, and whether there is more. A body that breaks off is as good as a short one here.
-async fn start_of(mut body: Incoming) -> (Bytes, bool) {
+/// The beginning of a body, as far as it comes soon, and whether there may be more.
+async fn start_of(body: Incoming) -> (Bytes, bool) {
     let mut start = BytesMut::new();
+    let cut = timeout(DETAILS_BODY_TIME, fill(&mut start, body)).await.unwrap_or(true);
+    (start.freeze(), cut)
+}
+
+/// Reads a body as far as there is room. True if there is more. One that breaks off is as good as a short one here.
+async fn fill(start: &mut BytesMut, mut body: Incoming) -> bool {
     while let Some(Ok(frame)) = body.frame().await {
         let data = frame.into_data().unwrap_or_default();
         let room = DETAILS_BODY_MAX - start.len();
         start.extend_from_slice(&data[..data.len().min(room)]);
         if data.len() > room {
-            return (start.freeze(), true);
+            return true;
         }
     }
-    (start.freeze(), false)
+    false
 }

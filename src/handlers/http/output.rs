@@ -125,6 +125,7 @@ mod tests {
         assert_eq!(output("application/json", b"{oops")["text"], "{oops");
         assert_eq!(output("text/html", b"1")["text"], "1");
         assert_eq!(output("text/plain", b"\xff")["data_base64"], "/w==");
+        assert_eq!(output("text/plain", b"a\0")["data_base64"], "YQA=");
         let empty = output("application/json", b"");
         let fields: Vec<_> = empty.as_object().unwrap().keys().collect();
         assert_eq!(fields, ["elapsed_ms", "headers", "status", "url"]);

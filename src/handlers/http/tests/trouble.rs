@@ -39,6 +39,20 @@ async fn time_ends_at_the_connect_the_headers_and_the_body() {
 }
 
 #[tokio::test]
+async fn a_refusal_counts_although_its_body_does_not_end() {
+    let stalling = Server::listen(|_, mut stream| async move {
+        let _ = stream.read(&mut [0; 4096]).await;
+        let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 10\r\n\r\nabc").await;
+        std::future::pending().await
+    })
+    .await;
+    let error = fail(&http(), json!({ "url": stalling.url("/"), "timeout": "900ms" })).await;
+    assert_eq!((error.code.as_str(), error.retryable), ("http.status.404", false), "{}", error.message);
+    let details = details(&error);
+    assert_eq!((&details["text"], &details["body_truncated"]), (&json!("abc"), &json!(true)));
+}
+
+#[tokio::test]
 async fn time_is_counted_over_all_redirects() {
     let server = Server::start(async |_| {
         sleep(Duration::from_millis(150)).await;
