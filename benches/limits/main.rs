@@ -191,7 +191,7 @@ impl Bench {
     }
 
     async fn of_echo(&self, scenario: Scenario) -> Result<Pair, Error> {
-        let limit = empty::calls(&self.load, self.load.callers).await?.times.len() as f64
+        let limit = empty::calls(&self.load, self.load.callers).await?.count as f64
             / self.load.duration.as_secs_f64();
         Ok(Pair { limit, ours: per_second(&self.ours(scenario).await?)? })
     }

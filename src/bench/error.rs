@@ -21,6 +21,6 @@ pub enum Error {
     #[error("unexpected: {0}")]
     Unexpected(String),
     /// The scenario needs a server of its own.
-    #[error("{0} starts and stops its own server: leave --server out")]
+    #[error("{0} starts and stops its own server: leave --running out")]
     NeedsOwn(&'static str),
 }

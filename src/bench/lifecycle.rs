@@ -1,16 +1,15 @@
 //! Whole lives: submitted, run by echo, seen by a watcher.
 
 use std::{
-    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use hdrhistogram::Histogram;
-use tokio::{sync::Semaphore, task::JoinHandle};
+use tokio::{sync::Semaphore, task::JoinHandle, time::Instant};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Streaming, transport::Channel};
 
@@ -26,53 +25,37 @@ use crate::proto::{BatchSubmitRequest, StreamSubmitRequest, SubmitRequest};
 /// An outcome comes within it, or something is wrong.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// When each job on its way was submitted, and who may submit.
+/// Who may submit, and how long jobs are on their way: each has the time of its submission with it, as the number that
+/// its payload begins with.
 struct Course {
     zero: Instant,
-    /// Microseconds since `zero`, by number modulo its length.
-    submitted: Vec<AtomicU64>,
-    next: AtomicU64,
+    /// Jobs so far.
+    begun: AtomicU64,
     room: Semaphore,
 }
 
 impl Course {
     fn new(outstanding: usize) -> Arc<Self> {
-        Arc::new(Self {
-            zero: Instant::now(),
-            submitted: (0..outstanding * 2).map(|_| AtomicU64::new(0)).collect(),
-            next: AtomicU64::new(0),
-            room: Semaphore::new(outstanding),
-        })
+        Arc::new(Self { zero: Instant::now(), begun: AtomicU64::new(0), room: Semaphore::new(outstanding) })
     }
 
-    fn slot(&self, number: u64) -> &AtomicU64 {
-        &self.submitted[number as usize % self.submitted.len()]
-    }
-
+    /// Microseconds since `zero`.
     fn micros(&self) -> u64 {
         self.zero.elapsed().as_micros() as u64
     }
 
-    /// The number of the next job, once there is room for it.
-    async fn begin(&self) -> Result<u64, Error> {
-        Ok(self.begin_many(1).await?.start)
-    }
-
-    /// The numbers of the next jobs, once there is room for all of them.
-    async fn begin_many(&self, count: u32) -> Result<Range<u64>, Error> {
+    /// The time, once there is room for so many jobs.
+    async fn begin(&self, count: u32) -> Result<u64, Error> {
         let ended = |_| Error::Unexpected("the watcher has ended".into());
         self.room.acquire_many(count).await.map_err(ended)?.forget();
-        let first = self.next.fetch_add(count.into(), Ordering::Relaxed);
-        let numbers = first..first + u64::from(count);
-        let now = self.micros();
-        numbers.clone().for_each(|number| self.slot(number).store(now, Ordering::Relaxed));
-        Ok(numbers)
+        self.begun.fetch_add(count.into(), Ordering::Relaxed);
+        Ok(self.micros())
     }
 
-    /// How long a job was on its way.
-    fn end(&self, number: u64) -> u64 {
+    /// How long a job was on its way that was submitted then.
+    fn end(&self, submitted: u64) -> u64 {
         self.room.add_permits(1);
-        self.micros().saturating_sub(self.slot(number).load(Ordering::Relaxed))
+        self.micros().saturating_sub(submitted)
     }
 }
 
@@ -92,9 +75,9 @@ async fn watch(
             Err(_) => continue,
         };
         if let Some(output) = message.output() {
-            let number = workload::number(&output)
+            let submitted = workload::number(&output)
                 .ok_or_else(|| Error::Unexpected("a job ended without its output".into()))?;
-            times.saturating_record(course.end(number));
+            times.saturating_record(course.end(submitted));
             seen += 1;
         }
     }
@@ -136,7 +119,7 @@ impl Watcher {
 
 pub async fn unary(target: &Target, load: &Load) -> Result<Report, Error> {
     called("lifecycle", target, load, |channel, queue, course| async move {
-        let request = queue.echo(course.begin().await?);
+        let request = queue.echo(course.begin(1).await?);
         short::submit(channel, request).await.map(drop)
     })
     .await
@@ -145,7 +128,8 @@ pub async fn unary(target: &Target, load: &Load) -> Result<Report, Error> {
 pub async fn batch(target: &Target, load: &Load) -> Result<Report, Error> {
     let size = load.batch.min(load.outstanding as u32);
     called("batch-lifecycle", target, load, move |channel, queue, course| async move {
-        let requests = course.begin_many(size).await?.map(|number| queue.echo(number)).collect();
+        let submitted = course.begin(size).await?;
+        let requests = (0..size).map(|_| queue.echo(submitted)).collect();
         short::batch_submit(channel, BatchSubmitRequest { requests }).await
     })
     .await
@@ -173,7 +157,7 @@ where
     let (before, start) = (target.usage(), Instant::now());
     let submitted = load::callers(load.callers, load.duration, caller, || ()).await;
     // What the watcher failed with says more.
-    let times = watcher.finish(course.next.load(Ordering::Relaxed)).await?;
+    let times = watcher.finish(course.begun.load(Ordering::Relaxed)).await?;
     submitted?;
     Ok(with_usage(of(name, start.elapsed(), &times), target, before))
 }
@@ -198,20 +182,22 @@ pub async fn streamed(
     let (sender, requests) = tokio::sync::mpsc::channel(IN_FLIGHT);
     let on_course = course.clone();
     tokio::spawn(async move {
+        let mut sequence = 0;
         while Instant::now() < end
-            && let Ok(number) = on_course.begin().await
+            && let Ok(submitted) = on_course.begin(1).await
         {
-            let request = Some(job(&queue, number));
-            if sender.send(StreamSubmitRequest { sequence: number as i64, request }).await.is_err() {
+            let request = Some(job(&queue, submitted));
+            if sender.send(StreamSubmitRequest { sequence, request }).await.is_err() {
                 return;
             }
+            sequence += 1;
         }
     });
     let mut verdicts = short::stream_submit(channel, ReceiverStream::new(requests)).await?;
     while let Some(verdict) = verdicts.next().await {
         verdict?.accepted()?;
     }
-    let times = watcher.finish(course.next.load(Ordering::Relaxed)).await?;
+    let times = watcher.finish(course.begun.load(Ordering::Relaxed)).await?;
     Ok(with_usage(of(name, start.elapsed(), &times), target, before))
 }
 
@@ -225,5 +211,43 @@ fn of(name: &str, elapsed: Duration, times: &Histogram<u64>) -> Report {
         per_second: Some(count as f64 / seconds),
         latency: Latency::of(times),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::payload::Body;
+
+    /// What `echo` answers.
+    fn output(request: SubmitRequest) -> Vec<u8> {
+        match request.spec.unwrap().payload.unwrap().body {
+            Some(Body::Data(data)) => data.to_vec(),
+            other => panic!("no bytes: {other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_keeps_its_time_however_many_overtake_it() {
+        let (course, queue) = (Course::new(2), Queue::new(8));
+        let slow = output(queue.echo(course.begin(1).await.unwrap()));
+        for _ in 0..100 {
+            let quick = output(queue.worked(course.begin(1).await.unwrap()));
+            tokio::time::advance(Duration::from_millis(10)).await;
+            assert_eq!(course.end(workload::number(&quick).unwrap()), 10_000);
+        }
+        assert_eq!(course.end(workload::number(&slow).unwrap()), 1_000_000);
+        assert_eq!(course.begun.load(Ordering::Relaxed), 101);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_jobs_are_on_their_way_than_there_is_room_for() {
+        let course = Course::new(3);
+        let submitted = course.begin(2).await.unwrap();
+        let begin = async |count| tokio::time::timeout(Duration::from_secs(1), course.begin(count)).await;
+        assert!(begin(2).await.is_err());
+        course.end(submitted);
+        assert!(begin(2).await.is_ok());
+        assert!(begin(1).await.is_err());
     }
 }

@@ -60,9 +60,9 @@ pub enum Scenario {
 /// How large the load is.
 #[derive(Clone, Debug)]
 pub struct Load {
-    /// Concurrent callers of unary scenarios.
+    /// Concurrent callers of unary scenarios, at least 1.
     pub callers: usize,
-    /// HTTP/2 connections that callers and watchers share.
+    /// HTTP/2 connections that callers share, at least 1.
     pub connections: usize,
     /// How long each scenario is measured, after a second of warming up.
     pub duration: Duration,
@@ -72,11 +72,11 @@ pub struct Load {
     pub batch: u32,
     /// Bytes of each payload, at least 8.
     pub payload: usize,
-    /// Watchers of `fan-out`.
+    /// Watchers of `fan-out`, at least 1.
     pub watchers: usize,
-    /// Watchers of `idle-watchers`.
+    /// Watchers of `idle-watchers`, at least 1.
     pub idle_watchers: usize,
-    /// Workers of `workers`, each on a connection of its own.
+    /// Workers of `workers`, each on a connection of its own; at least 1.
     pub workers: usize,
     /// Jobs that each of them holds at most, at least 1.
     pub window: u16,

@@ -36,7 +36,7 @@ pub async fn unary(target: &Target, load: &Load) -> Result<Report, Error> {
 
 /// The report of a closed loop of calls.
 pub fn of_calls(name: &str, target: &Target, before: Option<Usage>, tally: &load::Tally) -> Report {
-    let (count, seconds) = (tally.times.len(), tally.elapsed.as_secs_f64());
+    let (count, seconds) = (tally.count, tally.elapsed.as_secs_f64());
     let report = Report {
         name: name.into(),
         unit: "calls",
@@ -104,4 +104,22 @@ pub async fn fill(
         count += 1;
     }
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::bench::report::histogram;
+
+    #[test]
+    fn a_rate_is_of_calls_that_ended_in_time_and_the_slowest_may_be_another() {
+        let mut times = histogram();
+        [1000, 1000, 9_000_000].into_iter().for_each(|micros| times.saturating_record(micros));
+        let tally = load::Tally { times, count: 2, elapsed: Duration::from_secs(4) };
+        let report = of_calls("get", &Target::at(String::new()), None, &tally);
+        assert_eq!((report.count, report.per_second), (2, Some(0.5)));
+        assert!(report.latency.unwrap().max >= 9_000_000);
+    }
 }

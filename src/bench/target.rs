@@ -172,6 +172,8 @@ pub async fn empty_schema(url: &str) -> Result<String, Error> {
 async fn spawn(program: &Path, dir: &Path, store: Option<&str>) -> Result<(Child, String), Error> {
     let mut command = Command::new(program);
     command.args(["serve", "--listen", "127.0.0.1:0"]);
+    // Not the database that this machine's server may be in.
+    command.env_remove("JOBWIRE_STORE").env_remove("JOBWIRE_STORE__URL");
     match store {
         // Not as an argument, which everybody on the machine can read.
         Some(url) => command.env("JOBWIRE_STORE", url),

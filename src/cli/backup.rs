@@ -31,7 +31,12 @@ pub(super) struct Backup {
 
 impl Backup {
     pub(super) fn run(self, shell: &Shell) -> Result<u8, Error> {
-        let data = Settings::load(&self.sources, env::vars_os())?.config.data;
+        let config = Settings::load(&self.sources, env::vars_os())?.config;
+        if config.store.url.is_some() {
+            let why = "jobs are in PostgreSQL: back that up, see docs/scaling.md. This copies the embedded store of --data";
+            return Err(Error::Usage(why.into()));
+        }
+        let data = config.data;
         let report = sqlite::backup(&data, &self.dir)?;
         shell.line(&match shell.format() {
             Format::Json => json!({ "jobs": report.jobs, "bytes": report.bytes }).to_string(),

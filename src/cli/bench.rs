@@ -1,6 +1,6 @@
 use std::{env, path::PathBuf, time::Duration};
 
-use clap::Args;
+use clap::{Args, builder::RangedU64ValueParser};
 
 use super::{Error, Shell, shell::Format, values};
 use crate::bench::{self, Load, Report, Scenario, Target};
@@ -48,10 +48,10 @@ pub(super) struct Bench {
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::duration)]
     duration: Duration,
     /// Concurrent callers of unary calls
-    #[arg(long, default_value_t = Load::default().callers)]
+    #[arg(long, default_value_t = Load::default().callers, value_parser = at_least_one())]
     callers: usize,
     /// Connections that they share
-    #[arg(long, default_value_t = Load::default().connections)]
+    #[arg(long, default_value_t = Load::default().connections, value_parser = at_least_one())]
     connections: usize,
     /// Jobs on their way at most where their lives are measured
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
@@ -63,13 +63,13 @@ pub(super) struct Bench {
     #[arg(long, default_value_t = Load::default().payload)]
     payload: usize,
     /// Watchers of fan-out
-    #[arg(long, default_value_t = Load::default().watchers)]
+    #[arg(long, default_value_t = Load::default().watchers, value_parser = at_least_one())]
     watchers: usize,
     /// Watchers of idle-watchers
-    #[arg(long, default_value_t = Load::default().idle_watchers)]
+    #[arg(long, default_value_t = Load::default().idle_watchers, value_parser = at_least_one())]
     idle_watchers: usize,
     /// Workers of workers
-    #[arg(long, default_value_t = Load::default().workers)]
+    #[arg(long, default_value_t = Load::default().workers, value_parser = at_least_one())]
     workers: usize,
     /// Jobs that each of them holds at most
     #[arg(long, default_value_t = Load::default().window, value_parser = clap::value_parser!(u16).range(1..))]
@@ -77,6 +77,10 @@ pub(super) struct Bench {
     /// Waiting jobs of backlog
     #[arg(long, default_value_t = Load::default().backlog)]
     backlog: u64,
+}
+
+fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
 }
 
 impl Bench {

@@ -5,7 +5,7 @@ use clap::Subcommand;
 use super::{
     Error, Shell,
     settings::{Settings, Sources},
-    shell::Format,
+    shell::{Format, say},
 };
 
 const CHECK_EXAMPLES: &str = "\
@@ -15,9 +15,9 @@ Examples:
 
 const SHOW_EXAMPLES: &str = "\
 Examples:
-  jobwire config show                        every setting there is, with its default
+  jobwire config show                        every setting that has a value, with its default
   jobwire config show --config jobwire.toml  what holds, and where each value comes from
-  jobwire config show > jobwire.toml         a file to begin with";
+  jobwire config show > jobwire.toml         a file to begin with, but for passwords";
 
 /// Check or show the settings that `serve` would run with
 #[derive(Debug, Subcommand)]
@@ -36,7 +36,7 @@ impl Config {
             Self::Check(sources) => {
                 let settings = load(&sources)?;
                 let set = settings.rows()?.iter().filter(|row| row.source != "default").count();
-                eprintln!("the settings are sound: {set} set, the rest defaults");
+                say(format_args!("the settings are sound: {set} set, the rest defaults"));
             }
             Self::Show(sources) => {
                 let rows = load(&sources)?.rows()?;

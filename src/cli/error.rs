@@ -2,7 +2,7 @@
 
 use std::{io, process::ExitCode};
 
-use super::settings;
+use super::{settings, shell::say};
 use crate::{
     client,
     server::ServeError,
@@ -53,8 +53,14 @@ impl Error {
         match self {
             Self::Usage(_) | Self::Settings(_) | Self::Client(client::Error::Address { .. }) => USAGE,
             Self::Client(error) if error.is_unreachable() => UNREACHABLE,
+            _ if self.is_of_a_closed_pipe() => 0,
             _ => 1,
         }
+    }
+
+    /// Whoever read our output has seen enough, as in `jobwire list | head`.
+    fn is_of_a_closed_pipe(&self) -> bool {
+        matches!(self, Self::Write(source) if source.kind() == io::ErrorKind::BrokenPipe)
     }
 
     /// What to do about it, where the message does not say.
@@ -77,16 +83,20 @@ impl Error {
         }
     }
 
+    /// Tells the person.
+    pub(super) fn tell(&self) {
+        if self.is_of_a_closed_pipe() {
+            return;
+        }
+        say(format_args!("error: {self}"));
+        if let Some(way_out) = self.way_out() {
+            say(format_args!("  {way_out}"));
+        }
+    }
+
     /// Tells the person, and makes the exit code.
     pub(super) fn report(&self) -> ExitCode {
-        // Whoever read our output has seen enough, as in `jobwire list | head`.
-        if matches!(self, Self::Write(source) if source.kind() == io::ErrorKind::BrokenPipe) {
-            return ExitCode::SUCCESS;
-        }
-        eprintln!("error: {self}");
-        if let Some(way_out) = self.way_out() {
-            eprintln!("  {way_out}");
-        }
+        self.tell();
         ExitCode::from(self.code())
     }
 }
@@ -105,6 +115,12 @@ mod tests {
         assert_eq!(unreachable().code(), 69);
         assert_eq!(Error::Client(tonic::Status::unavailable("gone").into()).code(), 69);
         assert_eq!(Error::Client(tonic::Status::not_found("no").into()).code(), 1);
+    }
+
+    #[test]
+    fn a_reader_that_has_seen_enough_is_no_failure() {
+        assert_eq!(Error::Write(io::ErrorKind::BrokenPipe.into()).code(), 0);
+        assert_eq!(Error::Write(io::ErrorKind::StorageFull.into()).code(), 1);
     }
 
     #[test]

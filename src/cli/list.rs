@@ -1,14 +1,19 @@
 use clap::Args;
 use futures_util::StreamExt as _;
 
-use super::{Error, Shell, filter::FilterArgs, shell::Format, table};
+use super::{
+    Error, Shell,
+    filter::FilterArgs,
+    shell::{Format, say},
+    table,
+};
 use crate::proto::{ListJobsRequest, ListJobsResponse};
 
 const EXAMPLES: &str = "\
 Examples:
   jobwire list --state failed --queue mail
   jobwire list -l tenant=acme --submitted-after 2026-05-01T00:00:00Z --all
-  jobwire list --state failed --all -o json | jq -r '.jobs[].jobId' | xargs jobwire retry
+  jobwire list --state failed --all -o json | jq -r '.jobs[]?.jobId' | xargs -r jobwire retry
 
 As JSON it prints one page in each line, with the token of the next page and a cursor for `jobwire watch --after`.";
 
@@ -64,7 +69,7 @@ fn show(shell: &Shell, page: &ListJobsResponse, all: bool) -> Result<(), Error> 
         shell.line(&table::jobs(&page.jobs))?;
     }
     if !all && !page.next_page_token.is_empty() {
-        eprintln!("there are more: --page-token {}", page.next_page_token);
+        say(format_args!("there are more: --page-token {}", page.next_page_token));
     }
     Ok(())
 }

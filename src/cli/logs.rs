@@ -10,6 +10,10 @@ use super::Error;
 /// Overrides which lines are written, such as `debug` or `jobwire=debug,h2=warn`.
 const VARIABLE: &str = "JOBWIRE_LOG";
 
+/// A line that cannot be written, because its reader has gone or a disk is full, is lost: to say so on the same stderr would
+/// panic whoever wrote it.
+const LOG_INTERNAL_ERRORS: bool = false;
+
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum LogFormat {
@@ -24,6 +28,7 @@ pub(super) enum LogFormat {
 pub(super) fn of_a_server(format: LogFormat) -> Result<(), Error> {
     let logs =
         fmt().with_env_filter(filter("info")?).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let logs = logs.log_internal_errors(LOG_INTERNAL_ERRORS);
     match format {
         LogFormat::Text => logs.init(),
         LogFormat::Json => logs.json().init(),
@@ -35,6 +40,7 @@ pub(super) fn of_a_server(format: LogFormat) -> Result<(), Error> {
 pub(super) fn of_a_command() -> Result<(), Error> {
     let logs =
         fmt().with_env_filter(filter("warn")?).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    let logs = logs.log_internal_errors(LOG_INTERNAL_ERRORS);
     logs.without_time().with_target(false).init();
     Ok(())
 }

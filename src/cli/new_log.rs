@@ -12,12 +12,13 @@ use crate::store::postgres;
 
 const EXAMPLES: &str = "\
 Examples:
-  pg_restore --dbname jobs monday.dump && jobwire new-log --store postgres://db.example.org/jobs
+  pg_restore --dbname jobs monday.dump && jobwire new-log --store postgres://jobwire@db.example.org/jobs
 
-Stop the servers first. A dump lacks what happened after it was made, and a cursor from then would skip what happens next. Whoever comes with an \
-old one is told LOG_REPLACED. A failover, and a server restored from an archive, are noticed without this.";
+Stop the servers first. A dump or a snapshot lacks what happened after it was made, and a cursor from then would skip what \
+happens next. Whoever comes with an old one is told LOG_REPLACED. Only a failover, and a server restored from an archive \
+(PITR), are noticed without this.";
 
-/// Begin a new log of outcomes in a PostgreSQL database that was restored from a dump
+/// Begin a new log of outcomes in a PostgreSQL database that was restored from a dump or a snapshot
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct NewLog {

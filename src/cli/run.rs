@@ -11,12 +11,15 @@ use super::{
     Error, Shell,
     error::{INTERRUPTED, TIMED_OUT},
     outcome,
-    shell::Format,
+    shell::{Format, say, verdict},
     spec::SpecArgs,
     table,
     values::duration,
 };
-use crate::{client::Client, proto::Job};
+use crate::{
+    client::Client,
+    proto::{Job, Payload},
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -49,16 +52,16 @@ impl Run {
             waited = wait_for(&client, &job_id, wait) => match waited {
                 Ok(Some(job)) => show(shell, &job),
                 Ok(None) => {
-                    eprintln!("job {job_id} goes on: `jobwire get {job_id} --wait 1h` waits for it");
+                    say(format_args!("job {job_id} goes on: `jobwire get {job_id} --wait 1h` waits for it"));
                     Ok(TIMED_OUT)
                 }
                 Err(error) => {
-                    eprintln!("job {job_id} was accepted: `jobwire get {job_id}` shows it");
+                    say(format_args!("job {job_id} was accepted: `jobwire get {job_id}` shows it"));
                     Err(error)
                 }
             },
             _ = signal::ctrl_c() => {
-                eprintln!("\njob {job_id} goes on: `jobwire cancel {job_id}` ends it");
+                say(format_args!("\njob {job_id} goes on: `jobwire cancel {job_id}` ends it"));
                 Ok(INTERRUPTED)
             }
         }
@@ -81,19 +84,27 @@ async fn wait_for(client: &Client, job_id: &str, wait: Duration) -> Result<Optio
 }
 
 fn show(shell: &Shell, job: &Job) -> Result<u8, Error> {
-    if shell.format() == Format::Json {
-        shell.print(job)?;
-        return Ok(outcome::exit_code(job));
-    }
-    if let Some(output) = &job.output {
-        let bytes = table::raw_body(output);
-        shell.bytes(&bytes)?;
-        if shell.is_terminal() && !bytes.ends_with(b"\n") {
-            shell.bytes(b"\n")?;
-        }
-    }
+    let printed = match shell.format() {
+        Format::Json => shell.print(job),
+        Format::Table => show_output(shell, job),
+    };
+    verdict(outcome::exit_code(job), printed)
+}
+
+/// The output alone on stdout; why the job failed on stderr.
+fn show_output(shell: &Shell, job: &Job) -> Result<(), Error> {
+    let printed = job.output.as_ref().map_or(Ok(()), |output| print_output(shell, output));
     if let Some(error) = &job.error {
-        eprintln!("job {} {}: {}", job.job_id, table::state(job.state), table::error(error));
+        say(format_args!("job {} {}: {}", job.job_id, table::state(job.state), table::error(error)));
     }
-    Ok(outcome::exit_code(job))
+    printed
+}
+
+fn print_output(shell: &Shell, output: &Payload) -> Result<(), Error> {
+    let bytes = table::raw_body(output);
+    shell.bytes(&bytes)?;
+    if shell.is_terminal() && !bytes.ends_with(b"\n") {
+        shell.bytes(b"\n")?;
+    }
+    Ok(())
 }

@@ -129,6 +129,7 @@ impl Settings {
         let mut origins = BTreeMap::new();
         tree.origins("", &mut origins);
         let config: Config = decode::decode(&tree)?;
+        refuse_two_stores(&config, &origins)?;
         config.validate().map_err(|invalid| {
             let locate = |key: &str| {
                 // Of an item, where its list comes from; of a group, where the first of its values does.
@@ -186,7 +187,7 @@ fn read(path: &Path) -> Result<Node, Error> {
 /// `JOBWIRE_LIMITS__MAX_WAIT=30s` is `limits.max_wait`.
 fn variable(name: &OsString, value: &OsString) -> Result<Option<Node>, Problem> {
     let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { return Ok(None) };
-    if NOT_SETTINGS.contains(&name) {
+    if NOT_SETTINGS.contains(&name) || is_of_kubernetes(name) {
         return Ok(None);
     }
     let origin = Origin::Environment(Arc::from(name));
@@ -196,6 +197,34 @@ fn variable(name: &OsString, value: &OsString) -> Result<Option<Node>, Problem> 
         return Err(Problem { path, origin: Some(origin), why: "is not UTF-8".to_owned() });
     };
     Ok(Some(Node::at(&path.split("__").collect::<Vec<_>>(), value, origin)))
+}
+
+/// Whether Kubernetes tells by it where a service is, one that is called `jobwire` or `jobwire-…`. No setting is called so.
+fn is_of_kubernetes(name: &str) -> bool {
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.ends_with("_PORT")
+        || name.contains("_PORT_")
+}
+
+/// A flag that names a directory is not passed over in silence because a database was named before.
+fn refuse_two_stores(config: &Config, origins: &BTreeMap<String, Origin>) -> Result<(), Error> {
+    let (data, url) = (origins.get("data"), origins.get("store.url"));
+    match (data, url) {
+        (Some(Origin::Flag(_)), Some(database))
+            if config.store.url.is_some() && !matches!(database, Origin::Flag(_)) =>
+        {
+            Err(Problem {
+                path: String::new(),
+                origin: data.cloned(),
+                why: format!(
+                    "jobs are kept in the database that is named by {database}: take that away, or the flag"
+                ),
+            }
+            .into())
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

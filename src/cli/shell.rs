@@ -1,6 +1,9 @@
 //! What all commands share: the server, and the way to print.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::{
+    fmt::Display,
+    io::{self, IsTerminal as _, Write as _},
+};
 
 use clap::{Args, ValueEnum};
 
@@ -40,6 +43,22 @@ pub(super) enum Format {
     Table,
 }
 
+/// Says it on stderr, if anybody listens: without a reader `eprintln!` would panic.
+pub(super) fn say(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// The exit code of a command that judges: what it found counts, also if it could not be printed.
+pub(super) fn verdict(code: u8, printed: Result<(), Error>) -> Result<u8, Error> {
+    match printed {
+        Err(error) if code != 0 => {
+            error.tell();
+            Ok(code)
+        }
+        printed => printed.map(|()| code),
+    }
+}
+
 impl Shell {
     pub(super) async fn connect(&self) -> Result<Client, Error> {
         Ok(Client::connect(&self.server).await?)
@@ -71,24 +90,27 @@ impl Shell {
         }
     }
 
-    /// Does the same with each job, also after one of them failed. The exit code: 1 if any did.
+    /// Does the same with each job, also after one of them failed or could not be printed. The exit code: 1 if any
+    /// failed.
     pub(super) async fn each(
         &self,
         job_ids: Vec<String>,
         act: impl AsyncFn(String) -> Result<(), Error>,
     ) -> Result<u8, Error> {
-        let mut code = 0;
+        let (mut code, mut printed) = (0, Ok(()));
         for job_id in job_ids {
             match act(job_id.clone()).await {
                 // The other jobs have a server as little as this one.
                 Err(Error::Client(error)) if !error.is_unreachable() => {
-                    eprintln!("error: {job_id}: {error}");
+                    say(format_args!("error: {job_id}: {error}"));
                     code = 1;
                 }
+                // Whoever reads what is done does not decide what is done.
+                Err(error @ (Error::Write(_) | Error::Print(_))) => printed = Err(error),
                 other => other?,
             }
         }
-        Ok(code)
+        verdict(code, printed)
     }
 
     /// Prints one message over several lines.

@@ -122,6 +122,17 @@ fn wrong_usage_is_refused() {
 }
 
 #[test]
+fn a_bench_has_at_least_one_of_all_that_it_measures_with() {
+    for flag in
+        ["callers", "connections", "outstanding", "batch", "watchers", "idle-watchers", "workers", "window"]
+    {
+        let none = parse(&format!("bench --{flag} 0")).unwrap_err();
+        assert_eq!(none, clap::error::ErrorKind::ValueValidation, "{flag}");
+        assert!(parse(&format!("bench --{flag} 1")).is_ok(), "{flag}");
+    }
+}
+
+#[test]
 fn the_server_can_be_named_before_or_after_the_command() {
     assert!(parse("--server localhost:1 info").is_ok());
     assert!(parse("info --server localhost:1 -o json").is_ok());

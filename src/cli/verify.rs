@@ -3,8 +3,11 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::{Error, Shell, shell::Format};
-use crate::store::sqlite;
+use super::{
+    Error, Shell,
+    shell::{Format, verdict},
+};
+use crate::store::sqlite::{self, VerifyReport};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,7 +27,10 @@ pub(super) struct Verify {
 impl Verify {
     pub(super) fn run(self, shell: &Shell) -> Result<u8, Error> {
         let report = sqlite::verify(&self.dir)?;
-        let sound = report.problems.is_empty();
+        verdict(u8::from(!report.problems.is_empty()), self.print(shell, &report))
+    }
+
+    fn print(&self, shell: &Shell, report: &VerifyReport) -> Result<(), Error> {
         match shell.format() {
             Format::Json => shell.line(
                 &json!({
@@ -34,21 +40,20 @@ impl Verify {
                     "problems": report.problems,
                 })
                 .to_string(),
-            )?,
+            ),
             Format::Table => {
                 for problem in &report.problems {
                     shell.line(problem)?;
                 }
-                let verdict = if sound { "sound" } else { "NOT sound" };
+                let found = if report.problems.is_empty() { "sound" } else { "NOT sound" };
                 shell.line(&format!(
-                    "{}: {verdict}; {} jobs, {} of them unfinished, {} outcomes",
+                    "{}: {found}; {} jobs, {} of them unfinished, {} outcomes",
                     self.dir.display(),
                     report.jobs,
                     report.unfinished,
                     report.outcomes
-                ))?;
+                ))
             }
         }
-        Ok(u8::from(!sound))
     }
 }

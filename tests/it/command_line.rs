@@ -1,7 +1,8 @@
 //! The real program against a real server: what people type, what they see, what scripts can rely on.
 
 use std::{
-    io::{BufRead as _, BufReader},
+    fs::File,
+    io::{self, BufRead as _, BufReader},
     path::Path,
     process::{Child, Command, Output, Stdio},
     thread::sleep,
@@ -63,6 +64,13 @@ fn told(output: &Output) -> (i32, String, String) {
     (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }
 
+/// A pipe whose reader has gone.
+fn unread() -> Stdio {
+    let (reader, writer) = io::pipe().unwrap();
+    drop(reader);
+    writer.into()
+}
+
 fn serve() -> (Server, TempDir) {
     let data = tempfile::tempdir().unwrap();
     (Server::start("127.0.0.1:0", &data.path().join("data")), data)
@@ -97,7 +105,8 @@ fn a_payload_comes_from_stdin_to_the_byte() {
     let mut command = server.command(&["run", "echo", "--file", "-", "-o", "table"]);
     let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     std::io::Write::write_all(&mut process.stdin.take().unwrap(), b"\x00\xff\n").unwrap();
-    assert_eq!(process.wait_with_output().unwrap().stdout, b"\x00\xff\n");
+    let output = process.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), b"\x00\xff\n".as_slice()));
 }
 
 #[test]
@@ -134,6 +143,68 @@ fn one_job_that_fails_does_not_keep_the_others() {
     assert_eq!(code, 1);
     assert!(stderr.starts_with("error: nope: "), "{stderr}");
     assert_eq!(server.json(&["list"])["jobs"], Value::Null);
+}
+
+#[test]
+fn commands_that_act_go_on_without_a_reader() {
+    let (server, _data) = serve();
+    for id in ["a", "b", "c"] {
+        server.json(&["submit", "echo", "--job-id", id, "--delay", "1h"]);
+    }
+    let cancel = server.command(&["cancel", "a", "b", "c", "-o", "json"]).stdout(unread()).output().unwrap();
+    assert_eq!(told(&cancel), (0, String::new(), String::new()));
+    for id in ["a", "b", "c"] {
+        assert_eq!(server.json(&["get", id])["state"], "STATE_CANCELLED", "{id}");
+    }
+    // Nor does one that fails keep the others if nobody hears of it.
+    let mut retry = server.command(&["retry", "a", "nope", "b", "-o", "table"]);
+    let retried = retry.stdout(unread()).stderr(unread()).status().unwrap();
+    assert_eq!(retried.code(), Some(1));
+    for (id, run) in [("a", 2), ("b", 2), ("c", 1)] {
+        assert_eq!(server.json(&["get", id])["run"], run, "{id}");
+    }
+}
+
+#[test]
+fn an_outcome_is_the_exit_code_also_without_a_reader() {
+    let (server, _data) = serve();
+    let expires = ["run", "no-such-kind", "--start-timeout", "100ms"];
+    let expired = server.command(&expires).stdout(unread()).output().unwrap();
+    assert_eq!(told(&expired), (4, String::new(), String::new()));
+    let expired = server.command(&expires).stdout(unread()).stderr(unread()).status().unwrap();
+    assert_eq!(expired.code(), Some(4));
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let (code, _, stderr) = told(&server.command(&expires).stdout(full).output().unwrap());
+    assert_eq!(code, 4, "{stderr}");
+    assert!(stderr.contains("cannot write to stdout"), "{stderr}");
+
+    let succeeds = ["run", "echo", "--text", "hi", "-o", "table"];
+    let succeeded = server.command(&succeeds).stdout(unread()).output().unwrap();
+    assert_eq!(told(&succeeded), (0, String::new(), String::new()));
+}
+
+#[test]
+fn a_damaged_store_is_not_sound_also_without_a_reader() {
+    let (server, data) = serve();
+    server.json(&["run", "echo", "--text", "hi"]);
+    let (store, copy) = (data.path().join("data"), data.path().join("copy"));
+    let (store, copy) = (store.to_str().unwrap(), copy.to_str().unwrap());
+    let (code, said) = jobwire(&["backup", copy, "--data", store]);
+    assert_eq!(code, Some(0), "{said}");
+    let verify = |format| program().args(["verify", copy, "-o", format]).stdout(unread()).output().unwrap();
+    assert_eq!(told(&verify("json")), (0, String::new(), String::new()));
+    let database = rusqlite::Connection::open(Path::new(copy).join("jobwire.db")).unwrap();
+    assert_eq!(database.execute("UPDATE job SET crc = crc + 1", []).unwrap(), 1);
+    for format in ["json", "table"] {
+        assert_eq!(told(&verify(format)), (1, String::new(), String::new()), "{format}");
+    }
+}
+
+#[test]
+fn a_backlog_is_not_measured_on_a_server_that_runs() {
+    let (code, said) = jobwire(&["bench", "backlog", "--running"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("leave --running out"), "{said}");
 }
 
 #[test]
@@ -187,10 +258,13 @@ fn settings_are_checked_before_anything_is_served() {
 fn what_config_show_prints_is_a_configuration() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("jobwire.toml");
-    let shown = program().args(["config", "show"]).output().unwrap().stdout;
+    let (code, shown, stderr) = told(&program().args(["config", "show"]).output().unwrap());
+    assert_eq!(code, 0, "{stderr}");
+    assert!(shown.lines().any(|line| line.starts_with("limits.max_wait = ")), "{shown}");
     std::fs::write(&file, &shown).unwrap();
-    let output = program().args(["config", "check", "--config"]).arg(&file).output().unwrap();
-    assert_eq!(told(&output).0, 0);
+    let (code, _, stderr) =
+        told(&program().args(["config", "check", "--config"]).arg(&file).output().unwrap());
+    assert_eq!(code, 0, "{stderr}");
 }
 
 #[test]
@@ -232,7 +306,9 @@ fn people_get_tables() {
         (&["info"], &["version", env!("CARGO_PKG_VERSION"), "largest payload", "kind:echo"]),
     ] {
         let table = [arguments, &["-o", "table"]].concat();
-        let (_, stdout, stderr) = server.run(&table);
+        let (code, stdout, stderr) = server.run(&table);
+        // What is watched was cancelled, and its outcome is the exit code.
+        assert_eq!(code, i32::from(arguments[0] == "watch"), "{arguments:?}: {stderr}");
         for text in expected {
             assert!(stdout.contains(text), "{arguments:?}: {text:?} is not in\n{stdout}{stderr}");
         }

@@ -4,10 +4,10 @@ use std::{
     io::{BufRead as _, BufReader},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use crate::support::{PATIENCE, program};
+use crate::support::program;
 
 /// One of them, as a program.
 pub fn example(name: &str) -> Command {
@@ -56,17 +56,15 @@ fn a_program_serves_its_own_handlers_and_a_watcher_goes_on_where_it_was() {
     }
 }
 
-/// Watches until `count` outcomes were printed, and sees that no more come.
+/// Watches until `count` outcomes were printed. If one was told twice, one is missing at the end of it.
 fn watch(server: &str, cursor: &str, count: usize) {
     let mut watcher = example("watcher");
     let mut watcher =
         Running(watcher.args([server, cursor]).stdout(Stdio::piped()).spawn().expect("it starts"));
     let mut lines = BufReader::new(watcher.0.stdout.take().expect("a pipe")).lines();
-    let begin = Instant::now();
     for _ in 0..count {
         let line = lines.next().expect("an outcome").expect("text");
         assert!(line.contains("STATE_"), "{line}");
-        assert!(begin.elapsed() < PATIENCE);
     }
     // Time to store its last cursor; what it prints in it would be seen by the next watcher as missing.
     std::thread::sleep(Duration::from_millis(300));

@@ -2,6 +2,8 @@
 
 use std::{
     collections::HashSet,
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -17,7 +19,8 @@ use tonic::Code;
 
 use crate::{
     calls::{Refusal, eventually, finish, get, place, reach, reach_when, result},
-    support::{Client, Server, seconds, submit},
+    examples::Running,
+    support::{Client, Server, program, seconds, submit},
 };
 
 const LONG: &str = r#"{"duration":"1h"}"#;
@@ -48,6 +51,26 @@ async fn a_running_attempt_may_end() {
         let job = get(&client, &id).await;
         assert_eq!((job.state(), job.attempt, job.attempts.len()), (State::Succeeded, 1, 0), "{job:?}");
         assert_eq!(get(&client, &waits).await.state(), State::Queued);
+    }
+}
+
+/// As where Ctrl-C ends both sides of a pipe, or the disk that the log is on is full.
+#[test]
+fn a_log_that_nobody_takes_stops_nothing() {
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    let (gone, unread) = std::io::pipe().expect("a pipe");
+    drop(gone);
+    for log in [Stdio::from(full), Stdio::from(unread)] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut command = program();
+        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(dir.path().join("data"));
+        let mut server = Running(command.stdout(Stdio::piped()).stderr(log).spawn().expect("it starts"));
+        let mut line = String::new();
+        BufReader::new(server.0.stdout.take().expect("a pipe")).read_line(&mut line).expect("text");
+        assert!(line.starts_with("listening on "), "{line:?}");
+        let pid = server.0.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
+        assert_eq!(server.0.wait().expect("it ends").code(), Some(0));
     }
 }
 

@@ -43,6 +43,35 @@ fn without_layers_there_are_the_defaults() {
 }
 
 #[test]
+fn a_directory_is_not_passed_over_for_a_database() {
+    let mut layers = layers("", &[("JOBWIRE_STORE", "postgres://127.0.0.1/x")]);
+    assert!(layers.load().unwrap().config.store.url.is_some());
+    layers.sources.data = Some("here".into());
+    assert_eq!(
+        layers.refusal(),
+        "flag --data: jobs are kept in the database that is named by environment JOBWIRE_STORE: take that away, or the flag"
+    );
+    // Both were just asked for: the database it is.
+    layers.sources.store = Some("postgres://127.0.0.1/y".into());
+    assert!(layers.load().unwrap().config.store.url.is_some());
+}
+
+/// A service that is called `jobwire` is told to all programs of its namespace.
+#[test]
+fn variables_of_kubernetes_are_no_settings() {
+    let told = [
+        ("JOBWIRE_SERVICE_HOST", "10.0.0.1"),
+        ("JOBWIRE_SERVICE_PORT", "50051"),
+        ("JOBWIRE_SERVICE_PORT_GRPC", "50051"),
+        ("JOBWIRE_PORT", "tcp://10.0.0.1:50051"),
+        ("JOBWIRE_PORT_50051_TCP_ADDR", "10.0.0.1"),
+        ("JOBWIRE_WEB_SERVICE_HOST", "10.0.0.2"),
+        ("JOBWIRE_WEB_PORT", "tcp://10.0.0.2:80"),
+    ];
+    layers("", &told).load().unwrap();
+}
+
+#[test]
 fn later_layers_win_and_show_says_which() {
     let file = "listen = \"127.0.0.1:1\"\n[limits]\nmax_wait = \"10s\"\nmax_waits = 7\n\n[watch]\nmax_watchers = 5\n";
     let mut layers = layers(file, &[("JOBWIRE_LIMITS__MAX_WAIT", "20s"), ("JOBWIRE_LISTEN", "127.0.0.1:2")]);
