@@ -20,6 +20,8 @@ impl Repeat {
     pub(super) fn allowed_after(self, error: &Error) -> bool {
         match error.code() {
             Some(Code::Unavailable) => self == Self::Harmless,
+            // The deadline is this library's own: the connection may have died without a word.
+            Some(Code::DeadlineExceeded) => self == Self::Harmless && error.reason().is_none(),
             Some(Code::ResourceExhausted) => error.reason().is_some() && error.retry_delay().is_some(),
             _ => false,
         }
@@ -69,6 +71,8 @@ mod tests {
         let gone = Error::from(Status::unavailable("gone"));
         assert!(Repeat::Harmless.allowed_after(&gone));
         assert!(!Repeat::Acts.allowed_after(&gone));
+        let silent = Error::from(Status::deadline_exceeded("no answer"));
+        assert!(Repeat::Harmless.allowed_after(&silent) && !Repeat::Acts.allowed_after(&silent));
         for repeat in [Repeat::Harmless, Repeat::Acts] {
             assert!(repeat.allowed_after(&full("jobwire.v1")));
             assert!(!repeat.allowed_after(&full("proxy.example")));

@@ -67,6 +67,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Tries of one call in all, with about 6 s of pauses between them.
 const MAX_TRIES: u32 = 8;
+
+/// Of these, with no answer at all: each takes as long as a call may.
+const MAX_SILENT_TRIES: u32 = 3;
 /// A server that wants to be left alone for longer is not asked again.
 const LONGEST_RETRY_DELAY: Duration = Duration::from_secs(30);
 /// How long waits and watches go on trying without a single reply before they pass the error on.
@@ -297,7 +300,9 @@ impl Client {
             };
             tries += 1;
             let wanted = error.retry_delay();
-            if tries == MAX_TRIES || !repeat.allowed_after(&error) || wanted > Some(LONGEST_RETRY_DELAY) {
+            let most =
+                if error.code() == Some(Code::DeadlineExceeded) { MAX_SILENT_TRIES } else { MAX_TRIES };
+            if tries >= most || !repeat.allowed_after(&error) || wanted > Some(LONGEST_RETRY_DELAY) {
                 return Err(error);
             }
             tracing::debug!(%error, tries, "trying again");

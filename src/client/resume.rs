@@ -111,11 +111,9 @@ pub(super) fn worth_resuming(error: &Error) -> bool {
     match error {
         Error::Silent(_) | Error::Ended => true,
         Error::Status(failure) => match failure.code {
-            Code::Unavailable => true,
+            Code::Unavailable | Code::DeadlineExceeded => true,
             Code::ResourceExhausted => failure.reason.is_some(),
-            Code::Unknown | Code::Internal | Code::Cancelled | Code::DeadlineExceeded => {
-                failure.reason.is_none()
-            }
+            Code::Unknown | Code::Internal | Code::Cancelled => failure.reason.is_none(),
             _ => false,
         },
         Error::Address { .. } | Error::Unreachable { .. } | Error::Incomplete(_) => false,
@@ -246,6 +244,7 @@ mod tests {
         for error in [
             own(Code::Unavailable, "STREAM_ROTATED"),
             own(Code::ResourceExhausted, "WATCH_STALLED"),
+            own(Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
             Status::unavailable("connection refused").into(),
             Status::unknown("transport error").into(),
             Status::internal("h2 protocol error").into(),

@@ -30,12 +30,18 @@ pub async fn run(
     mut progress: watch::Receiver<Option<Progress>>,
     events: mpsc::Sender<Event>,
 ) {
+    let (cancelled, own) = (context.cancelled().clone(), context.clone());
     let mut work =
         AssertUnwindSafe(async move { handler.run(context, payload).await }).catch_unwind().boxed();
     let result = loop {
         tokio::select! {
             biased;
             result = &mut work => break result,
+            // Nobody may be there to say so.
+            () = own.timed_out(), if !cancelled.is_cancelled() => {
+                cancelled.cancel();
+                continue;
+            }
             Ok(()) = progress.changed() => {}
         }
         // Nobody hears once the worker has ended.

@@ -83,7 +83,8 @@ pub fn finish(lease_id: String, result: Result<Payload, JobError>) -> Finish {
             code: error.code,
             message: error.message,
             retryable: error.retryable,
-            details: error.details.map(proto_payload),
+            // The server would leave out what is larger.
+            details: error.details.filter(|details| details.size <= JobError::DETAILS_MAX).map(proto_payload),
             retry_delay: error.retry_delay.and_then(|delay| delay.try_into().ok()),
             ..Default::default()
         }),

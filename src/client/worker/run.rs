@@ -23,10 +23,11 @@ use super::{
 };
 use crate::{
     client::{Error, MAX_MESSAGE_BYTES, backoff::Backoff, resume::worth_resuming},
-    job::{JobError, Kind, Payload, Progress},
+    job::{Cause, JobError, Kind, Payload, Progress},
     proto::{
         Finish, FinishAck, Lease, PayloadFormat, WorkerCapacity, WorkerHeartbeat, WorkerHello, WorkerWelcome,
-        lease_revoked::Reason, work_request::Message as Said, work_response::Message as Told,
+        finish::Outcome, lease_revoked::Reason, work_request::Message as Said,
+        work_response::Message as Told,
     },
     worker::Context,
 };
@@ -35,6 +36,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// For handlers that are told to stop, and for the last results, when a worker ends.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Of a drain, where for ever was asked for.
+const LONGEST_DRAIN: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Before a result is sent again that the server could not take, if it does not say when.
 const RESEND: Duration = Duration::from_secs(1);
 /// What surrounds a Finish is smaller.
@@ -197,7 +200,6 @@ impl Run {
             }
             Err(error) => return Err(error),
         };
-        self.backoff.reset();
         self.link = Some(link);
         self.outbox.clear();
         self.waiting.clear();
@@ -274,6 +276,8 @@ impl Run {
     fn confirmed(&mut self) {
         let Some(link) = &mut self.link else { return };
         let Some(named) = link.named.pop_front() else { return };
+        // A session that is good for something: what ends it at once again must not come back in a hurry.
+        self.backoff.reset();
         let is_last = link.named.is_empty();
         let fresh = self.held.iter_mut().filter_map(|(lease_id, held)| {
             Some((lease_id.clone(), held.lease.take_if(|lease| lease.sequence <= named)?))
@@ -327,7 +331,7 @@ impl Run {
         }
         let mut finish = messages::finish(lease_id.clone(), result);
         if finish.encoded_len() > MAX_FINISH {
-            finish = refusal(lease_id.clone(), "the output is larger than a message may be");
+            finish = refused(finish, "the output is larger than a message may be");
         }
         self.settle(&lease_id, finish);
     }
@@ -366,9 +370,10 @@ impl Run {
                 });
             }
             Code::InvalidArgument if !held.refused => {
-                (held.refused, held.finish, held.sent) = (true, None, false);
-                let finish = refusal(lease_id.clone(), &rejection.message);
-                self.settle(&lease_id, finish);
+                (held.refused, held.sent) = (true, false);
+                if let Some(finish) = held.finish.take() {
+                    self.settle(&lease_id, refused(finish, &rejection.message));
+                }
             }
             // Too late.
             _ => drop(self.held.remove(&lease_id)),
@@ -407,7 +412,7 @@ impl Run {
             Phase::Draining => (Phase::Stopping, LAST_WORDS),
             Phase::Stopping | Phase::Leaving => (Phase::Leaving, LAST_WORDS),
         };
-        (self.phase, self.phase_end) = (phase, Instant::now() + patience);
+        (self.phase, self.phase_end) = (phase, Instant::now() + patience.min(LONGEST_DRAIN));
         if phase == Phase::Draining {
             self.post(Post::Capacity);
             self.post(Post::Heartbeat);
@@ -473,9 +478,16 @@ impl Run {
     }
 }
 
-/// What is reported in place of a result that cannot be.
-fn refusal(lease_id: String, why: &str) -> Finish {
-    messages::finish(lease_id, Err(JobError::permanent("output.invalid", why)))
+/// What is reported in place of a result that cannot be. A failure stays that failure.
+fn refused(finish: Finish, why: &str) -> Finish {
+    let Finish { lease_id, outcome } = finish;
+    let error = match outcome {
+        Some(Outcome::Failed(error)) => {
+            JobError::new(Cause::Handler, &error.code, &error.message, error.retryable)
+        }
+        _ => JobError::permanent("output.invalid", why),
+    };
+    messages::finish(lease_id, Err(error))
 }
 
 async fn opened(opening: &mut Option<BoxFuture<'static, Opened>>) -> Opened {

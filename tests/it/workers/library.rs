@@ -160,11 +160,17 @@ async fn failures_and_checkpoints_reach_the_server_as_they_were_meant() {
     handlers.add("pages", pages).unwrap();
     let refuse = async |_: Context, _: Value| Err::<(), _>(JobError::permanent("mail.refused", "no"));
     handlers.add("refuse", refuse).unwrap();
+    // More than a failure may have with it.
+    let long = async |context: Context, size: usize| match context.attempt() {
+        1 => Err(JobError::retryable("busy", "later").with_details(&json!("x".repeat(size)))),
+        _ => Ok(1),
+    };
+    handlers.add("long", long).unwrap();
     let program = Program::start(worker(server.address(), handlers));
     let (pages, refused) =
         (place(&client, submit("pages", "1")).await, place(&client, submit("refuse", "1")).await);
-    let (job, output) = output(&client, &pages).await;
-    assert_eq!(output, json!([2, "half", {"page": 7}]));
+    let (job, told) = output(&client, &pages).await;
+    assert_eq!(told, json!([2, "half", {"page": 7}]));
     let [first] = job.attempts.as_slice() else { panic!("one attempt failed: {job:?}") };
     let error = first.error.as_ref().unwrap();
     assert_eq!((error.code.as_str(), error.retryable), ("busy", true));
@@ -177,6 +183,11 @@ async fn failures_and_checkpoints_reach_the_server_as_they_were_meant() {
     let job = result(&client, &refused).await;
     assert_eq!((job.state(), job.attempt), (State::Failed, 1));
     assert_eq!(job.error.unwrap().code, "mail.refused");
+    for size in [2 << 20, 5 << 20] {
+        let id = place(&client, submit("long", &size.to_string())).await;
+        let (job, _) = output(&client, &id).await;
+        assert_eq!(job.attempts[0].error.as_ref().map(|error| error.code.as_str()), Some("busy"));
+    }
     program.drain().await;
 }
 
@@ -285,12 +296,39 @@ async fn a_handler_that_heeds_its_deadline_has_timed_out() {
     program.drain().await;
 }
 
+/// A blocking handler only looks whether it is to stop. Nobody may be there to say so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_ends_at_its_deadline_without_a_server() {
+    let mut server = Server::start();
+    let client = server.client().await;
+    let (said, mut says) = mpsc::unbounded_channel();
+    let mut handlers = handlers();
+    let poll = move |context: Context, _: Value| {
+        let _ = said.send("begun");
+        while !context.cancelled().is_cancelled() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = said.send("stopped");
+        Err::<(), _>(context.interrupted())
+    };
+    handlers.add_blocking("poll", poll).unwrap();
+    let program = Program::start(worker(server.address(), handlers));
+    let mut request = submit("poll", "1");
+    request.spec.as_mut().unwrap().attempt_timeout = Some(seconds(2.0));
+    place(&client, request).await;
+    assert_eq!(timeout(PATIENCE, says.recv()).await.expect("it begins"), Some("begun"));
+    server.kill();
+    assert_eq!(timeout(PATIENCE, says.recv()).await.expect("it ends"), Some("stopped"));
+    program.ended.abort();
+}
+
 #[tokio::test]
 async fn a_drain_takes_no_more_and_waits_for_what_runs() {
     let server = Server::start();
     let client = server.client().await;
     let gate = Gate::new();
-    let program = Program::start(worker(server.address(), gate.handlers.clone()).concurrency(1));
+    let patient = worker(server.address(), gate.handlers.clone()).drain_timeout(Duration::MAX);
+    let program = Program::start(patient.concurrency(1));
     let first = place(&client, submit("wait", "1")).await;
     gate.has_begun(1).await;
     let second = place(&client, submit("wait", "2")).await;
