@@ -71,7 +71,7 @@ struct Inner {
     settles: Batcher<Settlement, Result<(), Error>>,
     cancels: Batcher<Cancel, Result<Change, Error>>,
     retries: Batcher<Retry, Result<Change, Error>>,
-    deletes: Batcher<Delete, Result<(), Error>>,
+    deletes: Batcher<Delete, Result<Position, Error>>,
     feed: Arc<Feed>,
     waits: Waits,
     leases: Arc<Leases>,
@@ -372,6 +372,8 @@ impl Engine {
         let group = self.submit(vec![item], Pressure::Refuse).await.map_err(|(_, error)| error)?;
         let mut submitted = only(group)?;
         if submitted.deduplicated {
+            // One place among the waits is enough.
+            drop(wait);
             submitted.job = self.wait(&submitted.job.id, until).await?;
         } else {
             submitted.job = self.outcome(wait, &submitted.job, until).await?;
@@ -383,18 +385,20 @@ impl Engine {
         self.0.store.list(query).await
     }
 
-    /// Cancels a job, and tells its worker if it runs here.
+    /// Cancels a job, and tells its worker if it runs here, whatever becomes of the call.
     pub async fn cancel(&self, cancel: Cancel) -> Result<Arc<Job>, Error> {
-        let change = self.0.cancels.call(cancel, 1, Pressure::Refuse).await??;
-        if let Some(lease) = change.revoke {
-            self.0.leases.revoke(lease, Revocation::Cancelled);
-            self.0.remote.stop(
-                lease,
-                Stopped::Cancelled,
-                self.0.clock.now().after(self.0.config.workers.grace),
-            );
-        }
-        self.with_output(change.job.into()).await
+        let engine = self.clone();
+        let cancelled = tokio::spawn(async move {
+            let Inner { cancels, leases, remote, clock, config, .. } = &*engine.0;
+            let change = cancels.call(cancel, 1, Pressure::Refuse).await??;
+            if let Some(lease) = change.revoke {
+                leases.revoke(lease, Revocation::Cancelled);
+                remote.stop(lease, Stopped::Cancelled, clock.now().after(config.workers.grace));
+            }
+            Ok::<_, Error>(change.job)
+        });
+        let job = cancelled.await.map_err(|_| Error::Internal("a cancel panicked".into()))??;
+        self.with_output(job.into()).await
     }
 
     pub async fn retry(&self, retry: Retry) -> Result<Job, Error> {
@@ -403,7 +407,7 @@ impl Engine {
     }
 
     pub async fn delete(&self, delete: Delete) -> Result<(), Error> {
-        self.0.deletes.call(delete, 1, Pressure::Refuse).await?
+        self.0.deletes.call(delete, 1, Pressure::Refuse).await?.map(drop)
     }
 
     pub async fn counts(&self) -> Result<Vec<LineCounts>, Error> {
@@ -522,17 +526,17 @@ fn deletes(
     store: &Arc<dyn Store>,
     clock: &Arc<Clock>,
     feed: &Arc<Feed>,
-) -> Batcher<Delete, Result<(), Error>> {
+) -> Batcher<Delete, Result<Position, Error>> {
     let (store, clock, feed) = (store.clone(), clock.clone(), feed.clone());
     Batcher::spawn(capacity, bounds(&*store), move |batch: Vec<Delete>| {
         let (store, now, feed) = (store.clone(), clock.now(), feed.clone());
         async move {
             let jobs: Vec<_> = batch.iter().map(|delete| delete.job_id.clone()).collect();
-            let head = *store.signals().head.borrow();
             let replies = store.delete(now, batch).await?;
-            for (job, _) in jobs.iter().zip(&replies).filter(|(_, reply)| reply.is_ok()) {
-                feed.forget(job, head);
-                feed.reopen(job, *store.signals().head.borrow());
+            for (job, reply) in jobs.iter().zip(&replies) {
+                if let Ok(upto) = reply {
+                    feed.forget(job, *upto);
+                }
             }
             Ok(replies)
         }
@@ -565,16 +569,37 @@ mod tests {
     use super::*;
     use crate::{
         job::{FinalState, Timestamp},
-        store::{Outcome, sqlite::SqliteStore, suite::job},
+        store::{Outcome, sqlite::SqliteStore, suite, suite::job},
     };
 
-    #[tokio::test]
-    async fn a_wait_is_not_answered_with_what_was_before_it() {
+    fn engine() -> (Engine, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         let config = Arc::new(Config::default());
         let clock = Clock::default();
         let store = SqliteStore::open(dir.path(), config.clone(), clock.now()).unwrap();
-        let engine = Engine::start(config, store, clock);
+        (Engine::start(config, store, clock), dir)
+    }
+
+    #[tokio::test]
+    async fn a_worker_is_told_of_a_cancel_whose_caller_has_gone() {
+        let (engine, _dir) = engine();
+        engine.submit(vec![job("a").into()], Pressure::Wait).await.unwrap();
+        let claim = suite::World::wish(1);
+        let lease = claim.lease;
+        let leased = engine.0.store.claim(engine.clock().now(), claim).await.unwrap();
+        let session = remote::Session::new("w".parse().unwrap(), 1);
+        let granted = engine.0.remote.grant(Some(&session), leased, lease);
+        let cancel = Cancel { job_id: suite::id("a"), reason: String::new(), etag: None };
+        // Asked once, and dropped.
+        assert!(tokio::time::timeout(Duration::ZERO, engine.cancel(cancel)).await.is_err());
+        let told = tokio::time::timeout(Duration::from_secs(5), session.notices()).await;
+        assert_eq!(told.expect("it is told"), [(granted[0].lease, Stopped::Cancelled)]);
+        engine.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_wait_is_not_answered_with_what_was_before_it() {
+        let (engine, _dir) = engine();
         let submitted = engine.submit(vec![job("a").into()], Pressure::Wait).await.unwrap().remove(0);
         let seen = submitted.job;
         let wait = engine.0.waits.begin(seen.id.clone()).unwrap();

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Engine, feed::Follower, hints::Hints};
 use crate::{
     job::{Error, Filter, Job, JobId, Timestamp, View},
-    store::{FeedStart, Outcome, Position, ProgressHint, Queues},
+    store::{FeedStart, Outcome, Position, ProgressHint, Queues, weight},
 };
 
 /// Outcomes of one read.
@@ -419,13 +419,23 @@ impl Watcher {
             if position <= self.at || is_over || !self.request.filter.matches(&job) {
                 continue;
             }
-            let output = job.output.as_ref().map_or(0, |output| output.size);
-            let weight = if output > self.request.max_inline_output { 0 } else { output };
+            let job = self.as_it_is_sent(job);
+            let weight = weight::filled_in(&job);
             self.at = position;
             self.send(Some(position), Event::Finished(job), weight).await?;
         }
         self.at = self.at.max(upto);
         Ok(())
+    }
+
+    /// Without an output that is left out: it would be kept for as long as the watcher is slow.
+    fn as_it_is_sent(&self, job: Arc<Job>) -> Arc<Job> {
+        match &job.output {
+            Some(output) if output.size > self.request.max_inline_output => {
+                Arc::new(Job { output: Some(output.omit_body()), ..(*job).clone() })
+            }
+            _ => job,
+        }
     }
 
     /// Everything named is final, and all of it was sent.
@@ -440,13 +450,15 @@ impl Watcher {
             let (jobs, _) = self.engine.0.store.get(ids, View::Basic).await?;
             for job in jobs.into_iter().flatten() {
                 if !job.state.is_final() && self.request.filter.matches(&job) {
-                    self.send(None, Event::Changed(Box::new(job)), 0).await?;
+                    let weight = weight::filled_in(&job);
+                    self.send(None, Event::Changed(Box::new(job)), weight).await?;
                 }
             }
         }
         for hint in progress {
             if self.lets_through(&hint.job_id).await? {
-                self.send(None, Event::Progress(hint), 0).await?;
+                let weight = hint.progress.details.as_ref().map_or(0, |details| details.size);
+                self.send(None, Event::Progress(hint), weight).await?;
             }
         }
         Ok(())

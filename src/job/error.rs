@@ -54,13 +54,13 @@ pub enum Error {
     )]
     WatchStalled(Duration),
     #[error(
-        "the disk is nearly full: {free} bytes are free and {reserve} are kept back; make room, jobs still finish"
+        "the store has no room for new jobs: {free} bytes are free and {reserve} are kept back; make room, or try again later"
     )]
     StoreFull { free: u64, reserve: u64 },
     #[error("outcomes after this cursor are no longer kept: list again, then watch from the list's cursor")]
     CursorExpired { oldest: Timestamp },
     #[error(
-        "the store was reset or restored since this cursor: list again, then watch from the list's cursor"
+        "the store was reset or restored since this cursor, or has failed over without its last outcomes: list again, then watch from the list's cursor"
     )]
     LogReplaced { oldest: Timestamp },
     #[error(
@@ -82,7 +82,8 @@ pub enum Error {
     #[error("{0}")]
     NotSupported(String),
     #[error(
-        "{0} does not match its checksum and is not handed out: run `jobwire verify` and restore a backup"
+        "{0} does not match its checksum and is not handed out: restore a backup (`jobwire verify DIR` lists all that is wrong with \
+         an embedded store)"
     )]
     DataLoss(String),
     /// What is wrong with one item of a batch.

@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::stream::{BoxStream, Empty};
 use prost::Message as _;
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{
@@ -49,11 +49,14 @@ const MAX_REPLY: usize = 4_000_000;
 pub struct JobsApi {
     jobs: Arc<OnceLock<Jobs>>,
     room: Room,
+    /// Bytes of items of all streams that wait for their commit.
+    streamed: Arc<Semaphore>,
 }
 
 impl JobsApi {
-    pub fn new(room: Room) -> Self {
-        Self { jobs: Arc::default(), room }
+    /// `streamed`: bytes that items of all streams may take while they wait for their commit.
+    pub fn new(room: Room, streamed: usize) -> Self {
+        Self { jobs: Arc::default(), room, streamed: Arc::new(Semaphore::new(streamed)) }
     }
 
     /// What a call is answered with, if there is room for it.
@@ -193,21 +196,9 @@ impl Jobs {
     }
 
     fn answer_in_short(&self, submitted: &Submitted) -> proto::SubmitResponse {
-        let known = &submitted.job;
-        let short = proto::Job {
-            job_id: known.id.to_string(),
-            state: known.state.number(),
-            attempt: known.attempt as i32,
-            run: known.run as i32,
-            etag: known.etag(),
-            ..Default::default()
-        };
-        proto::SubmitResponse {
-            job: Some(short),
-            deduplicated: submitted.deduplicated,
-            done: known.state.is_final(),
-            cursor: tokens::cursor(self.engine.log_id(), submitted.position),
-        }
+        let mut answer = self.answer(submitted, Format::Raw);
+        shorten(&mut answer);
+        answer
     }
 
     async fn get_result(
@@ -316,9 +307,21 @@ fn fitting<T: prost::Message>(format: Format, reply: impl Fn(Format) -> T) -> T 
     if format == Format::Readable && asked.encoded_len() > MAX_REPLY { reply(Format::Text) } else { asked }
 }
 
-fn leave_output_out(response: &mut proto::SubmitResponse) {
-    if let Some(output) = response.job.as_mut().and_then(|job| job.output.as_mut()) {
-        (output.body, output.omitted) = (None, true);
+/// Leaves of a job what callers go on by.
+fn shorten(response: &mut proto::SubmitResponse) {
+    if let Some(job) = response.job.take() {
+        let proto::Job { job_id, state, attempt, run, etag, .. } = job;
+        response.job = Some(proto::Job { job_id, state, attempt, run, etag, ..Default::default() });
+    }
+}
+
+/// Leaves out what may be large of a job.
+fn leave_bodies_out(job: Option<&mut proto::Job>) {
+    let Some(job) = job else { return };
+    let attempts = job.attempts.iter_mut().filter_map(|attempt| attempt.error.as_mut());
+    let details = attempts.chain(&mut job.error).filter_map(|error| error.details.as_mut());
+    for body in details.chain(&mut job.output) {
+        (body.body, body.omitted) = (None, true);
     }
 }
 
@@ -372,7 +375,7 @@ impl JobService for JobsApi {
 
     async fn submit(&self, request: Request<proto::SubmitRequest>) -> Answer<proto::SubmitResponse> {
         let answer = self.jobs()?.submit(request).await.map_err(status)?;
-        Ok(self.room.reply_at_least(answer, leave_output_out))
+        Ok(self.room.reply_at_least(answer, |reply| leave_bodies_out(reply.job.as_mut())))
     }
 
     async fn batch_submit(
@@ -380,7 +383,7 @@ impl JobService for JobsApi {
         request: Request<proto::BatchSubmitRequest>,
     ) -> Answer<proto::BatchSubmitResponse> {
         let answer = self.jobs()?.batch_submit(request).await.map_err(status)?;
-        Ok(self.room.reply_at_least(answer, |all| all.responses.iter_mut().for_each(leave_output_out)))
+        Ok(self.room.reply_at_least(answer, |all| all.responses.iter_mut().for_each(shorten)))
     }
 
     async fn stream_submit(
@@ -390,7 +393,7 @@ impl JobService for JobsApi {
         let trace = trace_headers(request.metadata());
         let ends = (Deadline::of(&request), Retire::of(&request));
         let engine = self.jobs()?.engine.clone();
-        Ok(Response::new(streams::submits(engine, request.into_inner(), trace, ends)))
+        Ok(Response::new(streams::submits(engine, request.into_inner(), trace, self.streamed.clone(), ends)))
     }
 
     async fn get_result(
@@ -419,11 +422,13 @@ impl JobService for JobsApi {
         &self,
         request: Request<proto::CancelJobRequest>,
     ) -> Answer<proto::CancelJobResponse> {
-        self.reply(self.jobs()?.cancel_job(request.into_inner()).await)
+        let answer = self.jobs()?.cancel_job(request.into_inner()).await.map_err(status)?;
+        Ok(self.room.reply_at_least(answer, |reply| leave_bodies_out(reply.job.as_mut())))
     }
 
     async fn retry_job(&self, request: Request<proto::RetryJobRequest>) -> Answer<proto::RetryJobResponse> {
-        self.reply(self.jobs()?.retry_job(request.into_inner()).await)
+        let answer = self.jobs()?.retry_job(request.into_inner()).await.map_err(status)?;
+        Ok(self.room.reply_at_least(answer, |reply| leave_bodies_out(reply.job.as_mut())))
     }
 
     async fn delete_job(

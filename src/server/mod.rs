@@ -110,11 +110,15 @@ impl Server {
         let socket = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = socket.local_addr().map_err(listen)?;
         let room = Room::new(config.limits.message_buffer_bytes);
-        let api = JobsApi::new(room.clone());
+        let api = JobsApi::new(room.clone(), config.limits.submit_buffer_bytes);
         let workers = WorkersApi::new(room.clone(), config.workers.max_connected);
         let port = Port::open(&config, (api.clone(), workers.clone()), room, socket).await;
 
-        let (store, clock, place) = open_store(&config).await?;
+        let opened = open_store(&config).await;
+        if opened.is_err() {
+            port.listener.stop(Duration::ZERO).await;
+        }
+        let (store, clock, place) = opened?;
         let engine = Engine::start(config.clone(), store, clock);
         let instance = Uuid::now_v7().simple().to_string();
         api.open(engine.clone(), info(&engine, &handlers, &instance));
@@ -147,6 +151,7 @@ impl Server {
         let Self { engine, pool, workers, mut port, .. } = self;
         tokio::pin!(stop);
         let mut reachable = engine.reachable();
+        port.set_serving(*reachable.borrow_and_update()).await;
         loop {
             tokio::select! {
                 () = &mut stop => break,

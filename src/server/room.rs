@@ -15,7 +15,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Frame, SizeHint};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Sleep, sleep},
+    time::{Instant, Sleep, sleep},
 };
 use tonic::{Response, Status, body::Body};
 
@@ -136,6 +136,17 @@ struct Large {
     growth: usize,
     /// When all of it must have come.
     end: Pin<Box<Sleep>>,
+    /// Since when nobody has asked for more of it: that is not the peer's time.
+    unasked: Option<Instant>,
+}
+
+impl Large {
+    fn asked(&mut self) {
+        if let Some(since) = self.unasked.take() {
+            let end = self.end.deadline() + since.elapsed();
+            self.end.as_mut().reset(end);
+        }
+    }
 }
 
 impl<B> Request<B> {
@@ -178,6 +189,7 @@ impl<B> Request<B> {
                 rest: size,
                 growth,
                 end: Box::pin(sleep(self.patience)),
+                unasked: None,
             });
         }
         Ok(())
@@ -195,6 +207,9 @@ where
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Some(large) = &mut self.large {
+            large.asked();
+        }
         let polled = Pin::new(&mut self.body).poll_frame(context);
         if polled.is_pending()
             && let Some(large) = &mut self.large
@@ -206,6 +221,9 @@ where
         let frame = frame.map_err(|error| Status::from_error(error.into()))?;
         if let Some(data) = frame.data_ref() {
             self.count(data).map_err(status)?;
+        }
+        if let Some(large) = &mut self.large {
+            large.unasked = Some(Instant::now());
         }
         Poll::Ready(Some(Ok(frame)))
     }
@@ -221,6 +239,11 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::{StreamExt as _, stream};
+    use http_body_util::StreamBody;
+
     use super::*;
 
     fn message(size: usize) -> Vec<u8> {
@@ -267,6 +290,20 @@ mod tests {
             request.count(&bytes[HEAD + come..]).unwrap();
             assert_eq!(free(), MAX_MESSAGE);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_peers_time_counts() {
+        let patience = Duration::from_secs(10);
+        let half = Frame::data(Bytes::from(message(SMALL)).slice(..100));
+        let come = stream::iter([Ok::<_, Infallible>(half)]).chain(stream::pending());
+        let mut request = Room::new(MAX_MESSAGE).request(StreamBody::new(come), patience, false);
+        assert!(request.frame().await.unwrap().is_ok());
+        // Nobody here has asked for more.
+        tokio::time::sleep(5 * patience).await;
+        assert!(tokio::time::timeout(patience / 2, request.frame()).await.is_err());
+        let late = request.frame().await.unwrap().unwrap_err();
+        assert_eq!(late.code(), tonic::Code::DeadlineExceeded);
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{Arc, OnceLock},
 };
 
@@ -11,9 +12,10 @@ use futures_util::{
     stream::{self, BoxStream},
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, sleep_until},
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
@@ -39,65 +41,100 @@ const LEAST: usize = 8 << 10;
 /// Items that are judged together, at most: those that have arrived together.
 const TOGETHER: usize = 64;
 
-/// Verdicts on a stream of submits. Reads on only while there is room: a fast caller is slowed down, not refused.
-/// Whatever ends it early, every item that was read gets its verdict first.
+/// Verdicts on items, with the part of their stream's room that they take until they are sent.
+type Judged = (Vec<StreamSubmitResponse>, Vec<OwnedSemaphorePermit>);
+
+/// Verdicts on a stream of submits. Reads on only while there is room, of its own and of `all` streams: a fast caller is
+/// slowed down, not refused. Whatever ends it early, every item that was read gets its verdict first.
+///
+/// Items are read and judged by tasks of their own: what waits for room that others need too must go on, also where nobody
+/// takes the verdicts.
 pub fn submits(
     engine: Engine,
     requests: Streaming<StreamSubmitRequest>,
     trace: BTreeMap<String, String>,
+    all: Arc<Semaphore>,
     (deadline, retire): (Option<Instant>, CancellationToken),
 ) -> BoxStream<'static, Result<StreamSubmitResponse, Status>> {
+    // No more than have room, so that sending never waits.
+    let (judged, verdicts) = mpsc::channel::<Judged>(IN_FLIGHT / LEAST);
     // Why it ended, unless the caller had no more to send.
     let cut = Arc::new(OnceLock::new());
-    let (broken, stopped, stopping) = (cut.clone(), cut.clone(), engine.clone());
+    let (broken, stopped, stopping, gone) = (cut.clone(), cut.clone(), engine.clone(), judged.clone());
     let stop = async move {
         let why = tokio::select! {
+            () = gone.closed() => return,
             () = stopping.drained() => Error::Draining,
             () = retire.cancelled() => Error::StreamRotated,
             () = at(deadline) => Error::DeadlineExceeded,
         };
         stopped.get_or_init(|| status(why));
     };
-    let room = Arc::new(Semaphore::new(IN_FLIGHT));
+    let rooms = Rooms {
+        own: Arc::new(Semaphore::new(IN_FLIGHT)),
+        all,
+        limit: engine.config().limits.submit_buffer_bytes,
+    };
     let items = requests
-        .then(move |item| hold(room.clone(), item))
+        .then(move |item| rooms.clone().hold(item))
         .scan((), move |(), item| {
             std::future::ready(
                 item.map_err(|end| broken.get_or_init(|| of_library(&end).unwrap_or(end)).code()).ok(),
             )
         })
         .take_until(stop);
-    let verdicts = items
-        .ready_chunks(TOGETHER)
-        .map(move |items| judge(engine.clone(), items, trace.clone()))
-        .buffer_unordered(IN_FLIGHT / LEAST)
-        .flat_map(stream::iter);
+    tokio::spawn(async move {
+        let mut chunks = pin!(items.ready_chunks(TOGETHER));
+        while let Some(items) = chunks.next().await {
+            let (engine, trace, judged) = (engine.clone(), trace.clone(), judged.clone());
+            tokio::spawn(async move {
+                // The caller may have gone.
+                let _ = judged.send(judge(engine, items, trace).await).await;
+            });
+        }
+    });
+    let verdicts = ReceiverStream::new(verdicts).flat_map(|(verdicts, rooms)| {
+        stream::iter(verdicts).map(move |verdict| {
+            let _held = &rooms;
+            Ok(verdict)
+        })
+    });
     let end = stream::once(async move { cut.get().cloned().map(Err) }).filter_map(std::future::ready);
     verdicts.chain(end).boxed()
 }
 
-/// An item with its part of the room.
-type Item = (StreamSubmitRequest, OwnedSemaphorePermit);
-
-async fn hold(room: Arc<Semaphore>, item: Result<StreamSubmitRequest, Status>) -> Result<Item, Status> {
-    let item = item?;
-    let size = prost::Message::encoded_len(&item).clamp(LEAST, IN_FLIGHT);
-    let permits = room.acquire_many_owned(size as u32).await;
-    Ok((item, permits.map_err(|_| status(Error::Draining))?))
+/// The room for items that wait for their commit.
+#[derive(Clone)]
+struct Rooms {
+    /// Of one stream.
+    own: Arc<Semaphore>,
+    /// Of all streams together, so many bytes.
+    all: Arc<Semaphore>,
+    limit: usize,
 }
 
-/// The verdicts on some items, each by itself. They hold their room until then.
-async fn judge(
-    engine: Engine,
-    items: Vec<Item>,
-    trace: BTreeMap<String, String>,
-) -> Vec<Result<StreamSubmitResponse, Status>> {
+/// An item with its part of the room, of its stream and of all.
+type Item = (StreamSubmitRequest, OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+impl Rooms {
+    async fn hold(self, item: Result<StreamSubmitRequest, Status>) -> Result<Item, Status> {
+        let item = item?;
+        let size = prost::Message::encoded_len(&item).clamp(LEAST, IN_FLIGHT);
+        let closed = |_| status(Error::Draining);
+        let own = self.own.acquire_many_owned(size as u32).await.map_err(closed)?;
+        let all = self.all.acquire_many_owned(size.min(self.limit) as u32).await.map_err(closed)?;
+        Ok((item, own, all))
+    }
+}
+
+/// The verdicts on some items, each by itself.
+async fn judge(engine: Engine, items: Vec<Item>, trace: BTreeMap<String, String>) -> Judged {
     let panicked = |_| Error::Internal("a submit panicked".into());
     let mut verdicts = Vec::with_capacity(items.len());
     let (mut good, mut submissions) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
-    let mut rooms = Vec::with_capacity(items.len());
-    for (StreamSubmitRequest { sequence, request }, room) in items {
-        rooms.push(room);
+    let mut rooms: (Vec<_>, Vec<_>) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
+    for (StreamSubmitRequest { sequence, request }, own, all) in items {
+        rooms.extend([(own, all)]);
         let submission = catch_unwind(AssertUnwindSafe(|| stream_item(&engine, request, trace.clone())));
         match submission.map_err(panicked).flatten() {
             Ok(submission) => {
@@ -117,7 +154,7 @@ async fn judge(
         }
         Err(error) => verdicts.extend(good.into_iter().map(|sequence| rejected(sequence, &error))),
     }
-    verdicts.into_iter().map(Ok).collect()
+    (verdicts, rooms.0)
 }
 
 fn accepted(sequence: i64, engine: &Engine, submitted: Submitted) -> StreamSubmitResponse {

@@ -1,9 +1,12 @@
 //! Peers that send what costs them little, again and again: the documented limit answers, memory stays bounded, and
 //! honest callers are served.
 
-use std::{fs, time::Duration};
+use std::{collections::BTreeMap, fs, time::Duration};
 
-use jobwire::proto::{GetResultRequest, LeaseJobsRequest, WatchResultsRequest};
+use jobwire::proto::{
+    BatchSubmitRequest, GetResultRequest, JobSpec, LeaseJobsRequest, StreamSubmitRequest, SubmitRequest,
+    WatchResultsRequest, watch_results_request::Start,
+};
 use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -70,15 +73,14 @@ impl Target {
 }
 
 /// Sends without reading, until all is sent or nobody takes it any more.
-async fn pour(connection: &mut Connection, piece: &[u8], pieces: usize) -> bool {
+async fn pour(connection: &mut Connection, piece: &[u8], pieces: usize) {
     let flood = piece.repeat(1000);
     for _ in 0..pieces / 1000 {
         let sent = timeout(Duration::from_secs(2), connection.0.write_all(&flood)).await;
         if !matches!(sent, Ok(Ok(()))) {
-            return false;
+            return;
         }
     }
-    true
 }
 
 /// Why the server said GOAWAY.
@@ -133,8 +135,7 @@ async fn streams_that_are_not_read_hold_little() {
     let large = format!("\"{}\"", "x".repeat(1000));
     let id = finish(&client, submit("echo", &large)).await.job_id;
     let mut connection = Connection::open(&target.server).await;
-    // SETTINGS_INITIAL_WINDOW_SIZE 0.
-    connection.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await;
+    connection.send(&takes_nothing()).await;
     let get = framed(&GetResultRequest { job_id: id, ..Default::default() });
     let watch = framed(&WatchResultsRequest { include_existing: true, ..Default::default() });
     for n in 0..200u32 {
@@ -211,8 +212,7 @@ async fn replies_that_nobody_takes_have_so_much_room() {
     let id = finish(&client, large.clone()).await.job_id;
     let get = GetResultRequest { job_id: id, ..Default::default() };
     let mut connection = Connection::open(&target.server).await;
-    // SETTINGS_INITIAL_WINDOW_SIZE 0.
-    connection.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await;
+    connection.send(&takes_nothing()).await;
     for n in 0..200u32 {
         connection.send(&frame(HEADERS, END_HEADERS, 2 * n + 1, &path("GetResult"))).await;
         connection.send(&frame(DATA, END_STREAM, 2 * n + 1, &framed(&get))).await;
@@ -237,8 +237,7 @@ async fn leases_that_have_no_room_go_back() {
     let id = finish(&client, submit("echo", &large)).await.job_id;
     let get = GetResultRequest { job_id: id, ..Default::default() };
     let mut connection = Connection::open(&server).await;
-    // SETTINGS_INITIAL_WINDOW_SIZE 0.
-    connection.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await;
+    connection.send(&takes_nothing()).await;
     for n in 0..16u32 {
         connection.send(&frame(HEADERS, END_HEADERS, 2 * n + 1, &path("GetResult"))).await;
         connection.send(&frame(DATA, END_STREAM, 2 * n + 1, &framed(&get))).await;
@@ -254,6 +253,77 @@ async fn leases_that_have_no_room_go_back() {
     let ask = LeaseJobsRequest { wait: Some(seconds(5.0)), ..ask };
     let leases = workers.clone().lease_jobs(ask).await.unwrap().into_inner().leases;
     assert_eq!(leases.len(), 1);
+}
+
+/// SETTINGS_INITIAL_WINDOW_SIZE 0: nothing that is answered is taken.
+fn takes_nothing() -> Vec<u8> {
+    frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])
+}
+
+#[tokio::test]
+async fn verdicts_that_nobody_takes_hold_up_nobody() {
+    let target = Target::with("[limits]\nmax_payload_bytes = 1000\nsubmit_buffer_bytes = 1000\n").await;
+    let mut items = Vec::new();
+    for sequence in 0..300 {
+        let request = Some(submit("nobody", "1"));
+        items.extend(framed(&StreamSubmitRequest { sequence, request }));
+    }
+    let mut connection = Connection::open(&target.server).await;
+    connection.send(&takes_nothing()).await;
+    connection.send(&frame(HEADERS, END_HEADERS, 1, &path("StreamSubmit"))).await;
+    for part in items.chunks(16_000) {
+        connection.send(&frame(DATA, 0, 1, part)).await;
+    }
+    // Time to judge some of them.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // All that came whole is accepted, and the room is free again.
+    let client = target.server.client().await;
+    for _ in 0..3 {
+        eventually(async || client.clone().submit(submit("nobody", "1")).await.ok()).await;
+    }
+}
+
+/// Bytes of outputs that are not sent along are not kept for slow watchers.
+#[tokio::test]
+async fn watchers_that_take_nothing_keep_little() {
+    let target = Target::with("[watch]\nring_bytes = 0\n").await;
+    let client = target.server.client().await;
+    let large = submit("echo", &format!("\"{}\"", "x".repeat(200 << 10)));
+    for _ in 0..300 {
+        finish(&client, large.clone()).await;
+    }
+    let watch = WatchResultsRequest { start: Some(Start::Earliest(true)), ..Default::default() };
+    let mut connection = Connection::open(&target.server).await;
+    connection.send(&takes_nothing()).await;
+    for n in 0..10u32 {
+        connection.send(&frame(HEADERS, END_HEADERS, 2 * n + 1, &path("WatchResults"))).await;
+        connection.send(&frame(DATA, END_STREAM, 2 * n + 1, &framed(&watch))).await;
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    target.stands().await;
+}
+
+/// What is there already may be larger than what asks for it.
+#[tokio::test]
+async fn batches_that_are_answered_with_more_than_they_are_have_so_much_room() {
+    let target = Target::with(ROOM).await;
+    let client = target.server.client().await;
+    let unique = |labels| {
+        let spec = JobSpec { unique_key: "key".into(), labels, ..submit("nobody", "1").spec.unwrap() };
+        SubmitRequest { spec: Some(spec), ..Default::default() }
+    };
+    let labels = (0..64).map(|n| (format!("label-{n}"), "x".repeat(250))).collect();
+    place(&client, unique(labels)).await;
+    let batch = BatchSubmitRequest { requests: vec![unique(BTreeMap::new()); 190] };
+    let mut connection = Connection::open(&target.server).await;
+    connection.send(&takes_nothing()).await;
+    for n in 0..100u32 {
+        connection.send(&frame(HEADERS, END_HEADERS, 2 * n + 1, &path("BatchSubmit"))).await;
+        connection.send(&frame(DATA, END_STREAM, 2 * n + 1, &framed(&batch))).await;
+    }
+    // All of them have had their effect.
+    assert_eq!(refused(&mut connection, 100).await, 0);
+    target.stands().await;
 }
 
 /// Sends DATA, as windows allow.

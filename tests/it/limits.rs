@@ -98,7 +98,7 @@ async fn a_disk_that_is_nearly_full_takes_no_jobs_but_serves() {
     );
     assert!(refused.metadata["free_bytes"].parse::<u64>().unwrap() < RESERVE);
     assert!(refused.retry_delay() > Duration::from_secs(1));
-    refused.is(Code::ResourceExhausted, "STORE_FULL").says(&["nearly full", "make room"]);
+    refused.is(Code::ResourceExhausted, "STORE_FULL").says(&["no room for new jobs", "make room"]);
     assert_eq!(get(&client, &id).await.state(), State::Succeeded);
 }
 

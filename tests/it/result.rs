@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use jobwire::proto::{GetJobRequest, GetResultRequest, JobView, PayloadFormat, job::State, payload::Body};
+use jobwire::proto::{
+    GetJobRequest, GetResultRequest, JobView, PayloadFormat, SubmitRequest, job::State, payload::Body,
+};
 use tonic::{Code, Request};
 
 use crate::{
-    calls::{Refusal, finish, get, place, reach},
+    calls::{Refusal, accept, finish, get, place, reach},
     support::{Client, PATIENCE, Server, seconds, submit},
 };
 
@@ -131,6 +133,18 @@ async fn a_running_job_tells_how_far_it_is() {
     reach(&client, &id, State::Running).await;
     let job = crate::calls::reach_when(&client, &id, |job| job.progress.is_some()).await;
     assert_eq!(job.progress.unwrap().note, "asleep");
+}
+
+#[tokio::test]
+async fn a_repeated_submit_waits_once() {
+    let server = Server::with("[limits]\nmax_waits = 1\n");
+    let client = server.client().await;
+    let wait = Some(seconds(0.1));
+    let request = SubmitRequest { request_id: "r".into(), wait, ..submit("nobody", "1") };
+    for deduplicated in [false, true] {
+        let reply = accept(&client, request.clone()).await;
+        assert_eq!((reply.deduplicated, reply.done), (deduplicated, false));
+    }
 }
 
 #[tokio::test]

@@ -148,7 +148,7 @@ async fn a_restart_keeps_cursors() {
     assert_eq!(Watch::open(&client, after(&watch.cursor)).await.replay().await, [id]);
 }
 
-/// The last two messages of a stream that is to be resumed.
+/// What a stream that is to be resumed had told before its closing checkpoint.
 async fn rotated(watch: Watch) -> Vec<Event> {
     let (mut events, end) = watch.rest().await;
     let refused = Refusal::of(end);

@@ -18,6 +18,9 @@ use crate::{
 /// Leases that one look at the time deals with.
 const SLICE: usize = 500;
 
+/// Between looks at a lease whose report is on the way to the store.
+const REPORTED: Duration = Duration::from_secs(1);
+
 /// All leases that are held beyond the process.
 #[derive(Debug, Default)]
 pub struct Remote {
@@ -396,9 +399,14 @@ impl Remote {
         (Some(grant.clone()), report)
     }
 
-    /// The store could not take its report.
+    /// The store could not take its report: it is held as before.
     pub fn not_reported(&self, lease: LeaseId) {
-        self.state.lock().change(lease, |grant| grant.reported = false);
+        self.state.lock().change(lease, |grant| {
+            grant.reported = false;
+            if let Some(holder) = &grant.holder {
+                holder.adopt(lease);
+            }
+        });
     }
 
     /// What has become due by `now`.
@@ -450,6 +458,11 @@ impl State {
 
     fn look(&mut self, lease: LeaseId, now: Timestamp, grace: Duration, elapsed: &mut Elapsed) {
         let Some(grant) = self.held.get(&lease) else { return };
+        if grant.reported {
+            // That came in time, however long the store takes.
+            self.change(lease, |grant| grant.again = now.after(REPORTED));
+            return;
+        }
         let job = Some(grant.job.clone());
         let settlement = if let Some(stop) = grant.stop.filter(|stop| stop.end <= now) {
             let spent = settlement(lease, failure(stop.why), job);
@@ -482,5 +495,58 @@ impl State {
                 }
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{JobSpec, Payload};
+
+    const NOW: Timestamp = Timestamp(1_000_000);
+    const LEASE: LeaseId = LeaseId { job: 1, fence: 1 };
+
+    /// One lease, whose attempt may take a minute.
+    fn held(session: &Arc<Session>) -> Remote {
+        let remote = Remote::default();
+        let spec = JobSpec::new("k".parse().unwrap(), Payload::none());
+        let job = Job { start_time: Some(NOW), ..Job::accepted("a".parse().unwrap(), spec.into(), NOW) };
+        let leased = Leased { lease: LEASE, job: job.into(), attempt_timeout: Duration::from_secs(60) };
+        remote.grant(Some(session), vec![leased], Duration::from_secs(3600));
+        remote
+    }
+
+    fn session() -> Arc<Session> {
+        Session::new("w".parse().unwrap(), 1)
+    }
+
+    fn succeeded() -> Report {
+        Report::Succeeded(Payload::none())
+    }
+
+    #[test]
+    fn a_report_that_the_store_could_not_take_leaves_its_lease_in_the_window() {
+        let session = session();
+        let remote = held(&session);
+        let free = || session.slots().available_permits();
+        assert_eq!(free(), 0);
+        remote.begin_finish(LEASE, succeeded(), NOW);
+        assert_eq!(free(), 1);
+        remote.not_reported(LEASE);
+        assert_eq!(free(), 0);
+    }
+
+    #[test]
+    fn a_report_that_came_in_time_is_not_overtaken() {
+        let session = session();
+        let remote = held(&session);
+        let grace = Duration::from_secs(10);
+        let (late, over) = (NOW.after(Duration::from_secs(61)), NOW.after(Duration::from_secs(80)));
+        assert!(remote.elapse(late, grace).settlements.is_empty());
+        remote.begin_finish(LEASE, succeeded(), late);
+        assert!(remote.elapse(over, grace).settlements.is_empty());
+        remote.not_reported(LEASE);
+        let later = over.after(REPORTED);
+        assert_eq!(remote.elapse(later, grace).settlements.len(), 1);
     }
 }

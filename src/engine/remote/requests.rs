@@ -13,7 +13,7 @@ use futures_util::{
 use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::Granted;
@@ -87,13 +87,19 @@ impl Engine {
             return self.ask_once(request, place).await;
         };
         let name = (request.worker.clone(), key);
-        // One that failed is made anew.
-        if let Some(answer) = self.0.requests.find(&name)
-            && let Ok(leases) = answer.await
-        {
-            let again = self.granted_again(&leases).await?;
-            if !again.is_empty() {
-                return Ok(again);
+        if let Some(answer) = self.0.requests.find(&name) {
+            let patience =
+                request.until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
+            // One that failed is made anew.
+            match timeout(patience, answer).await {
+                Ok(Ok(leases)) => {
+                    let again = self.granted_again(&leases).await?;
+                    if !again.is_empty() {
+                        return Ok(again);
+                    }
+                }
+                Ok(Err(_)) => {}
+                Err(_) => return Ok(Vec::new()),
             }
         }
         let (sender, granted) = oneshot::channel();

@@ -26,6 +26,9 @@ use crate::{
 /// Kinds and queues of one worker, each.
 const MAX_NAMES: usize = 256;
 
+/// Leases that one message names, more than any worker holds.
+const MAX_NAMED: usize = 200_000;
+
 /// Bytes of what is told back of a lease id, more than one of ours has.
 const MAX_ID: usize = 128;
 
@@ -61,7 +64,7 @@ pub fn hello(hello: WorkerHello, config: &Config, key: &LeaseKey) -> Result<Hell
         kinds: kinds("hello.kinds", &hello.kinds)?,
         queues: queues("hello.queues", &hello.queues)?,
         window: window("hello.max_in_flight", hello.max_in_flight, config)?,
-        held: named("hello.held_lease_ids", hello.held_lease_ids, config, key)?,
+        held: named("hello.held_lease_ids", hello.held_lease_ids, key)?,
         format: format("hello.payload_format", hello.payload_format, Format::Raw)?,
         sdk: cut(&hello.sdk, MAX_SDK),
     })
@@ -123,9 +126,10 @@ pub fn window(field: &str, number: i32, config: &Config) -> Result<usize, Error>
     Ok(window.min(config.workers.max_in_flight))
 }
 
-/// Leases that a worker names.
-pub fn named(field: &str, texts: Vec<String>, config: &Config, key: &LeaseKey) -> Result<Leases, Error> {
-    bounded(field, texts.len(), config.workers.max_in_flight)?;
+/// Leases that a worker names: more than it may be given, if it waits for the answers to results, or if its window was
+/// larger before.
+pub fn named(field: &str, texts: Vec<String>, key: &LeaseKey) -> Result<Leases, Error> {
+    bounded(field, texts.len(), MAX_NAMED)?;
     let mut leases = Leases { ours: HashSet::new(), others: BTreeSet::new() };
     for text in texts {
         match key.lease(&text) {
@@ -183,7 +187,7 @@ fn ahead(field: &str, delay: Option<&ProtoDuration>, limits: &Limits) -> Result<
 fn failed(error: proto::JobError, limits: &Limits) -> Result<JobError, Error> {
     let details = error
         .details
-        .map(|details| payload("finish.failed.details", details, limits.max_output_bytes))
+        .map(|details| payload("finish.failed.details", details, usize::MAX))
         .transpose()?
         .filter(|details| !details.is_none() && details.size <= JobError::DETAILS_MAX);
     let retry_delay = ahead("finish.failed.retry_delay", error.retry_delay.as_ref(), limits)?;

@@ -93,7 +93,7 @@ pub fn work(bytes: &[u8]) {
         }
         work_request::Message::Heartbeat(beat) => {
             let names = beat.lease_ids.len();
-            match convert::named("heartbeat.lease_ids", beat.lease_ids, &config, &key) {
+            match convert::named("heartbeat.lease_ids", beat.lease_ids, &key) {
                 Err(error) => refused(&error),
                 Ok(named) => told_back(names, &named),
             }
@@ -188,8 +188,7 @@ pub fn worker_calls(bytes: &[u8]) {
             let Ok(asked) = RenewLeasesRequest::decode(bytes) else { return };
             counted(List::progress, bytes, asked.progress.len());
             let _ = convert::lease_duration(asked.lease_duration.as_ref(), &config).map_err(|e| refused(&e));
-            let _ =
-                convert::named("lease_ids", asked.lease_ids, &config, &lease_key()).map_err(|e| refused(&e));
+            let _ = convert::named("lease_ids", asked.lease_ids, &lease_key()).map_err(|e| refused(&e));
             asked.progress.into_iter().for_each(progress);
         }
         _ => {

@@ -133,7 +133,7 @@ impl Workers {
     ) -> Result<proto::RenewLeasesResponse, Error> {
         let config = self.engine.config();
         let lease = convert::lease_duration(request.lease_duration.as_ref(), config)?;
-        let named = convert::named("lease_ids", request.lease_ids, config, &self.key)?;
+        let named = convert::named("lease_ids", request.lease_ids, &self.key)?;
         let now = self.engine.clock().now();
         let mut others = named.others;
         let mut steps = Vec::new();

@@ -344,7 +344,7 @@ impl Connection<'_> {
     async fn beat(&self, heartbeat: WorkerHeartbeat) -> Result<(), End> {
         let Workers { engine, key, .. } = self.workers;
         let WorkerHeartbeat { lease_ids, last_lease_sequence } = heartbeat;
-        let named = convert::named("heartbeat.lease_ids", lease_ids, engine.config(), key)?;
+        let named = convert::named("heartbeat.lease_ids", lease_ids, key)?;
         let Named { lost, until, .. } =
             engine.heartbeat(&self.session, &named.ours, last_lease_sequence).await?;
         let ack = HeartbeatAck {
@@ -363,11 +363,15 @@ impl Connection<'_> {
             let report = convert::report(finish, &engine.config().limits)?;
             Ok(engine.finish(lease, report))
         });
-        async move {
-            let settled = match taken {
+        // It goes on also while the worker takes no answers: others wait for the same room.
+        let settled = tokio::spawn(async move {
+            match taken {
                 Ok(settling) => settling.await,
                 Err(error) => Err(error),
-            };
+            }
+        });
+        async move {
+            let settled = settled.await.unwrap_or_else(|_| Err(Error::Internal("a report panicked".into())));
             let rejection = settled.err().map(|error| rejection(&error));
             FinishAck { lease_id, accepted: rejection.is_none(), rejection }
         }

@@ -45,7 +45,26 @@ async fn a_window_is_no_larger_than_the_server_gives() {
     sleep(Duration::from_millis(300)).await;
     worker.beat(&held.each_ref()).await;
     assert_eq!(worker.unasked(), 0);
-    let many = WorkerHello { held_lease_ids: vec!["a".into(), "b".into(), "c".into()], ..hello("w2", 1) };
+}
+
+/// It waits for the answers to results, or its window was larger before.
+#[tokio::test]
+async fn a_worker_may_come_back_with_more_than_it_may_be_given() {
+    let mut server = Server::start();
+    let client = server.client().await;
+    for n in 0..3 {
+        place(&client, task(&n.to_string())).await;
+    }
+    let mut worker = Worker::connect(&server, hello("w1", 3)).await;
+    let held = [worker.lease().await, worker.lease().await, worker.lease().await];
+    worker.beat(&held.each_ref()).await;
+    server.kill();
+    let server = server.restart_with("[workers]\nmax_in_flight = 1\n");
+    let names = held.map(|lease| lease.lease_id).to_vec();
+    let worker = Worker::connect(&server, WorkerHello { held_lease_ids: names, ..hello("w1", 3) }).await;
+    assert_eq!(worker.welcome.lost_lease_ids, [""; 0]);
+    assert_eq!(worker.unasked(), 0);
+    let many = WorkerHello { held_lease_ids: vec!["a".into(); 200_001], ..hello("w2", 1) };
     let refused = Worker::try_over(workers(&server).await, many).await.err().expect("it is refused");
     let refused = Refusal::read(refused).is(Code::InvalidArgument, "TOO_LARGE");
     assert_eq!(refused.field(), "hello.held_lease_ids");

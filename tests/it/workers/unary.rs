@@ -237,6 +237,31 @@ async fn a_reply_that_was_lost_is_repeated() {
 }
 
 #[tokio::test]
+async fn a_repeat_waits_no_longer_than_it_asks_for() {
+    let server = Server::start();
+    let client = workers(&server).await;
+    let request = |wait| LeaseJobsRequest { request_id: "r1".into(), ..ask(wait) };
+    assert!(timeout(Duration::from_millis(200), client.clone().lease_jobs(request(30.0))).await.is_err());
+    for wait in [0.0, 0.1] {
+        let repeat = timeout(Duration::from_secs(10), lease(&client, request(wait)));
+        assert_eq!(repeat.await.expect("the first one still waits"), []);
+    }
+}
+
+#[tokio::test]
+async fn a_failure_whose_details_are_too_long_counts_without_them() {
+    let server = Server::start();
+    let (jobs, client) = (server.client().await, workers(&server).await);
+    let id = place(&jobs, task("1")).await;
+    let held = one(&client).await;
+    let details = Some(json(&format!("{:?}", "x".repeat(2 << 20))));
+    let error = JobError { code: "busy".into(), message: "later".into(), details, ..Default::default() };
+    finish_job(&client, finish(&held.lease_id, Outcome::Failed(error))).await.unwrap();
+    let error = result(&jobs, &id).await.error.expect("an error");
+    assert_eq!((error.code.as_str(), error.details), ("busy", None));
+}
+
+#[tokio::test]
 async fn a_lease_that_is_never_renewed_goes_back_uncounted_and_a_long_one_early() {
     let server = Server::with(SHORT);
     let (jobs, client) = (server.client().await, workers(&server).await);
