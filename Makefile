@@ -20,7 +20,7 @@ export PATH := $(TOOLS)/bin:$(PATH)
 .PHONY: help test $(STEPS) clients clients-tools build fmt advisories fuzz proto-baseline peers
 
 help: ## List the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
 		printf '  %-15s %s\n' "$$name" "$$text"; done
 
 test: ## Everything CI runs, step by step with times

@@ -43,6 +43,7 @@ look() {
     python3 -m ensurepip --version >/dev/null 2>&1 || want python3-venv "venv for Python 3"
     # Debian keeps it out of the way of those who are not root.
     PATH=$PATH:/usr/sbin has nginx || want nginx "nginx, https://nginx.org"
+    PATH=$PATH:/usr/sbin has pgbouncer || want pgbouncer "PgBouncer, https://www.pgbouncer.org"
     has javac || want default-jdk-headless "a JDK, 17 or newer, https://adoptium.net"
     has mvn || want maven "Maven, https://maven.apache.org"
     has chromium || want chromium "Chromium, https://www.chromium.org"

@@ -9,7 +9,7 @@ use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 
 use super::{
     LogId,
-    postgres::{Import, OpenError},
+    postgres::{OpenError, Target},
     sqlite::{MaintenanceError, Stopped, VerifyReport},
 };
 use crate::config::StoreUrl;
@@ -90,9 +90,8 @@ pub enum MigrateError {
     #[error(transparent)]
     Target(#[from] OpenError),
     #[error(
-        "the connection was lost at the very end ({0}), and nobody knows whether the store was taken over: `jobwire serve \
-         --store` finds out. If that says that a migration has not ended, remove the file `moved` from the directory and \
-         run this again"
+        "the connection was lost at the very end ({0}), and nobody knows whether the store was taken over: run this again, \
+         which finds out"
     )]
     Unknown(OpenError),
 }
@@ -102,7 +101,7 @@ pub enum MigrateError {
 ///
 /// # Errors
 /// The source is in use, damaged or none; the target is not empty, or cannot be used. A target that was not finished is
-/// served by nobody, and this can be run again.
+/// served by nobody. Run again, this finds out what has become of the first time.
 pub async fn migrate(
     from: &Path,
     to: &StoreUrl,
@@ -117,7 +116,16 @@ pub async fn migrate(
         all += stopped.count(query)?;
     }
     let origin = stopped.origin()?;
-    let import = Import::begin(to.reveal(), &origin).await?;
+    let target = Target::open(to.reveal()).await?;
+    if let Some(before) = stopped.moved_to() {
+        if target.holds(&origin) {
+            return Ok(stopped.report().clone());
+        }
+        if before != to.to_string() || !target.was_broken_off() {
+            return Err(stopped.refusal(before).into());
+        }
+    }
+    let import = target.begin(&origin).await?;
     let mut done = 0;
     for (table, columns, query) in &queries {
         let mut copy = Box::pin(import.copy(table, columns).await?);

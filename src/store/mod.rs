@@ -78,8 +78,13 @@ pub trait Store: Send + Sync + 'static {
     /// Runs jobs again that ended without success, or ends their back-off.
     async fn retry(&self, now: Timestamp, retries: Vec<Retry>) -> Result<Vec<Result<Change, Error>>, Error>;
 
-    /// Removes final jobs. Their request ids stay known, their outcomes leave the feed.
-    async fn delete(&self, now: Timestamp, deletes: Vec<Delete>) -> Result<Vec<Result<(), Error>>, Error>;
+    /// Removes final jobs. Their request ids stay known, their outcomes leave the feed: the answer is the position up to
+    /// which they have. Later ones are of another job that took the id.
+    async fn delete(
+        &self,
+        now: Timestamp,
+        deletes: Vec<Delete>,
+    ) -> Result<Vec<Result<Position, Error>>, Error>;
 
     /// What time changes: due jobs, expired leases and limits, retention. Does a bounded amount; `more` asks to be
     /// called again at once.
@@ -264,17 +269,19 @@ impl Signals {
 
     /// Tells everybody that the store has failed. The first reason stays.
     pub fn fail(&self, why: &str) {
-        self.failed.send_if_modified(|failed| {
+        let first = self.failed.send_if_modified(|failed| {
             let first = failed.is_none();
             if first {
-                tracing::error!(
-                    why,
-                    "the store has failed: nothing more is acknowledged; restart to recover from disk"
-                );
                 *failed = Some(why.into());
             }
             first
         });
+        if first {
+            tracing::error!(
+                why,
+                "the store has failed: nothing more is acknowledged; restart to recover from disk"
+            );
+        }
     }
 }
 

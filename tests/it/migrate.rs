@@ -271,6 +271,12 @@ async fn a_store_that_was_taken_over_is_the_same_to_everybody() {
     assert_eq!((code, said.contains("were taken over to postgres://")), (Some(1), true), "{said}");
     let (code, said) = migrate(&data, &schema());
     assert_eq!((code, said.contains("were taken over to")), (Some(1), true), "{said}");
+    let copy = before.scratch().join("copy");
+    let copy = ["backup", copy.to_str().expect("text"), "--data", data.to_str().expect("text")];
+    let (code, said) = jobwire(&copy);
+    assert_eq!((code, said.contains("were taken over to")), (Some(1), true), "{said}");
+    let (code, said) = jobwire(&[copy.as_slice(), &["--store", &url]].concat());
+    assert_eq!((code, said.contains("jobs are in PostgreSQL")), (Some(2), true), "{said}");
 }
 
 /// Lines whose counts of unfinished jobs are not those of their rows.
@@ -383,9 +389,17 @@ async fn a_migration_that_was_broken_off_is_served_by_nobody_and_made_again() {
     eventually(async || (number(&url, waits).await == 1).then_some(())).await;
     child.kill().expect("it can be killed");
     child.wait().expect("it can be reaped");
-    let (code, said) = jobwire(&["serve", "--listen", "127.0.0.1:0", "--store", &url]);
-    assert_eq!((code, said.contains("that has not ended")), (Some(1), true), "{said}");
+    let serve = || jobwire(&["serve", "--listen", "127.0.0.1:0", "--store", &url]);
+    let (code, said) = serve();
+    assert_eq!((code, said.contains("at this moment")), (Some(1), true), "{said}");
     held.batch_execute("rollback").await.expect("nobody is held up any more");
+    // PostgreSQL finds out that nobody is there any more.
+    eventually(async || {
+        let (code, said) = serve();
+        assert_eq!(code, Some(1), "{said}");
+        said.contains("that has not ended").then_some(())
+    })
+    .await;
 
     let (code, said) = migrate(&data, &url);
     assert_eq!(code, Some(0), "{said}");
@@ -393,7 +407,8 @@ async fn a_migration_that_was_broken_off_is_served_by_nobody_and_made_again() {
     assert_eq!(result(&server.client().await, "a").await, done);
 }
 
-/// Killed after it has marked the directory, while PostgreSQL commits: nobody knows yet what became of it.
+/// Killed after it has marked the directory, while PostgreSQL commits: nobody knows yet what became of it. Run again it
+/// finds out.
 #[tokio::test]
 async fn a_migration_that_was_killed_at_the_very_end_was_made_or_can_be_made() {
     for is_committed in [true, false] {
@@ -416,6 +431,8 @@ async fn a_migration_that_was_killed_at_the_very_end_was_made_or_can_be_made() {
         assert!(data.join("moved").exists());
         child.kill().expect("it can be killed");
         child.wait().expect("it can be reaped");
+        let (code, said) = migrate(&data, &url);
+        assert_eq!((code, said.contains("at this moment")), (Some(1), true), "{said}");
         if !is_committed {
             number(&url, &format!("select pg_terminate_backend({pid})::int::int8")).await;
         }
@@ -427,10 +444,13 @@ async fn a_migration_that_was_killed_at_the_very_end_was_made_or_can_be_made() {
         if !is_committed {
             let (code, said) = jobwire(&["serve", "--listen", "127.0.0.1:0", "--store", &url]);
             assert_eq!((code, said.contains("that has not ended")), (Some(1), true), "{said}");
-            std::fs::remove_file(data.join("moved")).expect("it is there");
+        }
+        for _ in 0..2 {
             let (code, said) = migrate(&data, &url);
             assert_eq!(code, Some(0), "{said}");
         }
+        let (code, said) = jobwire(&["serve", "--listen", "127.0.0.1:0", "--data", data_text]);
+        assert_eq!((code, said.contains("were taken over to postgres://")), (Some(1), true), "{said}");
         let server = Server::on_database(&url, "");
         assert_eq!(result(&server.client().await, "a").await, done);
     }

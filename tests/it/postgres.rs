@@ -2,6 +2,7 @@
 //! too with `JOBWIRE_TEST_STORE=postgres`.
 
 mod failover;
+mod pooler;
 mod tls;
 mod trouble;
 

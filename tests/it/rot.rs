@@ -64,8 +64,11 @@ async fn rotten_files_are_never_served_as_sound() {
         let end = judge(sound, &files, &place).await;
         *ends.entry((sound.name, what, end)).or_default() += 1;
     }
-    for (end, count) in ends {
+    for (end, count) in &ends {
         println!("{count:6} {end:?}");
+    }
+    for end in [End::NotOpened, End::Refused] {
+        assert!(damages < DAMAGES || ends.keys().any(|(.., met)| *met == end), "no damage was {end:?}");
     }
 }
 

@@ -266,7 +266,7 @@ impl Drop for Server {
 }
 
 /// Below the ports that the system gives to connections: one of those would keep a server from coming back.
-fn free_address() -> String {
+pub fn free_address() -> String {
     let free = |address: &String| TcpListener::bind(address).is_ok();
     let mut addresses = std::iter::repeat_with(|| format!("127.0.0.1:{}", fastrand::u16(12_000..20_000)));
     addresses.find(free).expect("there is no end of them")

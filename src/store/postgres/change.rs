@@ -54,6 +54,8 @@ impl Rerun {
 
 /// Jobs that callers name, as they are now.
 struct Named {
+    /// How far the feed had come.
+    head: Position,
     unit: Unit,
     nums: HashMap<JobId, i64>,
     reruns: HashMap<i64, Rerun>,
@@ -80,9 +82,16 @@ impl Named {
 impl Database {
     async fn named(&self, ids: impl Iterator<Item = &JobId>) -> Result<Named> {
         let ids: Vec<JobId> = ids.collect::<HashSet<_>>().into_iter().cloned().collect();
-        let rows: Vec<_> = self.jobs_by_id(&ids, View::Basic).await?.jobs.into_iter().flatten().collect();
+        let found = self.jobs_by_id(&ids, View::Basic).await?;
+        let rows: Vec<_> = found.jobs.into_iter().flatten().collect();
         let nums = rows.iter().map(|row| (row.job.id.clone(), row.num)).collect();
-        Ok(Named { unit: Unit::new(rows), nums, reruns: HashMap::new(), removals: HashMap::new() })
+        Ok(Named {
+            head: found.head,
+            unit: Unit::new(rows),
+            nums,
+            reruns: HashMap::new(),
+            removals: HashMap::new(),
+        })
     }
 
     pub async fn cancel_jobs(&self, now: Timestamp, cancels: Vec<Cancel>) -> Result<Vec<Answer<Change>>> {
@@ -218,8 +227,8 @@ impl Database {
             .map(|row| Error::UniqueKeyInUse { unique_key: key.to_string(), job_id: row.job.id.to_string() }))
     }
 
-    pub async fn delete_jobs(&self, deletes: Vec<Delete>) -> Result<Vec<Answer<()>>> {
-        let mut answers: Vec<Answer<()>> = deletes.iter().map(|_| Ok(())).collect();
+    pub async fn delete_jobs(&self, deletes: Vec<Delete>) -> Result<Vec<Answer<Position>>> {
+        let mut answers: Vec<Answer<Position>> = deletes.iter().map(|_| Ok(Position(0))).collect();
         let mut open: Vec<usize> = (0..deletes.len()).collect();
         while !open.is_empty() {
             let mut named = self.named(open.iter().map(|&at| &deletes[at].job_id)).await?;
@@ -303,16 +312,16 @@ fn retry_one(named: &mut Named, now: Timestamp, retry: &Retry) -> Answer<()> {
     Ok(())
 }
 
-fn delete_one(named: &mut Named, delete: &Delete) -> Answer<()> {
+fn delete_one(named: &mut Named, delete: &Delete) -> Answer<Position> {
     let num = match named.find(&delete.job_id, delete.etag.as_deref()) {
-        Err(Error::JobNotFound { .. }) if delete.allow_missing => return Ok(()),
+        Err(Error::JobNotFound { .. }) if delete.allow_missing => return Ok(named.head),
         found => found?,
     };
-    let Some(job) = named.unit.job(num) else { return Ok(()) };
+    let Some(job) = named.unit.job(num) else { return Ok(named.head) };
     match (job.present.state(), job.row.seq) {
         (State::Final(_), Some(seq)) => {
             named.removals.insert(num, (seq, job.row.job.version));
-            Ok(())
+            Ok(Position(seq))
         }
         (state, _) => Err(Error::JobState {
             job_id: delete.job_id.to_string(),

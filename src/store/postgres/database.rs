@@ -77,6 +77,8 @@ pub struct Database {
     pub is_encrypted: bool,
     pub lease_key: [u8; 32],
     pub kept_house: Mutex<Instant>,
+    /// When this process began to use it.
+    pub begun: Timestamp,
     pub last_tick: Mutex<LastTick>,
     /// What other processes left behind is looked for once more.
     pub just_begun: AtomicBool,
@@ -125,6 +127,7 @@ impl Database {
             lines: lines.clone(),
             standing: standing.clone(),
             ahead: ahead.clone(),
+            closing: Arc::default(),
         };
         let listener = Listener::start(listening).await?;
         common.replicas.lock().push(listener.replica);
@@ -148,6 +151,7 @@ impl Database {
             is_encrypted,
             lease_key,
             kept_house: Mutex::new(Instant::now()),
+            begun: now,
             last_tick: Mutex::default(),
             just_begun: AtomicBool::new(true),
             parked: Parked::default(),
@@ -162,6 +166,8 @@ impl Database {
         self.warn().await?;
         self.lines.refresh(&self.pools.write).await?;
         self.keep_house().await?;
+        // Of jobs that were deleted by a process that was killed then, or while this one was away, it was not told.
+        self.hints.post_missed();
         let spent = self.recover(now).await?;
         if spent > 0 {
             tracing::warn!(

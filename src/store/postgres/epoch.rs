@@ -39,18 +39,22 @@ pub struct Epoch {
 
 impl Epoch {
     /// Enters the epoch that the log is in on this server. Whoever comes first begins it: then leases hold at least until
-    /// that time.
+    /// that time, and the feed stands still until it has begun.
     pub async fn enter(
         client: &mut Client,
         log_id: LogId,
         leases_until: Timestamp,
     ) -> Result<(Self, Breaks), OpenError> {
-        let lane = client.transaction().await?;
-        lane.execute(LANE, &[]).await?;
-        lane.execute(EPOCH, &[&false, &leases_until.0]).await?;
-        parts::make_ahead(&lane).await?;
-        let rows = lane.query(BREAKS, &[]).await?;
-        lane.commit().await?;
+        let known = client.query_opt(GUARD, &[]).await?;
+        if !known.is_some_and(|row| row.get("is_here")) {
+            let lane = client.transaction().await?;
+            lane.execute(LANE, &[]).await?;
+            lane.execute(EPOCH, &[&false, &leases_until.0]).await?;
+            parts::make_ahead(&lane).await?;
+            lane.commit().await?;
+        }
+        parts::make_ahead(client).await?;
+        let rows = client.query(BREAKS, &[]).await?;
         let at = |position| Position(position);
         let all = rows.iter().map(|row| Break { ended: at(row.get("ended")), resumed: at(row.get("first")) });
         let breaks: Breaks = all.collect();
@@ -59,14 +63,15 @@ impl Epoch {
     }
 }
 
-/// Begins a new log in the database of a URL, which was restored from a dump: no cursor from before is good in it, and no
+/// Begins a new log in the database of a URL, which was restored from a dump or a snapshot: no cursor from before is good in it, and no
 /// number from before is given a second time.
 ///
 /// # Errors
-/// As [`PostgresStore::open`](super::PostgresStore::open), and if a server uses the database.
+/// As [`PostgresStore::open`](super::PostgresStore::open), and if it holds no store, or a server uses it.
 pub async fn new_log(url: &str) -> Result<LogId, OpenError> {
     let mut client = open::connect(url).await?;
     open::check(&client).await?;
+    open::refuse_empty(&client).await?;
     open::migrate(&client).await?;
     open::identity(&client).await?;
     let servers: i64 = client.query_one(SERVERS, &[]).await?.get(0);

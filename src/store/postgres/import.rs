@@ -7,9 +7,62 @@ use super::{
     open::{self, OpenError},
     parts,
 };
-use crate::store::migrate::Origin;
+use crate::store::{LogId, migrate::Origin};
 
 const IMPORT: &str = include_str!("sql/import.sql");
+
+/// A database that another store may be taken over into, and that nobody else changes the schema of meanwhile.
+#[derive(Debug)]
+pub struct Target {
+    client: Client,
+    was_broken_off: bool,
+    schema: String,
+    /// Of the store that it holds.
+    log_id: Option<LogId>,
+}
+
+impl Target {
+    /// Brings the schema up to date.
+    ///
+    /// # Errors
+    /// The database cannot be used, or a store is being taken over into it at this moment.
+    pub async fn open(url: &str) -> Result<Self, OpenError> {
+        let (client, _) = open::open(&Link::of(url)?).await?;
+        open::refuse_underway(&client).await?;
+        open::take_turn(&client).await?;
+        let was_broken_off = open::migrate_alone(&client).await? < 0;
+        let found = "select current_schema()::text as schema, (select log_id from feed)";
+        let row = client.query_one(found, &[]).await?;
+        let log_id = row.get::<_, Option<&[u8]>>("log_id").map(LogId::of).transpose()?;
+        Ok(Self { was_broken_off, schema: row.get("schema"), log_id, client })
+    }
+
+    /// Whether a store was being taken over into it, which has not ended.
+    pub fn was_broken_off(&self) -> bool {
+        self.was_broken_off
+    }
+
+    /// Whether it holds this very store.
+    pub fn holds(&self, origin: &Origin) -> bool {
+        self.log_id.is_some() && self.log_id == origin.log_id
+    }
+
+    /// Makes room for what the other store has, and keeps servers out.
+    ///
+    /// # Errors
+    /// It holds a store.
+    pub async fn begin(self, origin: &Origin) -> Result<Import, OpenError> {
+        let Self { client, schema, log_id, .. } = self;
+        if log_id.is_some() {
+            return Err(OpenError::NotEmpty { schema });
+        }
+        client.batch_execute(open::BEGIN_IMPORT).await?;
+        client.batch_execute("begin").await?;
+        parts::make_upto(&client, "job", origin.last_num).await?;
+        parts::make_upto(&client, "done", origin.last_seq).await?;
+        Ok(Import { client })
+    }
+}
 
 /// A transaction that fills an empty database. Dropped before [`Import::commit`], it leaves the database empty.
 #[derive(Debug)]
@@ -18,25 +71,6 @@ pub struct Import {
 }
 
 impl Import {
-    /// Brings the schema up to date, makes room for what the other store has, and keeps servers out.
-    ///
-    /// # Errors
-    /// The database cannot be used, or holds a store.
-    pub async fn begin(url: &str, origin: &Origin) -> Result<Self, OpenError> {
-        let (client, _) = open::open(&Link::of(url)?).await?;
-        open::take_turn(&client).await?;
-        open::migrate_alone(&client).await?;
-        let row = client.query_one("select current_schema()::text, exists (select from feed)", &[]).await?;
-        if row.get(1) {
-            return Err(OpenError::NotEmpty { schema: row.get(0) });
-        }
-        client.batch_execute(open::BEGIN_IMPORT).await?;
-        client.batch_execute("begin").await?;
-        parts::make_upto(&client, "job", origin.last_num).await?;
-        parts::make_upto(&client, "done", origin.last_seq).await?;
-        Ok(Self { client })
-    }
-
     /// Writes rows into a table.
     ///
     /// # Errors

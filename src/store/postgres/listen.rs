@@ -13,9 +13,9 @@ use std::{
 
 use futures_util::{StreamExt as _, stream};
 use tokio::{
-    sync::mpsc,
+    sync::{Notify, mpsc},
     task::JoinHandle,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_postgres::{AsyncMessage, Client};
 
@@ -47,8 +47,11 @@ const PROMPT: Duration = Duration::from_secs(1);
 /// A replica that said it has watchers has them for so long, unless it says so again.
 const BELIEVED: Duration = Duration::from_secs(15);
 
-/// Between attempts to connect again.
-const PAUSE: Duration = Duration::from_millis(500);
+/// How long a process that ends tries to tell its last hints.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Between attempts to connect again: several of them before others take this process for gone.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The connection.
 #[derive(Debug)]
@@ -67,11 +70,12 @@ impl Drop for Session {
     }
 }
 
-/// Listens until it is dropped.
+/// Listens until it is closed or dropped.
 #[derive(Debug)]
 pub struct Listener {
     /// The number of this replica.
     pub replica: i64,
+    closing: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
@@ -88,7 +92,14 @@ impl Listener {
         let replica = session.register().await?;
         session.listen_for(replica).await?;
         compare_clocks(&session.client, &listening.ahead, Duration::MAX).await?;
-        Ok(Self { replica, task: tokio::spawn(listening.run(replica, session)) })
+        let closing = listening.closing.clone();
+        Ok(Self { replica, closing, task: tokio::spawn(listening.run(replica, session)) })
+    }
+
+    /// Tells what is still to be told, if the database answers.
+    pub async fn close(mut self) {
+        self.closing.notify_one();
+        let _ = timeout(FAREWELL, &mut self.task).await;
     }
 }
 
@@ -148,6 +159,8 @@ pub struct Listening {
     pub standing: Arc<Standing>,
     /// Milliseconds that the database's clock is ahead of the machine's, kept up to date.
     pub ahead: Arc<AtomicI64>,
+    /// Told when this process ends.
+    pub closing: Arc<Notify>,
 }
 
 impl Listening {
@@ -155,11 +168,16 @@ impl Listening {
         let mut session = Some(first);
         loop {
             match session.take() {
-                Some(open) => {
-                    let Err(error) = self.follow(replica, open).await;
-                    self.standing.hear(true);
-                    tracing::warn!(error = %error, "the connection for hints is lost: looking by the clock until it is back");
-                }
+                Some(open) => match self.follow(replica, open).await {
+                    Ok(()) => return,
+                    Err(error) => {
+                        self.standing.hear(true);
+                        tracing::warn!(
+                            %error,
+                            "the connection for hints is lost: looking by the clock until it is back"
+                        );
+                    }
+                },
                 None => match Session::open_for(&self.link, &self.guard, replica).await {
                     Ok(open) => {
                         self.miss();
@@ -175,11 +193,8 @@ impl Listening {
         }
     }
 
-    async fn follow(
-        &self,
-        replica: i64,
-        mut session: Session,
-    ) -> Result<std::convert::Infallible, OpenError> {
+    /// Until this process ends.
+    async fn follow(&self, replica: i64, mut session: Session) -> Result<(), OpenError> {
         let mut beat = interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -193,6 +208,7 @@ impl Listening {
                     self.tell(replica, &session).await?;
                     sleep(DEBOUNCE).await;
                 }
+                () = self.closing.notified() => return self.tell(replica, &session).await,
                 () = self.signals.listened.notified() => self.tell(replica, &session).await?,
                 _ = beat.tick() => {
                     self.guard.check(&session.client).await?;

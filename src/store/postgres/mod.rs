@@ -49,7 +49,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::{sync::Notify, task::JoinHandle, time::sleep};
 
 pub use epoch::new_log;
-pub use import::Import;
+pub use import::Target;
 pub use open::{Durability, OpenError, connect, migrate_schema};
 
 use self::{
@@ -135,8 +135,6 @@ impl PostgresStore {
                 tracing::warn!("{}", new.durability);
                 *self.database.write() = new.clone();
                 old.close();
-                // Of jobs that were deleted meanwhile, here or elsewhere, nobody was told.
-                new.hints.post_missed();
                 if let Err(error) = new.tell_head().await {
                     tracing::debug!(%error, "the end of the feed will be told by the listener");
                 }
@@ -230,7 +228,11 @@ impl Store for PostgresStore {
         Ok(self.database().retry_jobs(now, retries).await?)
     }
 
-    async fn delete(&self, now: Timestamp, deletes: Vec<Delete>) -> Result<Vec<Result<(), Error>>, Error> {
+    async fn delete(
+        &self,
+        now: Timestamp,
+        deletes: Vec<Delete>,
+    ) -> Result<Vec<Result<Position, Error>>, Error> {
         self.at(now);
         Ok(self.database().delete_jobs(deletes).await?)
     }
@@ -313,6 +315,11 @@ impl Store for PostgresStore {
         if let Some(keeper) = self.keeper.lock().take() {
             keeper.abort();
         }
-        self.database().close();
+        let database = self.database();
+        let listener = database.listener.lock().take();
+        if let Some(listener) = listener {
+            listener.close().await;
+        }
+        database.close();
     }
 }

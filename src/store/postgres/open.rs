@@ -63,10 +63,17 @@ pub enum OpenError {
     )]
     NotEmpty { schema: String },
     #[error(
-        "a store is being taken over into the database, and that has not ended: wait for it; if it was broken off, run \
-         `jobwire migrate` again, or use an empty database"
+        "the schema {schema} holds no jobwire store: name the role that serves, or the schema as in \
+         postgres://…/DATABASE?options=-csearch_path%3DSCHEMA; what was restored may lie in another one"
+    )]
+    NoStore { schema: String },
+    #[error(
+        "a store was being taken over into the database, and that has not ended: run the same `jobwire migrate` again, or \
+         use an empty database"
     )]
     Unfinished,
+    #[error("a store is being taken over into the database at this moment: wait until that has ended")]
+    Underway,
     #[error("TLS to the database: {0}")]
     Tls(String),
     #[error(
@@ -251,7 +258,11 @@ pub async fn refuse_pooler(link: &Link, client: &Client) -> Result<(), OpenError
     let first = session(client).await?;
     for _ in 0..3 {
         // A transaction keeps the other from giving its session away.
-        other.batch_execute("begin").await?;
+        other.batch_execute("begin").await.map_err(|error| match error.code() {
+            // One that hands sessions around after every statement allows none.
+            Some(code) if *code == SqlState::PROTOCOL_VIOLATION => OpenError::Pooled,
+            _ => error.into(),
+        })?;
         let (here, there) = (session(client).await?, session(&other).await?);
         other.batch_execute("commit").await?;
         if here != first || here == there {
@@ -275,11 +286,30 @@ async fn session(client: &Client) -> Result<Option<String>, OpenError> {
 /// # Errors
 /// It is of a later version, the role may not, or another store is being taken over.
 pub async fn migrate(client: &Client) -> Result<(), OpenError> {
-    // Whoever takes one over has the turn for as long as that lasts.
-    if version(client).await? < 0 {
-        return Err(OpenError::Unfinished);
-    }
+    refuse_underway(client).await?;
     if in_turn(client, migrate_alone(client)).await? < 0 { Err(OpenError::Unfinished) } else { Ok(()) }
+}
+
+/// # Errors
+/// [`OpenError::NoStore`].
+pub async fn refuse_empty(client: &Client) -> Result<(), OpenError> {
+    if version(client).await? != 0 {
+        return Ok(());
+    }
+    Err(OpenError::NoStore { schema: client.query_one("select current_schema()::text", &[]).await?.get(0) })
+}
+
+/// Whoever takes a store over has the turn for as long as that lasts, also where its commit still waits for a standby.
+///
+/// # Errors
+/// [`OpenError::Underway`].
+pub async fn refuse_underway(client: &Client) -> Result<(), OpenError> {
+    let is_over =
+        format!("select case when pg_try_advisory_lock{TURN} then pg_advisory_unlock{TURN} else false end");
+    if version(client).await? < 0 && !client.query_one(&is_over, &[]).await?.get::<_, bool>(0) {
+        return Err(OpenError::Underway);
+    }
+    Ok(())
 }
 
 /// The lock of those who change the schema.

@@ -3,7 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use tokio::time::{Instant, sleep};
-use tokio_postgres::Row;
+use tokio_postgres::{Row, types::ToSql};
 
 use super::{
     database::Database,
@@ -38,13 +38,20 @@ const FOLDED: i64 = 10_000;
 const FOLDS: usize = 20;
 
 /// A process whose connections were cut has its sign of life back within it.
-const COMEBACK: Duration = Duration::from_millis(300);
+const COMEBACK: Duration = Duration::from_millis(500);
 
 /// A database that was away for this part of a lease has kept none from being renewed in time.
 const LATE: u32 = 3;
 
 /// A tick that takes longer has waited for a database that does not answer, or that waits for its standby.
 const HANG: Duration = Duration::from_secs(5);
+
+/// The one that gave a lease ends it first: others leave it to that one for so many milliseconds.
+const DEFERENCE: i64 = 1000;
+
+/// One that has just begun does not know whether the database was away before, and so leaves the leases of others to
+/// those that do: within this time they have ticked, and let leases outlast that.
+const INITIATION: Duration = Duration::from_secs(5);
 
 /// What need not be done at every tick is done this often.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -107,7 +114,7 @@ impl Database {
                 self.recover(now).await?;
             }
         }
-        let next = self.pools.write.query(NEXT, &[&self.replica]).await?;
+        let next = self.pools.write.query(NEXT, &[&self.replica, &self.deference(now)]).await?;
         tick.next = next.first().and_then(|row| get::<Option<i64>>(row, "next")).map(Timestamp);
         Ok(tick)
     }
@@ -136,9 +143,15 @@ impl Database {
         is_time
     }
 
+    /// How many milliseconds the leases of others are left to them. None: for as long as this one is new.
+    fn deference(&self, now: Timestamp) -> Option<i64> {
+        (now >= self.begun.after(INITIATION)).then_some(DEFERENCE)
+    }
+
     /// Limits that have passed, leases that have run out.
     async fn elapse(&self, now: Timestamp, revoked: &mut Vec<LeaseId>) -> Result<bool> {
-        let found = self.pools.write.query(ELAPSED, &[&now.0, &SLICE, &self.replica]).await?;
+        let params: [&(dyn ToSql + Sync); 4] = [&now.0, &SLICE, &self.replica, &self.deference(now)];
+        let found = self.pools.write.query(ELAPSED, &params).await?;
         if found.is_empty() {
             return Ok(false);
         }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     job::{Cancelled, Error, Job, JobId, Retried, State, Suspension, Timestamp, View},
-    store::{Cancel, Change, Delete, LeaseId, Retry},
+    store::{Cancel, Change, Delete, LeaseId, Position, Retry},
 };
 
 pub type Answer<T> = std::result::Result<T, Error>;
@@ -67,13 +67,13 @@ pub fn retry(tx: &mut Tx<'_>, now: Timestamp, retry: &Retry) -> Result<Answer<Ch
     Ok(present(tx, num)?.map(|job| Change { job, revoke: None }))
 }
 
-pub fn delete(tx: &mut Tx<'_>, delete: &Delete) -> Result<Answer<()>> {
+pub fn delete(tx: &mut Tx<'_>, delete: &Delete) -> Result<Answer<Position>> {
     match find(tx, &delete.job_id, delete.etag.as_deref())? {
-        Err(Error::JobNotFound { .. }) if delete.allow_missing => Ok(Ok(())),
+        Err(Error::JobNotFound { .. }) if delete.allow_missing => Ok(Ok(tx.effects.head)),
         Err(error) => Ok(Err(error)),
         Ok((num, Place::Done { .. })) => {
             remove(tx, num)?;
-            Ok(Ok(()))
+            Ok(Ok(tx.effects.head))
         }
         Ok((_, Place::Live(row))) => Ok(Err(Error::JobState {
             job_id: delete.job_id.to_string(),

@@ -113,6 +113,17 @@ fn passes(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked | DiskFull))
 }
 
+/// Writes all of the log back and empties it, as nobody else writes. Waits for those who read.
+pub fn empty(connection: &Connection) -> rusqlite::Result<()> {
+    let is_busy = || connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+    while is_busy()? {
+        tracing::warn!(
+            "the store is being read by another process, a backup or `jobwire verify`: it is served once that has ended"
+        );
+    }
+    Ok(())
+}
+
 /// Bytes in the log afterwards, written back or not. 0 if another checkpoint is under way.
 pub fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<u64> {
     // busy, frames in the log (-1 if that is not known), frames written back

@@ -25,6 +25,7 @@ pub struct Stopped {
     dir: PathBuf,
     connection: Connection,
     report: VerifyReport,
+    moved_to: Option<String>,
     _lock: File,
 }
 
@@ -32,23 +33,34 @@ impl Stopped {
     /// Locks the store in `dir`, and reads all of it once as [`verify`] does.
     ///
     /// # Errors
-    /// There is none, it is in use, it was taken over before, or it is damaged.
+    /// There is none, it is in use, or it is damaged.
     pub fn open(dir: &Path) -> Result<Self, MaintenanceError> {
         if !dir.join(DATABASE).exists() {
             return Err(OpenError::Missing(dir.to_owned()).into());
         }
-        let lock = open::lock_directory(dir)?;
+        let lock = open::lock(dir)?;
+        let moved_to = open::moved_to(dir)?;
         let report = verify(dir)?;
         if let Some(problem) = report.problems.first() {
             return Err(MaintenanceError::Damaged { dir: dir.to_owned(), problem: problem.clone() });
         }
         let connection = open::reader(dir, CACHE)?;
-        Ok(Self { dir: dir.to_owned(), connection, report, _lock: lock })
+        Ok(Self { dir: dir.to_owned(), connection, report, moved_to, _lock: lock })
     }
 
     /// What was found in it.
     pub fn report(&self) -> &VerifyReport {
         &self.report
+    }
+
+    /// Where it was taken over to before, or was about to be.
+    pub fn moved_to(&self) -> Option<&str> {
+        self.moved_to.as_deref()
+    }
+
+    /// That somebody else serves its jobs, or may.
+    pub fn refusal(&self, to: &str) -> MaintenanceError {
+        OpenError::Moved { dir: self.dir.clone(), to: to.to_owned() }.into()
     }
 
     /// What it is called, and where its numbers have come to.
@@ -121,8 +133,13 @@ impl Stopped {
     /// The disk says no.
     pub fn mark(&self, moved_to: &str) -> Result<(), MaintenanceError> {
         let path = self.dir.join(MOVED);
-        let mut file =
-            OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path).map_err(io(&path))?;
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(io(&path))?;
         let written = file.write_all(moved_to.as_bytes()).and_then(|()| file.sync_all());
         // There is no room for more than its name, say.
         written.inspect_err(|_| drop(fs::remove_file(&path))).map_err(io(&path))?;

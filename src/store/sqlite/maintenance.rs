@@ -44,12 +44,14 @@ pub struct BackupReport {
 /// repeat those of the original.
 ///
 /// # Errors
-/// `target` exists, `data` holds no store, or the disk says no. Then there is no `target`.
+/// `target` exists, `data` holds no store or one that was taken over, or the disk says no. Then there is no `target`.
 pub fn backup(data: &Path, target: &Path) -> Result<BackupReport, MaintenanceError> {
     if target.exists() {
         return Err(MaintenanceError::Exists(target.to_owned()));
     }
     let source = open::reader(data, 8 << 20)?;
+    // It must not be served a second time by way of a copy.
+    open::refuse_moved(data)?;
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // A copy that is not whole must not be served, least of all in the name of the original's log.
     let unfinished = tempfile::Builder::new()

@@ -139,7 +139,7 @@ impl SqliteStore {
         let connection = open::writer(dir, of_writer)?;
         // After a sync that failed a log may be whole only in the page cache: written back before anything is built
         // on it.
-        checkpoint::checkpoint(&connection, "TRUNCATE").map_err(sqlite)?;
+        checkpoint::empty(&connection).map_err(sqlite)?;
         let log_id = log_id(&connection).map_err(sqlite)?;
         let lease_key = lease_key(&connection).map_err(sqlite)?;
         let lines = Lines::load(&connection, &config).map_err(sqlite)?;
@@ -304,7 +304,11 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn delete(&self, now: Timestamp, deletes: Vec<Delete>) -> Result<Vec<Result<(), Error>>, Error> {
+    async fn delete(
+        &self,
+        now: Timestamp,
+        deletes: Vec<Delete>,
+    ) -> Result<Vec<Result<Position, Error>>, Error> {
         self.write(now, deletes.len(), Durable::Synced, move |tx, _| {
             deletes.iter().map(|delete| change::delete(tx, delete)).collect()
         })

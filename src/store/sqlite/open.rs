@@ -63,15 +63,50 @@ pub enum OpenError {
 
 const MAX_SCHEMA: i32 = MIGRATIONS.len() as i32;
 
-/// Makes the directory if need be, and locks it for the life of the returned file.
+fn io(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::Io { path, source }
+}
+
+/// Makes the directory and an empty database if need be, and locks it for the life of the returned file.
 ///
 /// # Errors
-/// [`OpenError::Locked`] if another process holds it, [`OpenError::Moved`] if its jobs are elsewhere.
+/// As [`lock`], and [`OpenError::Moved`] if its jobs are elsewhere.
 pub fn lock_directory(dir: &Path) -> Result<File, OpenError> {
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |source| OpenError::Io { path, source }
-    };
+    let lock = lock(dir)?;
+    refuse_moved(dir)?;
+    let database = dir.join(DATABASE);
+    if !database.exists() {
+        // Only before SQLite opens it: closing a descriptor of ours later would drop SQLite's locks.
+        OpenOptions::new().create_new(true).write(true).mode(0o600).open(&database).map_err(io(&database))?;
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(io(dir))?;
+    }
+    Ok(lock)
+}
+
+/// # Errors
+/// [`OpenError::Moved`].
+pub fn refuse_moved(dir: &Path) -> Result<(), OpenError> {
+    match moved_to(dir)? {
+        Some(to) => Err(OpenError::Moved { dir: dir.to_owned(), to }),
+        None => Ok(()),
+    }
+}
+
+/// Where the jobs of a directory were taken over to.
+pub fn moved_to(dir: &Path) -> Result<Option<String>, OpenError> {
+    match fs::read_to_string(dir.join(MOVED)) {
+        Ok(to) => Ok(Some(to)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io(&dir.join(MOVED))(error)),
+    }
+}
+
+/// Makes the directory if need be, and locks it.
+///
+/// # Errors
+/// [`OpenError::Locked`] if another process holds it.
+pub fn lock(dir: &Path) -> Result<File, OpenError> {
     make_directory(dir).map_err(io(dir))?;
     refuse_network(dir)?;
     let path = dir.join(LOCK);
@@ -86,17 +121,6 @@ pub fn lock_directory(dir: &Path) -> Result<File, OpenError> {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(OpenError::Locked(dir.to_owned())),
         Err(TryLockError::Error(source)) => return Err(OpenError::Io { path, source }),
-    }
-    match fs::read_to_string(dir.join(MOVED)) {
-        Ok(to) => return Err(OpenError::Moved { dir: dir.to_owned(), to }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => return Err(OpenError::Io { path: dir.join(MOVED), source }),
-    }
-    let database = dir.join(DATABASE);
-    if !database.exists() {
-        // Only before SQLite opens it: closing a descriptor of ours later would drop SQLite's locks.
-        OpenOptions::new().create_new(true).write(true).mode(0o600).open(&database).map_err(io(&database))?;
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(io(dir))?;
     }
     Ok(lock)
 }
@@ -136,9 +160,14 @@ fn refuse_network(_: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// The database of a directory that links may lead to. SQLite is to follow none: the file itself must not be one.
+fn database(dir: &Path) -> Result<PathBuf, OpenError> {
+    Ok(fs::canonicalize(dir).map_err(io(dir))?.join(DATABASE))
+}
+
 /// The connection that writes. Brings the schema up to date.
 pub fn writer(dir: &Path, cache_bytes: usize) -> Result<Connection, OpenError> {
-    let path = dir.join(DATABASE);
+    let path = database(dir)?;
     let sqlite = |source| OpenError::Sqlite { path: path.clone(), source };
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
@@ -159,10 +188,10 @@ pub fn writer(dir: &Path, cache_bytes: usize) -> Result<Connection, OpenError> {
 
 /// A connection that only reads. The schema must be there.
 pub fn reader(dir: &Path, cache_bytes: usize) -> Result<Connection, OpenError> {
-    let path = dir.join(DATABASE);
-    if !path.exists() {
+    if !dir.join(DATABASE).exists() {
         return Err(OpenError::Missing(dir.to_owned()));
     }
+    let path = database(dir)?;
     let flags =
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(&path, flags)

@@ -211,6 +211,7 @@ macro_rules! store_suite {
                 a_page_of_outcomes_is_bounded_in_bytes
                 existing_shows_the_newest_of_final_jobs
                 existing_stays_in_its_bounds
+                a_deletion_tells_up_to_where_outcomes_are_gone
                 a_time_has_a_position
                 a_time_passes_nothing_over
                 the_head_is_told

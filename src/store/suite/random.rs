@@ -310,7 +310,7 @@ impl Pair {
         let expected: Vec<_> = deletes.iter().map(|delete| self.model.delete(delete)).collect();
         self.meet("delete", &expected, |()| "taken");
         let deleted = self.world.store().delete(self.world.now, deletes).await.unwrap();
-        let deleted: Vec<_> = deleted.into_iter().map(|answer| answer.map_err(refusal)).collect();
+        let deleted: Vec<_> = deleted.into_iter().map(|answer| answer.map(drop).map_err(refusal)).collect();
         assert_eq!(deleted, expected);
     }
 

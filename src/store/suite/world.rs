@@ -316,11 +316,11 @@ impl World {
         self.store().retry(self.now, vec![retry]).await.unwrap().remove(0)
     }
 
-    pub async fn delete(&self, name: &str) -> Result<(), Error> {
+    pub async fn delete(&self, name: &str) -> Result<Position, Error> {
         self.delete_with(Delete { job_id: id(name), etag: None, allow_missing: false }).await
     }
 
-    pub async fn delete_with(&self, delete: Delete) -> Result<(), Error> {
+    pub async fn delete_with(&self, delete: Delete) -> Result<Position, Error> {
         self.store().delete(self.now, vec![delete]).await.unwrap().remove(0)
     }
 }

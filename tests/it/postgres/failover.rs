@@ -389,6 +389,9 @@ async fn a_new_log_refuses_the_cursors_of_the_old_one() {
     let (code, said) = jobwire(&["new-log", "--store", &url]);
     assert!(code == Some(0) && said.contains("\"log_id\":\""), "{said}");
 
+    let (code, said) = jobwire(&["new-log", "--store", &schema()]);
+    assert!(code == Some(1) && said.contains("holds no jobwire store"), "{said}");
+
     let (server, other) = (server.restart(), Server::on_database(&url, ""));
     let client = server.client().await;
     let refused = Refusal::of(client.clone().watch_results(after(&watch.cursor)).await);

@@ -103,6 +103,8 @@ async fn deletions_may_be_missed_over_a_failover() {
     let replicas = Replicas::new().await;
     let store = replicas.open().await;
     let mut deleted = store.signals().deleted.subscribe();
+    remove(&store, "a").await;
+    hear_of_deletion(&mut deleted).await;
     replicas.schema.execute(FAILOVER).await;
     replicas.schema.cut().await;
     recovered(&store).await;

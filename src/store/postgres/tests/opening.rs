@@ -15,7 +15,7 @@ use super::{
 };
 use crate::store::{
     migrate::Origin,
-    postgres::{Import, OpenError},
+    postgres::{OpenError, Target},
 };
 
 const NOW: Timestamp = Timestamp(1_700_000_000_000);
@@ -60,12 +60,22 @@ async fn no_identity_is_drawn_while_a_store_is_taken_over() {
     migrate(&client).await.unwrap();
     let origin =
         Origin { log_id: None, lease_key: None, feed_start: 0, feed_cut: 0, last_num: 0, last_seq: 0 };
-    let import = Import::begin(schema.url(), &origin).await.unwrap();
+    let target = Target::open(schema.url()).await.unwrap();
+    assert!(!target.was_broken_off());
+    let import = target.begin(&origin).await.unwrap();
+    let underway = Target::open(schema.url()).await.unwrap_err();
+    assert!(matches!(underway, OpenError::Underway), "{underway}");
     let drawing = tokio::time::timeout(Duration::from_millis(500), identity(&client));
     assert!(drawing.await.is_err(), "it waits");
     drop((import, client));
-    // It was broken off, and can be begun again.
-    Import::begin(schema.url(), &origin).await.unwrap();
+    let target = loop {
+        match Target::open(schema.url()).await {
+            Err(OpenError::Underway) => tokio::time::sleep(Duration::from_millis(5)).await,
+            opened => break opened.unwrap(),
+        }
+    };
+    assert!(target.was_broken_off());
+    target.begin(&origin).await.unwrap();
 }
 
 #[tokio::test]

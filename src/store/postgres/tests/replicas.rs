@@ -3,12 +3,13 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::future::join_all;
+use tokio::sync::broadcast;
 
 use super::{server::Schema, *};
 use crate::{
-    job::{Cause, Error, Filter, Payload, Report, State, View},
+    job::{Cause, Error, Filter, JobId, Payload, Report, State, View},
     store::{
-        Cancel, Claim, OnlyIf, Outcome, Position, Queues, Renewal, Renewed, Settlement, Submission,
+        Cancel, Claim, Delete, OnlyIf, Outcome, Position, Queues, Renewal, Renewed, Settlement, Submission,
         suite::{World, drawn, job, secs},
     },
 };
@@ -292,6 +293,72 @@ async fn a_replica_hears_of_what_another_commits() {
     a.settle(NOW, leased.iter().map(success).collect()).await.unwrap();
     tokio::time::timeout(secs(4), head.changed()).await.expect("a hint of the feed").unwrap();
     assert_eq!(*head.borrow(), *a.signals().head.borrow());
+}
+
+pub async fn remove(store: &PostgresStore, name: &str) -> Position {
+    submit(store, [job(name)]).await;
+    let job_id: JobId = name.parse().unwrap();
+    let cancel = Cancel { job_id: job_id.clone(), reason: String::new(), etag: None };
+    store.cancel(NOW, vec![cancel]).await.unwrap().remove(0).unwrap();
+    let delete = Delete { job_id, etag: None, allow_missing: false };
+    store.delete(NOW, vec![delete]).await.unwrap().remove(0).unwrap()
+}
+
+/// Skips that something may have been missed before.
+pub async fn hear_of_deletion(
+    deleted: &mut broadcast::Receiver<Option<(JobId, Position)>>,
+) -> (JobId, Position) {
+    let told = async {
+        loop {
+            if let Some(told) = deleted.recv().await.unwrap() {
+                return told;
+            }
+        }
+    };
+    tokio::time::timeout(secs(4), told).await.expect("a deletion")
+}
+
+#[tokio::test]
+async fn what_was_deleted_is_told_before_a_replica_ends() {
+    let replicas = Replicas::new().await;
+    let [a, b] = replicas.pair().await;
+    let mut deleted = b.signals().deleted.subscribe();
+    for name in ["first", "last"] {
+        let at = remove(&a, name).await;
+        if name == "last" {
+            a.close().await;
+        }
+        assert_eq!(hear_of_deletion(&mut deleted).await, (name.parse().unwrap(), at));
+    }
+}
+
+/// It may have been killed before it could tell what it had deleted.
+#[tokio::test]
+async fn a_replica_that_begins_lets_others_ask_the_store() {
+    let replicas = Replicas::new().await;
+    let a = replicas.open().await;
+    let mut deleted = a.signals().deleted.subscribe();
+    remove(&a, "a").await;
+    hear_of_deletion(&mut deleted).await;
+    let _b = replicas.open().await;
+    let told = tokio::time::timeout(secs(4), deleted.recv()).await;
+    assert_eq!(told.expect("it is told"), Ok(None));
+}
+
+/// It does not know whether the database was away, and others are about to let their leases outlast that.
+#[tokio::test]
+async fn a_replica_that_has_just_begun_leaves_the_leases_of_others_to_them() {
+    let replicas = Replicas::new().await;
+    let a = replicas.open().await;
+    submit(&a, [job("a")]).await;
+    let leased =
+        a.claim(NOW, Claim { worker: "w".parse().unwrap(), ..World::wish(1) }).await.unwrap().remove(0);
+    let late = NOW.after(secs(60));
+    let b = PostgresStore::open(replicas.schema.url(), replicas.config.clone(), late).await.unwrap();
+    let next = b.tick(late).await.unwrap();
+    assert_eq!((next.revoked, next.next), (vec![], None));
+    let next = b.tick(late.after(secs(5))).await.unwrap();
+    assert_eq!(next.revoked, [leased.lease]);
 }
 
 #[tokio::test]

@@ -1,4 +1,8 @@
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+};
 
 use super::*;
 use crate::{
@@ -6,7 +10,7 @@ use crate::{
     store::{
         Position, Queues,
         sqlite::{OpenError, backup, verify},
-        suite::{id, job},
+        suite::{id, job, secs},
     },
 };
 
@@ -98,6 +102,52 @@ async fn a_close_leaves_one_file() {
     for log in ["jobwire.db-wal", "jobwire.db-shm"] {
         assert!(!world.dir().join(log).exists(), "{log}");
     }
+}
+
+/// As systemd's `StateDirectory` may be, or one on a larger disk. The database itself must be none.
+#[tokio::test]
+async fn links_may_lead_to_the_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (target, link) = (dir.path().join("target"), dir.path().join("link"));
+    fs::create_dir(&target).unwrap();
+    symlink(&target, &link).unwrap();
+    let store = SqliteStore::open(&link, Arc::default(), NOW).unwrap();
+    backup(&link, &dir.path().join("copy")).unwrap();
+    store.close().await;
+    drop(store);
+    assert!(verify(&link).unwrap().problems.is_empty());
+    fs::rename(target.join(DATABASE), dir.path().join("elsewhere.db")).unwrap();
+    symlink(dir.path().join("elsewhere.db"), target.join(DATABASE)).unwrap();
+    assert!(matches!(open_error(&link), OpenError::Sqlite { .. }));
+}
+
+/// What was logged may be whole only in the page cache: nothing is built on it.
+#[tokio::test]
+async fn a_store_is_not_served_before_its_log_is_written_back() {
+    let mut world = World::new(OPEN).await;
+    let dir = world.dir();
+    let reader = Connection::open(dir.join(DATABASE)).unwrap();
+    world.add(job("a")).await;
+    let read = || reader.query_row("SELECT count(*) FROM job", [], |row| row.get::<_, i64>(0)).unwrap();
+    reader.execute_batch("BEGIN").unwrap();
+    assert_eq!(read(), 1);
+    world.add(job("b")).await;
+    world.close().await;
+    let log = dir.join("jobwire.db-wal");
+    let size = || fs::metadata(&log).unwrap().len();
+    let before = size();
+    let opening = {
+        let dir = dir.clone();
+        std::thread::spawn(move || SqliteStore::open(&dir, Arc::default(), NOW).unwrap())
+    };
+    // For longer than SQLite waits by itself.
+    tokio::time::sleep(secs(6)).await;
+    assert!(!opening.is_finished());
+    reader.execute_batch("COMMIT").unwrap();
+    assert_eq!(read(), 2);
+    let store = tokio::task::spawn_blocking(|| opening.join().unwrap()).await.unwrap();
+    assert!(size() < before, "{} {before}", size());
+    store.close().await;
 }
 
 #[tokio::test]
