@@ -24,7 +24,7 @@ import (
 const Forever time.Duration = math.MaxInt64
 
 const (
-	// The deadline of a call, beyond the wait it asks for.
+	// The deadline of one try of a call, beyond the wait it asks for.
 	callTimeout = 15 * time.Second
 	// One step of a long poll. Servers may answer sooner, with done = false.
 	poll               = 40 * time.Second
@@ -36,8 +36,9 @@ const (
 	longestRetryDelay = 30 * time.Second
 	// How long waits and watches go on trying without a single reply before they pass the error on.
 	patience = 10 * time.Minute
-	// Tries of one call in all.
-	maxTries = 8
+	// Tries of one call in all, and how many of them may take until their deadline.
+	maxTries     = 8
+	maxLateTries = 3
 )
 
 // Client is a client of one server. It may be used by many goroutines. Its methods fail with an *Error.
@@ -68,8 +69,9 @@ func (c *Client) rpc() pb.JobServiceClient { return pb.NewJobServiceClient(c.cal
 
 // Submit stores a job. Durable when this returns.
 //
-// It fills in RequestId if that is empty, so that a repeat after a lost reply does not make a second job. With Wait, the
-// reply comes when the job has ended or the time is up, whichever is first.
+// It fills in RequestId if that is empty, so that a repeat after a lost reply does not make a second job. To repeat after an
+// error yourself, set it yourself: the job may be there. With Wait, the reply comes when the job has ended or the time is
+// up, whichever is first.
 func (c *Client) Submit(ctx context.Context, request *pb.SubmitRequest) (*pb.SubmitResponse, error) {
 	deadline := callTimeout + min(max(request.GetWait().AsDuration(), 0), poll)
 	return call(ctx, deadline, true, withRequestID(request), c.rpc().Submit)
@@ -84,10 +86,12 @@ func (c *Client) BatchSubmit(ctx context.Context, request *pb.BatchSubmitRequest
 	return call(ctx, callTimeout, true, filled, c.rpc().BatchSubmit)
 }
 
-// Run submits a job and waits until it has ended, well or not: see its State, Output and Error.
+// Run submits a job and waits until it has ended, well or not: see its State, Output and Error. After an error the job may
+// be there: Submit with a RequestId of your own, and Result, can be repeated.
 func (c *Client) Run(ctx context.Context, spec *pb.JobSpec) (*pb.Job, error) {
 	reply, err := c.Submit(ctx, &pb.SubmitRequest{Spec: spec, Wait: durationpb.New(poll)})
-	if err != nil || reply.GetDone() {
+	// A server that has little room left answers without the output.
+	if err != nil || reply.GetDone() && !reply.GetJob().GetOutput().GetOmitted() {
 		return reply.GetJob(), err
 	}
 	result, err := c.Result(ctx, reply.GetJob().GetJobId(), Forever)
@@ -142,7 +146,7 @@ func (c *Client) Get(ctx context.Context, request *pb.GetJobRequest) (*pb.Job, e
 // List is the jobs that match, page by page, from PageToken on to the end. An error ends it.
 func (c *Client) List(ctx context.Context, request *pb.ListJobsRequest) iter.Seq2[*pb.ListJobsResponse, error] {
 	return func(yield func(*pb.ListJobsResponse, error) bool) {
-		request := proto.CloneOf(request)
+		request := cloned(request)
 		for {
 			page, err := call(ctx, callTimeout, true, request, c.rpc().ListJobs)
 			if !yield(page, err) || err != nil || page.NextPageToken == "" {
@@ -170,7 +174,7 @@ func (c *Client) Retry(ctx context.Context, request *pb.RetryJobRequest) (*pb.Jo
 // Delete removes a job that has ended, and its outcome.
 func (c *Client) Delete(ctx context.Context, request *pb.DeleteJobRequest) error {
 	first := true
-	_, err := call(ctx, callTimeout, true, proto.CloneOf(request),
+	_, err := call(ctx, callTimeout, true, cloned(request),
 		func(ctx context.Context, request *pb.DeleteJobRequest, options ...grpc.CallOption) (*pb.DeleteJobResponse, error) {
 			// The first try may have removed the job although its reply was lost.
 			request.AllowMissing = request.AllowMissing || !first
@@ -273,6 +277,7 @@ func call[Request, Reply any](
 	ctx context.Context, deadline time.Duration, harmless bool, request Request, send method[Request, Reply],
 ) (Reply, error) {
 	backoff := newPauses(firstPause, longestPause)
+	late := 0
 	for tries := 1; ; tries++ {
 		bounded, cancel := context.WithTimeout(ctx, deadline)
 		reply, err := send(bounded, request)
@@ -281,7 +286,10 @@ func call[Request, Reply any](
 			return reply, nil
 		}
 		e := toError(ctx, err)
-		last := tries == maxTries || !e.repeatable(harmless) || e.delay() > longestRetryDelay
+		if e.Code == codes.DeadlineExceeded {
+			late++
+		}
+		last := tries == maxTries || late == maxLateTries || !e.repeatable(harmless) || e.delay() > longestRetryDelay
 		if last || sleep(ctx, backoff.next(e.delay())) != nil {
 			var none Reply
 			return none, toError(ctx, e)
@@ -293,10 +301,18 @@ func withRequestID(request *pb.SubmitRequest) *pb.SubmitRequest {
 	if request.GetRequestId() != "" {
 		return request
 	}
-	request = proto.CloneOf(request)
-	if request == nil {
-		request = &pb.SubmitRequest{}
-	}
+	request = cloned(request)
 	request.RequestId = rand.Text()
 	return request
+}
+
+// cloned is a request that may be changed. Nil is an empty one.
+func cloned[M any, Request interface {
+	*M
+	proto.Message
+}](request Request) Request {
+	if request == nil {
+		return new(M)
+	}
+	return proto.CloneOf(request)
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -27,6 +29,73 @@ func TestSubmitIsRepeatedWithTheSameRequestID(t *testing.T) {
 		if request.RequestId == "" || request.RequestId != f.submitted[0].RequestId {
 			t.Errorf("request_id %q", request.RequestId)
 		}
+	}
+}
+
+func TestACallThatTookTooLongIsRepeatedTwice(t *testing.T) {
+	f := serve(t)
+	f.submitErrors = []error{bare(codes.DeadlineExceeded), bare(codes.DeadlineExceeded)}
+	if _, err := f.client(t).Submit(t.Context(), nil); err != nil || len(f.submitted) != 3 {
+		t.Fatal(err, len(f.submitted))
+	}
+	if f.submitted[0].RequestId != f.submitted[2].RequestId {
+		t.Error(f.submitted)
+	}
+	for range 4 {
+		f.submitErrors = append(f.submitErrors, own(codes.DeadlineExceeded, "DEADLINE_EXCEEDED"))
+	}
+	if _, err := f.client(t).Submit(t.Context(), nil); Reason(err) != "DEADLINE_EXCEEDED" || len(f.submitted) != 6 {
+		t.Error(err, len(f.submitted))
+	}
+	f.retryError = bare(codes.DeadlineExceeded)
+	if _, err := f.client(t).Retry(t.Context(), &pb.RetryJobRequest{}); err == nil || f.retries != 1 {
+		t.Error(err, f.retries)
+	}
+}
+
+func TestTheDeadlineOfTheCallerIsFinal(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	tries := 0
+	_, err := call(ctx, time.Minute, true, 0, func(ctx context.Context, _ int, _ ...grpc.CallOption) (int, error) {
+		tries++
+		<-ctx.Done()
+		return 0, ctx.Err()
+	})
+	if !errors.Is(err, context.DeadlineExceeded) || tries != 1 {
+		t.Error(err, tries)
+	}
+}
+
+func TestNoRequestIsAnEmptyOne(t *testing.T) {
+	f := serve(t)
+	f.streams = [][]any{{own(codes.OutOfRange, "CURSOR_EXPIRED")}}
+	client := f.client(t)
+	for _, err := range client.List(t.Context(), nil) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	for _, err := range client.Watch(t.Context(), nil) {
+		if Reason(err) != "CURSOR_EXPIRED" {
+			t.Error(err)
+		}
+	}
+	if err := client.Delete(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRunAsksForAnOutputThatWasLeftOut(t *testing.T) {
+	f := serve(t)
+	output := &pb.Payload{Omitted: true, SizeBytes: 5}
+	f.submitReply = &pb.SubmitResponse{Done: true, Job: &pb.Job{JobId: "a", Output: output}}
+	if job, err := f.client(t).Run(t.Context(), nil); err != nil || f.polls != 3 || job.Output.GetOmitted() {
+		t.Error(job, err, f.polls)
+	}
+	f.submitReply.Job.Output = nil
+	if _, err := f.client(t).Run(t.Context(), nil); err != nil || f.polls != 3 {
+		t.Error(err, f.polls)
 	}
 }
 
@@ -134,6 +203,7 @@ func TestAWatchGoesOnFromItsCursorAndEndsWhenAllIsDone(t *testing.T) {
 	f := serve(t)
 	f.streams = [][]any{
 		{own(codes.Unavailable, "STREAM_ROTATED")},
+		{own(codes.DeadlineExceeded, "DEADLINE_EXCEEDED")},
 		{finished("a", "c0", 1), caughtUp("c1"), bare(codes.Unknown)},
 		{finished("b", "c2", 1), own(codes.ResourceExhausted, "WATCH_STALLED")},
 		{finished("c", "c3", 1)},
@@ -153,7 +223,7 @@ func TestAWatchGoesOnFromItsCursorAndEndsWhenAllIsDone(t *testing.T) {
 		asked = append(asked, len(request.Filter.JobIds))
 	}
 	if !reflect.DeepEqual(seen, []string{"a", "b", "c"}) ||
-		!reflect.DeepEqual(cursors, []string{"", "", "c1", "c2"}) || !reflect.DeepEqual(asked, []int{3, 3, 3, 3}) {
+		!reflect.DeepEqual(cursors, []string{"", "", "", "c1", "c2"}) || !reflect.DeepEqual(asked, []int{3, 3, 3, 3, 3}) {
 		t.Error(seen, cursors, asked)
 	}
 }
@@ -328,5 +398,23 @@ func TestValuesComeBackAsTheyWere(t *testing.T) {
 	var nothing any
 	if err := Decode(nil, &nothing); err != nil || nothing != nil {
 		t.Error(nothing, err)
+	}
+	if err := Decode(nil, &bytes); err != nil || bytes != nil {
+		t.Error(bytes, err)
+	}
+}
+
+func TestABodyThatWasLeftOutIsNotRead(t *testing.T) {
+	omitted := &pb.Payload{Omitted: true, SizeBytes: 5}
+	var value any
+	var bytes []byte
+	for _, into := range []any{&value, &bytes} {
+		if err := Decode(omitted, into); err == nil || !strings.Contains(err.Error(), "5 bytes") {
+			t.Error(err)
+		}
+	}
+	var payload *pb.Payload
+	if err := Decode(omitted, &payload); err != nil || payload != omitted {
+		t.Error(payload, err)
 	}
 }

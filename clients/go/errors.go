@@ -96,10 +96,11 @@ func (e *Error) delay() time.Duration {
 	return *e.RetryDelay
 }
 
-// repeatable tells whether the same request may be sent again. harmless: twice does no more than once.
+// repeatable tells whether the same request may be sent again. harmless: twice does no more than once. A deadline is that
+// of one try: the caller's own is seen to by the context.
 func (e *Error) repeatable(harmless bool) bool {
 	switch e.Code {
-	case codes.Unavailable:
+	case codes.Unavailable, codes.DeadlineExceeded:
 		return harmless
 	case codes.ResourceExhausted: // A plain refusal: nothing was done.
 		return e.Reason != "" && e.RetryDelay != nil
@@ -112,11 +113,11 @@ func (e *Error) repeatable(harmless bool) bool {
 // make UNKNOWN, INTERNAL and CANCELLED of a broken connection, and then there is no reason of the contract.
 func (e *Error) resumable() bool {
 	switch e.Code {
-	case codes.Unavailable:
+	case codes.Unavailable, codes.DeadlineExceeded:
 		return true
 	case codes.ResourceExhausted:
 		return e.Reason != ""
-	case codes.Unknown, codes.Internal, codes.Canceled, codes.DeadlineExceeded:
+	case codes.Unknown, codes.Internal, codes.Canceled:
 		return e.Reason == ""
 	default:
 		return false

@@ -25,16 +25,21 @@ type fake struct {
 	mu           sync.Mutex
 	submitted    []*pb.SubmitRequest
 	submitErrors []error
+	submitReply  *pb.SubmitResponse
 	polls        int
 	retries      int
+	retryError   error
 	deleted      []*pb.DeleteJobRequest
 	watched      []*pb.WatchResultsRequest
 	// What each stream brings: messages, and perhaps an error at the end.
 	streams [][]any
 	// Leases that the next hello loses.
-	lost     []string
+	lost []string
+	// What happens when a worker says that it takes no more, before anything else of it is read.
+	onDrain  func(*fakeSession)
 	sessions chan *fakeSession
 	address  string
+	server   *grpc.Server
 }
 
 func serve(t *testing.T) *fake {
@@ -43,12 +48,18 @@ func serve(t *testing.T) *fake {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fake{address: listener.Addr().String(), sessions: make(chan *fakeSession, 8)}
-	server := grpc.NewServer()
-	pb.RegisterJobServiceServer(server, f)
-	pb.RegisterWorkerServiceServer(server, f)
-	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(server.Stop)
+	f := &fake{
+		address:     listener.Addr().String(),
+		sessions:    make(chan *fakeSession, 8),
+		server:      grpc.NewServer(),
+		submitReply: &pb.SubmitResponse{Job: &pb.Job{JobId: "a"}},
+		retryError:  bare(codes.Unavailable),
+		onDrain:     func(*fakeSession) {},
+	}
+	pb.RegisterJobServiceServer(f.server, f)
+	pb.RegisterWorkerServiceServer(f.server, f)
+	go func() { _ = f.server.Serve(listener) }()
+	t.Cleanup(f.server.Stop)
 	return f
 }
 
@@ -109,7 +120,7 @@ func (f *fake) Submit(_ context.Context, request *pb.SubmitRequest) (*pb.SubmitR
 		f.submitErrors = f.submitErrors[1:]
 		return nil, err
 	}
-	return &pb.SubmitResponse{Job: &pb.Job{JobId: "a"}}, nil
+	return f.submitReply, nil
 }
 
 func (f *fake) GetResult(_ context.Context, request *pb.GetResultRequest) (*pb.GetResultResponse, error) {
@@ -128,7 +139,7 @@ func (f *fake) RetryJob(context.Context, *pb.RetryJobRequest) (*pb.RetryJobRespo
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.retries++
-	return nil, bare(codes.Unavailable)
+	return nil, f.retryError
 }
 
 func (f *fake) DeleteJob(_ context.Context, request *pb.DeleteJobRequest) (*pb.DeleteJobResponse, error) {
@@ -170,6 +181,8 @@ type fakeSession struct {
 	stream   grpc.BidiStreamingServer[pb.WorkRequest, pb.WorkResponse]
 	messages []*pb.WorkRequest
 	ended    chan struct{}
+	// What the stream ended with: io.EOF after a goodbye.
+	end error
 }
 
 func (f *fake) Work(stream grpc.BidiStreamingServer[pb.WorkRequest, pb.WorkResponse]) error {
@@ -178,6 +191,7 @@ func (f *fake) Work(stream grpc.BidiStreamingServer[pb.WorkRequest, pb.WorkRespo
 	for {
 		message, err := stream.Recv()
 		if err != nil {
+			s.end = err
 			return nil
 		}
 		s.mu.Lock()
@@ -194,7 +208,19 @@ func (f *fake) Work(stream grpc.BidiStreamingServer[pb.WorkRequest, pb.WorkRespo
 		if message.GetHeartbeat() != nil {
 			s.send(&pb.WorkResponse{Message: &pb.WorkResponse_HeartbeatAck{HeartbeatAck: &pb.HeartbeatAck{}}})
 		}
+		if message.GetCapacity() != nil {
+			f.mu.Lock()
+			onDrain := f.onDrain
+			f.mu.Unlock()
+			onDrain(s)
+		}
 	}
+}
+
+func (f *fake) whenDrained(do func(*fakeSession)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.onDrain = do
 }
 
 func (f *fake) session(t *testing.T) *fakeSession {
@@ -222,8 +248,15 @@ func (s *fakeSession) lease(id, kind string, payload any, sequence int64) {
 		s.t.Fatal(err)
 	}
 	job := &pb.Job{JobId: "job-" + id, Attempt: 1, Spec: &pb.JobSpec{Kind: kind, Payload: encoded}}
-	lease := &pb.Lease{LeaseId: id, Sequence: sequence, Job: job}
+	s.give(&pb.Lease{LeaseId: id, Sequence: sequence, Job: job})
+}
+
+func (s *fakeSession) give(lease *pb.Lease) {
 	s.send(&pb.WorkResponse{Message: &pb.WorkResponse_Lease{Lease: lease}})
+}
+
+func (s *fakeSession) drain() {
+	s.send(&pb.WorkResponse{Message: &pb.WorkResponse_Drain{Drain: &pb.WorkerDrain{}}})
 }
 
 // seen is the first message that passes, waited for.

@@ -27,18 +27,26 @@ func Encode(value any) (*pb.Payload, error) {
 	return &pb.Payload{Body: &pb.Payload_Text{Text: string(text)}, ContentType: jsonType}, nil
 }
 
-// Decode reads a payload into what a pointer points to: a []byte takes the bytes, a **Payload the payload itself, a
-// string also text that is no JSON, and everything else what the JSON means. No document reads as null.
+// Decode reads a payload into what a pointer points to: a []byte takes the bytes, a *Payload the payload itself, a string
+// also text that is no JSON, and everything else what the JSON means. No document reads as null, as bytes as nil. A body
+// that was left out cannot be read.
 func Decode(payload *pb.Payload, into any) error {
+	if into, ok := into.(**pb.Payload); ok {
+		*into = payload
+		return nil
+	}
+	if payload.GetOmitted() {
+		return fmt.Errorf("the body of %d bytes was left out: Get or Result has it", payload.GetSizeBytes())
+	}
 	document, isJSON, err := body(payload)
 	if err != nil {
 		return err
 	}
 	switch into := into.(type) {
-	case **pb.Payload:
-		*into = payload
-		return nil
 	case *[]byte:
+		if payload.GetBody() == nil {
+			document = nil
+		}
 		*into = document
 		return nil
 	case *string:

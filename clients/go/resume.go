@@ -31,7 +31,7 @@ type resume struct {
 
 func newResume(request *pb.WatchResultsRequest) *resume {
 	return &resume{
-		asked:     proto.CloneOf(request),
+		asked:     cloned(request),
 		replaying: request.GetStart() == nil && (request.GetIncludeExisting() || request.GetUntilAllDone()),
 		replayed:  map[outcome]struct{}{},
 		seen:      map[string]struct{}{},

@@ -29,8 +29,9 @@ type session struct {
 	watchdog *time.Timer
 	silence  time.Duration
 	cancel   context.CancelCauseFunc
-	sent     chan struct{}
-	wake     chan struct{}
+	// Closed when nothing more comes over this stream.
+	ended chan struct{}
+	wake  chan struct{}
 
 	mu      sync.Mutex
 	closing bool
@@ -52,7 +53,7 @@ func openSession(ctx context.Context, rpc pb.WorkerServiceClient, hello *pb.Work
 		leaving:  make(chan struct{}),
 		silence:  welcomeTimeout,
 		cancel:   cancel,
-		sent:     make(chan struct{}),
+		ended:    make(chan struct{}),
 		wake:     make(chan struct{}, 1),
 		outbox:   map[string]*pb.WorkRequest{},
 		watchdog: time.AfterFunc(welcomeTimeout, func() { cancel(silent) }),
@@ -91,17 +92,26 @@ func (s *session) start(ctx context.Context, take func(*session, *pb.WorkRespons
 	s.silence = 3 * interval
 	go s.send(interval, held)
 	go func() {
+		defer close(s.ended)
 		for {
 			message, err := s.receive(ctx)
 			if err != nil {
 				s.watchdog.Stop()
 				s.cancel(nil)
-				s.leave(toError(ctx, err))
+				s.leave(s.loss(ctx, err))
 				return
 			}
 			take(s, message)
 		}
 	}()
+}
+
+// loss is why the stream has ended. Nil after a goodbye.
+func (s *session) loss(ctx context.Context, err error) *Error {
+	if s.isClosing() {
+		return nil
+	}
+	return toError(ctx, err)
 }
 
 // post sends a message soon, in order, in place of an unsent one with the same key.
@@ -115,17 +125,24 @@ func (s *session) post(key string, message *pb.WorkRequest) {
 	s.nudge()
 }
 
-// close says goodbye: what was posted is sent first, if the stream still takes it.
+// close says goodbye: what was posted is sent first, and the server ends the stream once it has answered. To cancel it
+// sooner would drop what has not left yet.
 func (s *session) close() {
 	s.mu.Lock()
 	s.closing = true
 	s.mu.Unlock()
 	s.nudge()
 	select {
-	case <-s.sent:
+	case <-s.ended:
 	case <-time.After(goodbyeTimeout):
 	}
 	s.cancel(nil)
+}
+
+func (s *session) isClosing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
 }
 
 func (s *session) nudge() {
@@ -160,11 +177,12 @@ func (s *session) useful() bool {
 	return s.answered
 }
 
-// mayBeat takes note that a heartbeat is under way, if one is due and may go.
+// mayBeat takes note that a heartbeat is under way, if one is due and may go. None goes with the goodbye: its leases may
+// be named on another stream by now.
 func (s *session) mayBeat() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	may := s.beatDue && s.naming == nil
+	may := s.beatDue && s.naming == nil && !s.closing
 	if may {
 		s.beatDue, s.naming = false, []string{}
 	}
@@ -172,7 +190,6 @@ func (s *session) mayBeat() bool {
 }
 
 func (s *session) send(interval time.Duration, held func() *pb.WorkerHeartbeat) {
-	defer close(s.sent)
 	beats := time.NewTicker(interval)
 	defer beats.Stop()
 	for {
@@ -190,10 +207,7 @@ func (s *session) send(interval time.Duration, held func() *pb.WorkerHeartbeat) 
 			}
 			continue
 		}
-		s.mu.Lock()
-		closing := s.closing
-		s.mu.Unlock()
-		if closing {
+		if s.isClosing() {
 			_ = s.stream.CloseSend()
 			return
 		}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -28,7 +29,10 @@ const (
 	// Before a result is sent again that the server could not take.
 	resendPause        = time.Second
 	maxCheckpointBytes = 16 << 10
-	maxFinishBytes     = maxMessageBytes - 1024
+	// The server cuts a longer text, and drops longer details of a failure.
+	maxTextBytes    = 8 << 10
+	maxDetailsBytes = 16 << 10
+	maxFinishBytes  = maxMessageBytes - 1024
 )
 
 // Why the context of a handler ended: see context.Cause.
@@ -48,7 +52,7 @@ type Failure struct {
 	Permanent bool
 	// RetryAfter takes the place of the back-off.
 	RetryAfter time.Duration
-	// Details go to whoever reads the outcome, as JSON. Nil for none.
+	// Details go to whoever reads the outcome, as JSON of at most 16 KiB. Nil for none.
 	Details any
 }
 
@@ -60,15 +64,14 @@ func (f *Failure) Error() string {
 }
 
 func (f *Failure) report() *pb.JobError {
-	report := &pb.JobError{Code: valid(f.Code), Message: f.Message, Retryable: !f.Permanent}
+	report := &pb.JobError{Code: cut(f.Code), Message: cut(f.Message), Retryable: !f.Permanent}
 	if f.Details != nil {
-		details, err := Encode(f.Details)
+		details, err := encodeWithin(maxDetailsBytes, f.Details)
 		if err != nil {
-			report.Message += " (its details cannot be written as JSON: " + err.Error() + ")"
+			report.Message = cut(f.Message + " (its details are left out: " + err.Error() + ")")
 		}
 		report.Details = details
 	}
-	report.Message = valid(report.Message)
 	if f.RetryAfter > 0 {
 		report.RetryDelay = durationpb.New(f.RetryAfter)
 	}
@@ -98,12 +101,17 @@ type Worker struct {
 	handlers map[string]func(context.Context, *Attempt) (*pb.Payload, error)
 
 	mu       sync.Mutex
+	ran      bool
 	draining bool
 	held     map[string]*Attempt
 	session  *session
 	// The highest that has arrived over the session.
 	lastSequence int64
-	// Closed, and replaced, when something is no longer held.
+	// Leases may be on their way over the session, until a heartbeat is answered that was sent after the window was closed.
+	expecting bool
+	// The newest heartbeat of the session was.
+	lastCall bool
+	// Closed, and replaced, when something is no longer held or expected.
 	released chan struct{}
 }
 
@@ -132,8 +140,8 @@ func NewWorker(address string, options WorkerOptions) *Worker {
 }
 
 // Handle registers a function for a kind, before Run. The payload comes decoded, see [Decode]; what is returned becomes
-// the output, see [Encode]. A *[Failure] says how the attempt failed. The context ends when the job is cancelled, the
-// attempt's time is over, the lease is lost or the worker ends.
+// the output, see [Encode]. A *[Failure] says how the attempt failed; a panic is a failure too, with the code "panic". The
+// context ends when the job is cancelled, the attempt's time is over, the lease is lost or the worker ends.
 func Handle[In, Out any](w *Worker, kind string, handler func(context.Context, *Attempt, In) (Out, error)) {
 	w.handlers[kind] = func(ctx context.Context, attempt *Attempt) (*pb.Payload, error) {
 		var in In
@@ -154,10 +162,11 @@ func Handle[In, Out any](w *Worker, kind string, handler func(context.Context, *
 
 // Attempt is one attempt, as its handler sees it.
 type Attempt struct {
-	worker *Worker
-	lease  *pb.Lease
-	ctx    context.Context
-	cancel context.CancelCauseFunc
+	worker   *Worker
+	lease    *pb.Lease
+	deadline time.Time
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
 
 	// Under the worker's lock.
 	progress *pb.Progress
@@ -172,12 +181,20 @@ type Attempt struct {
 // Job is the job. Its JobId, Run and Attempt serve a handler's own idempotency: it may run more than once.
 func (a *Attempt) Job() *pb.Job { return a.lease.GetJob() }
 
-// Deadline is when the attempt's time is over. Zero if it has no end.
-func (a *Attempt) Deadline() time.Time {
-	if a.lease.AttemptDeadline == nil {
+// Deadline is when the attempt's time is over, by the clock of this machine. Zero if it has no end.
+func (a *Attempt) Deadline() time.Time { return a.deadline }
+
+// deadline is the end of an attempt that begins now. What the lease says is by the server's clock, which may differ.
+func deadline(lease *pb.Lease) time.Time {
+	end, start := lease.GetAttemptDeadline(), lease.GetJob().GetStartTime()
+	switch {
+	case end == nil:
 		return time.Time{}
+	case start == nil:
+		return end.AsTime()
+	default:
+		return time.Now().Add(end.AsTime().Sub(start.AsTime()))
 	}
-	return a.lease.AttemptDeadline.AsTime()
 }
 
 // Checkpoint reads the newest checkpoint, of this attempt or one before. False without one.
@@ -196,10 +213,7 @@ func (a *Attempt) Progress(fraction float64, note string) { a.report(fraction, n
 
 // Save is Progress with a checkpoint: a value of at most 16 KiB that is handed to the next attempt if this one fails.
 func (a *Attempt) Save(fraction float64, note string, checkpoint any) error {
-	details, err := Encode(checkpoint)
-	if err == nil {
-		err = fits(details, maxCheckpointBytes, "the checkpoint has more than 16 KiB")
-	}
+	details, err := encodeWithin(maxCheckpointBytes, checkpoint)
 	if err != nil {
 		return &Failure{Code: "checkpoint.invalid", Message: err.Error(), Permanent: true}
 	}
@@ -214,13 +228,15 @@ func (a *Attempt) report(fraction float64, note string, details *pb.Payload) {
 		// A checkpoint stays with later reports that bring none.
 		details = a.progress.GetDetails()
 	}
-	a.progress = &pb.Progress{Fraction: fraction, Note: valid(note), Details: details}
+	a.progress = &pb.Progress{Fraction: fraction, Note: cut(note), Details: details}
 	a.reported = true
-	a.worker.postProgress(a)
+	if a.finish == nil {
+		a.worker.postProgress(a)
+	}
 }
 
 // Run works until its context ends, through restarts of the server. Then it takes no more jobs, lets those that run end
-// for DrainTimeout, and gives the rest back uncounted. It fails if the server refuses this worker.
+// for DrainTimeout, and gives the rest back uncounted. It fails if the server refuses this worker. A worker runs once.
 func (w *Worker) Run(ctx context.Context) error {
 	if len(w.handlers) == 0 {
 		return errors.New("the worker has no handler")
@@ -230,6 +246,9 @@ func (w *Worker) Run(ctx context.Context) error {
 		return err
 	}
 	defer connection.Close()
+	if !w.start() {
+		return errors.New("the worker has ended: make another one")
+	}
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	lost := make(chan struct{})
 	var refusal *Error
@@ -242,8 +261,6 @@ func (w *Worker) Run(ctx context.Context) error {
 	case <-ctx.Done():
 		w.drain(lost)
 	}
-	end()
-	<-lost
 	w.mu.Lock()
 	w.cancelAll()
 	last := w.session
@@ -251,10 +268,22 @@ func (w *Worker) Run(ctx context.Context) error {
 	if last != nil {
 		last.close()
 	}
+	// Only now: the session ends with it.
+	end()
+	<-lost
 	if refusal != nil {
 		return refusal
 	}
 	return nil
+}
+
+// start is false unless it is the first one.
+func (w *Worker) start() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	first := !w.ran
+	w.ran = true
+	return first
 }
 
 func (w *Worker) drain(lost <-chan struct{}) {
@@ -262,10 +291,14 @@ func (w *Worker) drain(lost <-chan struct{}) {
 	w.draining = true
 	if w.session != nil {
 		w.session.post("capacity", capacity(0))
+		// Leases that were sent before the server knew come before the answer.
+		w.session.beat()
 	}
 	w.mu.Unlock()
 	w.idle(w.options.DrainTimeout, lost)
 	w.mu.Lock()
+	// That was long enough.
+	w.expecting = false
 	w.cancelAll()
 	w.mu.Unlock()
 	w.idle(lastWords, lost)
@@ -277,14 +310,14 @@ func (w *Worker) drain(lost <-chan struct{}) {
 	w.idle(lastWords, lost)
 }
 
-// idle waits until nothing is held, but no longer than this, nor without a link.
+// idle waits until nothing is held nor expected, but no longer than this, nor without a link.
 func (w *Worker) idle(timeout time.Duration, lost <-chan struct{}) {
 	over := time.After(timeout)
 	for {
 		w.mu.Lock()
-		count, released := len(w.held), w.released
+		busy, released := len(w.held) > 0 || w.expecting, w.released
 		w.mu.Unlock()
-		if count == 0 {
+		if !busy {
 			return
 		}
 		select {
@@ -302,7 +335,10 @@ func (w *Worker) keepConnected(ctx context.Context, rpc pb.WorkerServiceClient) 
 	for ctx.Err() == nil {
 		session, err := openSession(ctx, rpc, w.hello())
 		if err != nil {
-			if ctx.Err() == nil && !err.resumable() {
+			if ctx.Err() != nil {
+				break
+			}
+			if !err.resumable() {
 				return err
 			}
 			w.options.Logger.Warn("no session with the server, trying again", "error", err)
@@ -317,6 +353,9 @@ func (w *Worker) keepConnected(ctx context.Context, rpc pb.WorkerServiceClient) 
 		select {
 		case <-ctx.Done():
 		case <-session.leaving:
+			w.mu.Lock()
+			w.expectNothing()
+			w.mu.Unlock()
 			if session.err != nil {
 				asked = session.err.delay()
 				w.options.Logger.Warn("lost the session with the server", "error", session.err)
@@ -362,13 +401,15 @@ func (w *Worker) adopt(ctx context.Context, next *session) *session {
 		next.post("capacity", capacity(0))
 	}
 	for _, attempt := range w.held {
-		if attempt.finish != nil {
-			w.postFinish(attempt)
-		} else if attempt.reported {
+		// First: the newest checkpoint may not have arrived.
+		if attempt.reported {
 			w.postProgress(attempt)
 		}
+		if attempt.finish != nil {
+			w.postFinish(attempt)
+		}
 	}
-	w.lastSequence = 0
+	w.lastSequence, w.lastCall, w.expecting = 0, false, true
 	next.start(ctx, w.receive, func() *pb.WorkerHeartbeat { return w.heartbeat(next) })
 	next.beat()
 	return old
@@ -381,6 +422,7 @@ func (w *Worker) heartbeat(session *session) *pb.WorkerHeartbeat {
 	beat := &pb.WorkerHeartbeat{}
 	if session == w.session {
 		beat.LastLeaseSequence = w.lastSequence
+		w.lastCall = w.draining
 	}
 	for id, attempt := range w.held {
 		if attempt.finish == nil {
@@ -404,6 +446,9 @@ func (w *Worker) receive(session *session, message *pb.WorkResponse) {
 		for _, id := range message.HeartbeatAck.GetLostLeaseIds() {
 			w.lose(id)
 		}
+		if session == w.session && w.lastCall {
+			w.expectNothing()
+		}
 		for _, id := range session.named() {
 			w.begin(id)
 		}
@@ -422,7 +467,12 @@ func (w *Worker) take(session *session, lease *pb.Lease) {
 	if w.held[lease.LeaseId] != nil {
 		return
 	}
-	attempt := &Attempt{worker: w, lease: lease, progress: &pb.Progress{Details: lease.GetJob().GetProgress().GetDetails()}}
+	attempt := &Attempt{
+		worker:   w,
+		lease:    lease,
+		deadline: deadline(lease),
+		progress: &pb.Progress{Details: lease.GetJob().GetProgress().GetDetails()},
+	}
 	attempt.ctx, attempt.cancel = context.WithCancelCause(context.Background())
 	w.held[lease.LeaseId] = attempt
 	switch {
@@ -448,55 +498,63 @@ func (w *Worker) begin(id string) {
 		attempt.giveBack = true
 		attempt.cancel(ErrEnding)
 	}
-	go w.work(attempt.ctx, attempt, w.handlers[attempt.Job().GetSpec().GetKind()])
+	go w.work(attempt, w.handlers[attempt.Job().GetSpec().GetKind()])
 }
 
-func (w *Worker) work(
-	ctx context.Context, attempt *Attempt, handler func(context.Context, *Attempt) (*pb.Payload, error),
-) {
-	var output *pb.Payload
-	err := ctx.Err()
-	if err == nil {
-		output, err = guarded(ctx, attempt, handler)
+func (w *Worker) work(attempt *Attempt, handler func(context.Context, *Attempt) (*pb.Payload, error)) {
+	if !attempt.deadline.IsZero() {
+		// The server tells as well, if it can.
+		over := time.AfterFunc(time.Until(attempt.deadline), func() { attempt.cancel(ErrRevoked) })
+		defer over.Stop()
 	}
-	interrupted := ctx.Err() != nil
-	attempt.cancel(nil)
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	// What is left where the handler ends its goroutine.
+	finish := failed(&Failure{Code: "panic", Message: "the handler called runtime.Goexit"})
+	defer func() {
+		attempt.cancel(nil)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if _, succeeded := finish.Outcome.(*pb.Finish_Succeeded); attempt.giveBack && !succeeded {
+			finish = released("the worker ends")
+		}
+		w.settle(attempt, finish)
+	}()
+	finish = w.outcome(attempt, handler)
+}
+
+// outcome runs a handler. What panics becomes a failure, also the handler's error when it is read, so that one job does
+// not end the others.
+func (w *Worker) outcome(
+	attempt *Attempt, handler func(context.Context, *Attempt) (*pb.Payload, error),
+) (finish *pb.Finish) {
+	defer func() {
+		if panicked := recover(); panicked != nil {
+			message := fmt.Sprint(panicked)
+			w.options.Logger.Error("a handler panicked",
+				"job_id", attempt.Job().GetJobId(), "panic", message, "stack", string(debug.Stack()))
+			finish = failed(&Failure{Code: "panic", Message: message})
+		}
+	}()
+	if attempt.ctx.Err() != nil {
+		return interrupted()
+	}
+	output, err := handler(attempt.ctx, attempt)
 	var failure *Failure
 	switch {
 	case err == nil:
-		w.settle(attempt, &pb.Finish{Outcome: &pb.Finish_Succeeded{Succeeded: output}})
-	case attempt.giveBack:
-		w.settle(attempt, released("the worker ends"))
+		return succeeded(output)
 	case errors.As(err, &failure):
-		w.settle(attempt, failed(failure))
-	case interrupted:
-		w.settle(attempt, failed(&Failure{Code: "interrupted", Message: "stopped before it was done"}))
+		return failed(failure)
+	case attempt.ctx.Err() != nil:
+		return interrupted()
 	default:
-		w.settle(attempt, failed(&Failure{Code: "error", Message: err.Error()}))
+		return failed(&Failure{Code: "error", Message: err.Error()})
 	}
-}
-
-// guarded runs a handler; a panic becomes a failure, so that one job does not end the others.
-func guarded(
-	ctx context.Context, attempt *Attempt, handler func(context.Context, *Attempt) (*pb.Payload, error),
-) (output *pb.Payload, err error) {
-	defer func() {
-		if panicked := recover(); panicked != nil {
-			output, err = nil, &Failure{Code: "panic", Message: fmt.Sprint(panicked)}
-		}
-	}()
-	return handler(ctx, attempt)
 }
 
 // settle keeps a result until the server has acknowledged it.
 func (w *Worker) settle(attempt *Attempt, finish *pb.Finish) {
 	if attempt.finish != nil || w.held[attempt.lease.LeaseId] != attempt {
 		return
-	}
-	if err := fits(finish, maxFinishBytes, "the output is larger than a message may be"); err != nil {
-		finish = refused(err.Error())
 	}
 	finish.LeaseId = attempt.lease.LeaseId
 	attempt.finish = finish
@@ -527,9 +585,10 @@ func (w *Worker) settled(ack *pb.FinishAck) {
 			w.postFinish(attempt)
 		})
 	case code == codes.InvalidArgument && !attempt.refused:
+		instead := refused(attempt.finish, rejection.GetMessage())
 		attempt.refused = true
 		attempt.finish = nil
-		w.settle(attempt, refused(rejection.GetMessage()))
+		w.settle(attempt, instead)
 	default: // Accepted, or too late.
 		w.forget(ack.GetLeaseId())
 	}
@@ -544,7 +603,7 @@ func (w *Worker) postFinish(attempt *Attempt) {
 
 func (w *Worker) postProgress(attempt *Attempt) {
 	id := attempt.lease.LeaseId
-	if w.session != nil && attempt.finish == nil && w.held[id] == attempt {
+	if w.session != nil && w.held[id] == attempt {
 		report := &pb.LeaseProgress{LeaseId: id, Progress: proto.CloneOf(attempt.progress)}
 		w.session.post("progress "+id, &pb.WorkRequest{Message: &pb.WorkRequest_Progress{Progress: report}})
 	}
@@ -562,6 +621,17 @@ func (w *Worker) lose(id string) {
 
 func (w *Worker) forget(id string) {
 	delete(w.held, id)
+	w.wake()
+}
+
+// expectNothing: no lease is on its way.
+func (w *Worker) expectNothing() {
+	w.expecting = false
+	w.wake()
+}
+
+// wake lets a drain look again.
+func (w *Worker) wake() {
 	close(w.released)
 	w.released = make(chan struct{})
 }
@@ -584,8 +654,23 @@ func fits(message proto.Message, most int, otherwise string) error {
 	return err
 }
 
-// valid is text that a message can carry.
-func valid(text string) string { return strings.ToValidUTF8(text, "\ufffd") }
+func encodeWithin(most int, value any) (*pb.Payload, error) {
+	payload, err := Encode(value)
+	if err == nil {
+		err = fits(payload, most, fmt.Sprintf("larger than %d KiB", most>>10))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return payload, nil
+}
+
+// cut is text that a message can carry, and that leaves room for the rest of it.
+func cut(text string) string {
+	text = strings.ToValidUTF8(text, "\ufffd")
+	// Without half a character.
+	return strings.ToValidUTF8(text[:min(len(text), maxTextBytes)], "")
+}
 
 func capacity(window int32) *pb.WorkRequest {
 	return &pb.WorkRequest{Message: &pb.WorkRequest_Capacity{Capacity: &pb.WorkerCapacity{MaxInFlight: window}}}
@@ -595,11 +680,23 @@ func released(reason string) *pb.Finish {
 	return &pb.Finish{Outcome: &pb.Finish_Released{Released: &pb.Release{Reason: reason}}}
 }
 
+func succeeded(output *pb.Payload) *pb.Finish {
+	finish := &pb.Finish{Outcome: &pb.Finish_Succeeded{Succeeded: output}}
+	if err := fits(finish, maxFinishBytes, "the output is larger than a message may be"); err != nil {
+		return refused(finish, err.Error())
+	}
+	return finish
+}
+
 func failed(failure *Failure) *pb.Finish {
 	return &pb.Finish{Outcome: &pb.Finish_Failed{Failed: failure.report()}}
 }
 
-// refused is reported in place of a result that cannot be.
-func refused(why string) *pb.Finish {
-	return failed(&Failure{Code: "output.invalid", Message: why, Permanent: true})
+func interrupted() *pb.Finish {
+	return failed(&Failure{Code: "interrupted", Message: "stopped before it was done"})
+}
+
+// refused is reported in place of a result that cannot be. A failure that may be tried again stays one.
+func refused(finish *pb.Finish, why string) *pb.Finish {
+	return failed(&Failure{Code: "output.invalid", Message: why, Permanent: !finish.GetFailed().GetRetryable()})
 }

@@ -1,13 +1,16 @@
 package jobwire
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"reflect"
+	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -16,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/jobwire/jobwire/clients/go/jobwirev1"
 )
@@ -26,17 +30,27 @@ type bench struct {
 	proceed chan struct{}
 	// Ends the worker's context.
 	stop context.CancelFunc
+	// Closed when the worker has ended.
+	ended chan struct{}
 
 	mu        sync.Mutex
 	cancelled []error
 }
 
+// An error that cannot be read, and details that cannot be written.
+type explosive struct{}
+
+func (explosive) Error() string { panic("boom") }
+
+func (explosive) MarshalJSON() ([]byte, error) { panic("boom") }
+
 func work(t *testing.T, options WorkerOptions) *bench {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
-	b := &bench{fake: serve(t), proceed: make(chan struct{}), stop: stop}
+	b := &bench{fake: serve(t), proceed: make(chan struct{}), stop: stop, ended: make(chan struct{})}
 	worker := NewWorker(b.fake.address, options)
 	Handle(worker, "double", func(_ context.Context, _ *Attempt, n int) (int, error) { return n * 2, nil })
+	Handle(worker, "bytes", func(_ context.Context, _ *Attempt, data []byte) ([]byte, error) { return data, nil })
 	Handle(worker, "large", func(context.Context, *Attempt, any) ([]byte, error) { return make([]byte, 5<<20), nil })
 	Handle(worker, "fail", func(_ context.Context, a *Attempt, how string) (any, error) {
 		garbled := &pb.Payload{Body: &pb.Payload_Text{Text: "bad \xff"}}
@@ -47,6 +61,25 @@ func work(t *testing.T, options WorkerOptions) *bench {
 			return nil, &Failure{Code: "busy", RetryAfter: 1500 * time.Millisecond}
 		case "panic":
 			panic("boom")
+		case "typed nil":
+			var none *Failure
+			return nil, none
+		case "panicking error":
+			return nil, explosive{}
+		case "panicking details":
+			return nil, &Failure{Code: "x", Details: explosive{}}
+		case "exit":
+			runtime.Goexit()
+		case "long text":
+			text := "a" + strings.Repeat("é", 3<<20)
+			a.Progress(0.5, text)
+			return nil, errors.New(text)
+		case "large details":
+			return nil, &Failure{Code: "x", Details: strings.Repeat("a", 16<<10)}
+		case "saved":
+			if err := a.Save(0.5, "half", 7); err != nil {
+				return nil, err
+			}
 		case "garbled":
 			a.Progress(0.5, "half \xff")
 			return nil, errors.New("bad \xff")
@@ -76,13 +109,15 @@ func work(t *testing.T, options WorkerOptions) *bench {
 			return "", ctx.Err()
 		}
 	})
-	ended := make(chan error)
-	go func() { ended <- worker.Run(ctx) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-ended; err != nil {
+	go func() {
+		defer close(b.ended)
+		if err := worker.Run(ctx); err != nil {
 			t.Error(err)
 		}
+	}()
+	t.Cleanup(func() {
+		stop()
+		<-b.ended
 	})
 	return b
 }
@@ -95,12 +130,14 @@ func (b *bench) causes() []error {
 
 func isProgress(m *pb.WorkRequest) bool { return m.GetProgress() != nil }
 
+func isHeartbeat(m *pb.WorkRequest) bool { return m.GetHeartbeat() != nil }
+
 func TestOutcomes(t *testing.T) {
 	b := work(t, WorkerOptions{Concurrency: 7, Queues: []string{"mail"}, WorkerID: "me"})
 	s := b.fake.session(t)
 	hello := s.seen(func(m *pb.WorkRequest) bool { return m.GetHello() != nil }).GetHello()
 	if hello.WorkerId != "me" || hello.MaxInFlight != 7 || !reflect.DeepEqual(hello.Queues, []string{"mail"}) ||
-		!reflect.DeepEqual(hello.Kinds, []string{"double", "fail", "large", "wait"}) {
+		!reflect.DeepEqual(hello.Kinds, []string{"bytes", "double", "fail", "large", "wait"}) {
 		t.Error(hello)
 	}
 	s.lease("a", "double", 21, 1)
@@ -124,6 +161,13 @@ func TestOutcomes(t *testing.T) {
 		if failed.GetCode() != expected.code || failed.GetMessage() != expected.message ||
 			failed.GetRetryable() != expected.retryable || failed.GetRetryDelay().AsDuration() != expected.delay {
 			t.Error(expected, failed)
+		}
+	}
+	s.lease("n", "bytes", nil, 1)
+	s.give(&pb.Lease{LeaseId: "o", Job: &pb.Job{Spec: &pb.JobSpec{Kind: "bytes"}}})
+	for id, expected := range map[string]string{"n": "null", "o": ""} {
+		if data := s.acknowledge(id).GetSucceeded().GetData(); string(data) != expected {
+			t.Errorf("%q, not %q", data, expected)
 		}
 	}
 	s.lease("z", "double", "no number", 1)
@@ -156,6 +200,81 @@ func TestAResultThatIsRefusedBecomesAFailure(t *testing.T) {
 	}
 	s.lease("b", "large", nil, 2)
 	if failed := s.acknowledge("b").GetFailed(); failed.GetCode() != "output.invalid" {
+		t.Error(failed)
+	}
+}
+
+func TestAFailureThatIsRefusedIsTriedAgainIfItWas(t *testing.T) {
+	b := work(t, WorkerOptions{})
+	s := b.fake.session(t)
+	for i, how := range []string{"later", "permanent"} {
+		id := string(rune('a' + i))
+		s.lease(id, "fail", how, int64(i+1))
+		s.seen(func(m *pb.WorkRequest) bool { return m.GetFinish().GetLeaseId() == id })
+		s.mu.Lock()
+		s.messages = nil
+		s.mu.Unlock()
+		rejection := &pb.Rejection{Code: int32(codes.InvalidArgument), Message: "too far ahead"}
+		ack := &pb.FinishAck{LeaseId: id, Rejection: rejection}
+		s.send(&pb.WorkResponse{Message: &pb.WorkResponse_FinishAck{FinishAck: ack}})
+		failed := s.acknowledge(id).GetFailed()
+		if failed.GetRetryable() != (how == "later") || failed.GetMessage() != "too far ahead" {
+			t.Error(how, failed)
+		}
+	}
+}
+
+func TestNoErrorOfAHandlerEndsTheWorker(t *testing.T) {
+	b := work(t, WorkerOptions{Logger: slog.New(slog.DiscardHandler)})
+	s := b.fake.session(t)
+	for i, expected := range []struct{ how, message string }{
+		{"typed nil", "nil pointer"},
+		{"panicking error", "boom"},
+		{"panicking details", "boom"},
+		{"exit", "runtime.Goexit"},
+	} {
+		s.lease(expected.how, "fail", expected.how, int64(i+1))
+		failed := s.acknowledge(expected.how).GetFailed()
+		if failed.GetCode() != "panic" || !strings.Contains(failed.GetMessage(), expected.message) || !failed.GetRetryable() {
+			t.Error(expected, failed)
+		}
+	}
+	s.lease("b", "double", 1, 5)
+	if finish := s.acknowledge("b"); finish.GetSucceeded() == nil {
+		t.Error(finish)
+	}
+}
+
+func TestAPanicIsLoggedWithItsStack(t *testing.T) {
+	var log bytes.Buffer
+	b := work(t, WorkerOptions{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	s := b.fake.session(t)
+	s.lease("a", "fail", "panic", 1)
+	s.acknowledge("a")
+	if text := log.String(); !strings.Contains(text, "boom") || !strings.Contains(text, "worker_test.go") {
+		t.Error(text)
+	}
+}
+
+func TestLongTextsAreCut(t *testing.T) {
+	b := work(t, WorkerOptions{})
+	s := b.fake.session(t)
+	s.lease("a", "fail", "long text", 1)
+	failed := s.acknowledge("a").GetFailed()
+	if failed.GetCode() != "error" || !failed.GetRetryable() || len(failed.GetMessage()) != 8<<10-1 {
+		t.Error(failed.GetCode(), failed.GetRetryable(), len(failed.GetMessage()))
+	}
+	if note := s.seen(isProgress).GetProgress().GetProgress().GetNote(); len(note) != 8<<10-1 {
+		t.Error(len(note))
+	}
+}
+
+func TestLargeDetailsAreLeftOut(t *testing.T) {
+	b := work(t, WorkerOptions{})
+	s := b.fake.session(t)
+	s.lease("a", "fail", "large details", 1)
+	failed := s.acknowledge("a").GetFailed()
+	if failed.GetCode() != "x" || !failed.GetRetryable() || failed.Details != nil {
 		t.Error(failed)
 	}
 }
@@ -285,7 +404,7 @@ func TestAWorkerComesBackWithWhatItHolds(t *testing.T) {
 	b.fake.mu.Lock()
 	b.fake.lost = []string{"c"}
 	b.fake.mu.Unlock()
-	first.send(&pb.WorkResponse{Message: &pb.WorkResponse_Drain{Drain: &pb.WorkerDrain{}}})
+	first.drain()
 	second := b.fake.session(t)
 	held := second.seen(func(m *pb.WorkRequest) bool { return m.GetHello() != nil }).GetHello().HeldLeaseIds
 	slices.Sort(held)
@@ -317,17 +436,124 @@ func TestAResultOfALostLeaseIsSentAllTheSame(t *testing.T) {
 	b.fake.mu.Lock()
 	b.fake.lost = []string{"a"}
 	b.fake.mu.Unlock()
-	first.send(&pb.WorkResponse{Message: &pb.WorkResponse_Drain{Drain: &pb.WorkerDrain{}}})
+	first.drain()
 	second := b.fake.session(t)
 	second.seen(func(m *pb.WorkRequest) bool { return m.GetFinish().GetSucceeded() != nil })
 	// Its acknowledgement decides: too late.
 	rejection := &pb.Rejection{Code: int32(codes.FailedPrecondition), Reason: "LEASE_LOST"}
 	ack := &pb.FinishAck{LeaseId: "a", Rejection: rejection}
 	second.send(&pb.WorkResponse{Message: &pb.WorkResponse_FinishAck{FinishAck: ack}})
-	second.send(&pb.WorkResponse{Message: &pb.WorkResponse_Drain{Drain: &pb.WorkerDrain{}}})
+	second.drain()
 	third := b.fake.session(t)
 	if hello := third.seen(func(m *pb.WorkRequest) bool { return m.GetHello() != nil }).GetHello(); len(hello.HeldLeaseIds) > 0 {
 		t.Error(hello)
+	}
+}
+
+func TestACheckpointComesBackBeforeItsResult(t *testing.T) {
+	b := work(t, WorkerOptions{})
+	first := b.fake.session(t)
+	first.lease("a", "fail", "saved", 1)
+	first.seen(func(m *pb.WorkRequest) bool { return m.GetFinish() != nil })
+	first.drain()
+	second := b.fake.session(t)
+	second.acknowledge("a")
+	second.mu.Lock()
+	defer second.mu.Unlock()
+	for _, message := range second.messages {
+		if message.GetProgress().GetProgress().GetDetails().GetText() == "7" {
+			return
+		}
+		if message.GetFinish() != nil {
+			t.Fatal("the result came first")
+		}
+	}
+}
+
+func TestTheTimeOfAnAttemptEndsItWithoutTheServer(t *testing.T) {
+	b := work(t, WorkerOptions{})
+	s := b.fake.session(t)
+	for i, off := range []time.Duration{time.Hour, -time.Hour} {
+		id := string(rune('a' + i))
+		start := time.Now().Add(off)
+		job := &pb.Job{Spec: &pb.JobSpec{Kind: "wait"}, StartTime: timestamppb.New(start)}
+		s.give(&pb.Lease{LeaseId: id, Job: job, AttemptDeadline: timestamppb.New(start.Add(200 * time.Millisecond))})
+		if failed := s.acknowledge(id).GetFailed(); failed.GetCode() != "interrupted" {
+			t.Error(failed)
+		}
+		if causes := b.causes(); len(causes) != i+1 || causes[i] != ErrRevoked {
+			t.Error(causes)
+		}
+	}
+}
+
+func TestADeadlineIsByTheClockOfThisMachine(t *testing.T) {
+	start := time.Now().Add(time.Hour)
+	end := timestamppb.New(start.Add(time.Minute))
+	lease := &pb.Lease{AttemptDeadline: end, Job: &pb.Job{StartTime: timestamppb.New(start)}}
+	if left := time.Until(deadline(lease)).Round(time.Second); left != time.Minute {
+		t.Error(left)
+	}
+	if got := deadline(&pb.Lease{AttemptDeadline: end}); !got.Equal(end.AsTime()) {
+		t.Error(got)
+	}
+	if got := deadline(&pb.Lease{}); !got.IsZero() {
+		t.Error(got)
+	}
+}
+
+func TestADrainAnswersWhatIsOnItsWay(t *testing.T) {
+	b := work(t, WorkerOptions{})
+	s := b.fake.session(t)
+	s.seen(isHeartbeat)
+	b.fake.whenDrained(func(s *fakeSession) { s.lease("a", "double", 1, 1) })
+	b.stop()
+	if finish := s.acknowledge("a"); finish.GetReleased() == nil {
+		t.Error(finish)
+	}
+	<-s.ended
+	if s.end != io.EOF {
+		t.Error(s.end)
+	}
+}
+
+func TestADrainDoesNotWaitForALostSession(t *testing.T) {
+	b := work(t, WorkerOptions{DrainTimeout: time.Minute, Logger: slog.New(slog.DiscardHandler)})
+	b.fake.session(t).seen(isHeartbeat)
+	b.fake.whenDrained(func(s *fakeSession) {
+		go b.fake.server.Stop()
+		<-s.stream.Context().Done()
+	})
+	b.stop()
+	select {
+	case <-b.ended:
+	case <-time.After(10 * time.Second):
+		t.Error("it waits")
+	}
+}
+
+func TestNoHeartbeatGoesWithTheGoodbye(t *testing.T) {
+	if s := (&session{beatDue: true}); !s.mayBeat() {
+		t.Error("it is due")
+	}
+	if s := (&session{beatDue: true, closing: true}); s.mayBeat() {
+		t.Error("it goes")
+	}
+}
+
+func TestAWorkerRunsOnce(t *testing.T) {
+	worker := NewWorker(serve(t).address, WorkerOptions{})
+	if err := worker.Run(t.Context()); err == nil {
+		t.Error("it has no handler")
+	}
+	Handle(worker, "any", func(context.Context, *Attempt, any) (any, error) { return nil, nil })
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	if err := worker.Run(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := worker.Run(ctx); err == nil {
+		t.Error("it runs a second time")
 	}
 }
 

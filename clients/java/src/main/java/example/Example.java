@@ -41,7 +41,7 @@ public class Example {
               .setFilter(JobFilter.newBuilder().addJobIds(reply.getJob().getJobId()))
               .setUntilAllDone(true)
               .build();
-      // Ends when all are done. After an error, come back with the last cursor that was not empty as after_cursor.
+      // Ends when all are done. After an error, come back: see `Watch` and `Replay` in the README.
       jobs.watchResults(watch)
           .forEachRemaining(
               message -> {
@@ -51,7 +51,7 @@ public class Example {
               });
 
       try {
-        jobs.getJob(GetJobRequest.newBuilder().setJobId("never-was").build());
+        jobs.withDeadlineAfter(15, TimeUnit.SECONDS).getJob(GetJobRequest.newBuilder().setJobId("never-was").build());
       } catch (StatusRuntimeException error) {
         for (Any detail : StatusProto.fromThrowable(error).getDetailsList()) {
           if (detail.is(ErrorInfo.class)) {
