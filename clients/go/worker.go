@@ -121,8 +121,7 @@ func NewWorker(address string, options WorkerOptions) *Worker {
 		options.Concurrency = 16
 	}
 	if options.WorkerID == "" {
-		host, _ := os.Hostname()
-		options.WorkerID = fmt.Sprintf("%s-%d-%s", host, os.Getpid(), rand.Text()[:6])
+		options.WorkerID = newID(os.Hostname())
 	}
 	if options.DrainTimeout == 0 {
 		options.DrainTimeout = 30 * time.Second
@@ -137,6 +136,11 @@ func NewWorker(address string, options WorkerOptions) *Worker {
 		held:     map[string]*Attempt{},
 		released: make(chan struct{}),
 	}
+}
+
+// newID names a worker after its host. Names that begin with `server-` are refused, as that of a host may.
+func newID(host string, _ error) string {
+	return fmt.Sprintf("go-%.64s-%d-%s", host, os.Getpid(), rand.Text()[:6])
 }
 
 // Handle registers a function for a kind, before Run. The payload comes decoded, see [Decode]; what is returned becomes

@@ -663,3 +663,11 @@ func TestPausesGrowUntilAHeartbeatIsAnswered(t *testing.T) {
 		})
 	}
 }
+
+func TestAWorkerIsNotNamedLikeAServer(t *testing.T) {
+	for _, host := range []string{"server-1", strings.Repeat("x", 300)} {
+		if id := newID(host, nil); !strings.HasPrefix(id, "go-") || len(id) > 100 {
+			t.Error(id)
+		}
+	}
+}
