@@ -14,9 +14,12 @@ from google.rpc import error_details_pb2, status_pb2
 from jobwire.v1 import (
     Checkpoint,
     DeleteJobResponse,
+    Finish,
+    FinishJobResponse,
     GetResultResponse,
     Job,
     JobFilter,
+    Lease,
     ListJobsResponse,
     RetryJobResponse,
     SubmitResponse,
@@ -88,7 +91,9 @@ class Fake(JobServiceServicer, WorkerServiceServicer):
     def __init__(self) -> None:
         self.submitted: list[Any] = []
         self.submit_errors: list[Refusal] = []
+        self.submit_reply = SubmitResponse(job=Job(job_id="a"))
         self.polls: list[Any] = []
+        self.poll_errors: list[Refusal] = []
         self.deleted: list[Any] = []
         self.retried: list[Any] = []
         self.watched: list[WatchResultsRequest] = []
@@ -96,8 +101,14 @@ class Fake(JobServiceServicer, WorkerServiceServicer):
         self.streams: list[list[WatchResultsResponse | Refusal]] = []
         self.welcomes: list[WorkerWelcome] = []
         self.sessions: asyncio.Queue[Session] = asyncio.Queue()
+        # A lease that is on its way when the worker says that it takes no more.
+        self.crossing: Lease | None = None
+        # Outcomes that came without a session.
+        self.finished: list[Finish] = []
         # Sessions that begin now are welcomed, and then neither read nor answered.
         self.deaf = False
+        # Sessions that begin now are welcomed, and end with that.
+        self.curt = False
 
     @contextlib.asynccontextmanager
     async def serve(self) -> AsyncIterator[str]:
@@ -116,10 +127,12 @@ class Fake(JobServiceServicer, WorkerServiceServicer):
         self.submitted.append(request)
         if self.submit_errors:
             await self.submit_errors.pop(0).end(context)
-        return SubmitResponse(job=Job(job_id="a"))
+        return self.submit_reply
 
     async def GetResult(self, request: Any, context: Any) -> GetResultResponse:
         self.polls.append(request)
+        if self.poll_errors:
+            await self.poll_errors.pop(0).end(context)
         return GetResultResponse(done=len(self.polls) > 2, job=Job(job_id=request.job_id))
 
     async def ListJobs(self, request: Any, context: Any) -> ListJobsResponse:
@@ -147,6 +160,10 @@ class Fake(JobServiceServicer, WorkerServiceServicer):
             else:
                 yield item
 
+    async def FinishJob(self, request: Any, context: Any) -> FinishJobResponse:
+        self.finished.append(request.finish)
+        return FinishJobResponse()
+
     async def Work(self, requests: Any, context: Any) -> None:
         session = Session(context)
         self.sessions.put_nowait(session)
@@ -159,6 +176,10 @@ class Fake(JobServiceServicer, WorkerServiceServicer):
                 await session.send(welcome=welcome)
                 if self.deaf:
                     await asyncio.Event().wait()
+                if self.curt:
+                    return
+            if message.WhichOneof("message") == "capacity" and self.crossing:
+                await session.send(lease=self.crossing)
             if message.WhichOneof("message") == "heartbeat":
                 await session.send(heartbeat_ack={})
         session.ended.set()

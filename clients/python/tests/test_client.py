@@ -1,8 +1,9 @@
 """The client against a server that breaks its streams and refuses calls."""
 
 import asyncio
+import contextlib
 import datetime
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc
 import pytest
@@ -12,6 +13,7 @@ from jobwire.channel import target
 from jobwire.v1 import (
     DeleteJobRequest,
     Gap,
+    JobSpec,
     ListJobsRequest,
     RetryJobRequest,
     SubmitRequest,
@@ -20,6 +22,7 @@ from jobwire.v1 import (
 )
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+LATE = grpc.StatusCode.DEADLINE_EXCEEDED
 FULL = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
 
 
@@ -52,10 +55,26 @@ def test_a_submit_is_repeated_with_the_same_request_id() -> None:
     drive(fake, test)
 
 
+def test_a_submit_is_repeated_when_its_time_ran_out() -> None:
+    fake = Fake()
+    fake.submit_errors = [Refusal(LATE)] * 5
+
+    async def test(client: Client) -> None:
+        with pytest.raises(Error) as caught:
+            await client.submit(SubmitRequest())
+        assert caught.value.code is LATE and len(fake.submitted) == 3
+        await client.submit(SubmitRequest())
+        assert len(fake.submitted) == 6
+        assert len({request.request_id for request in fake.submitted}) == 2
+
+    drive(fake, test)
+
+
 @pytest.mark.parametrize(
     "refusal",
     [
         Refusal(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
+        Refusal(LATE, "DEADLINE_EXCEEDED"),
         Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED),
         Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", domain="proxy.example"),
         Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", delay=31),
@@ -112,6 +131,43 @@ def test_a_result_is_polled_until_the_job_has_ended() -> None:
     drive(fake, test)
 
 
+def test_a_result_outlives_a_server_that_hangs() -> None:
+    fake = Fake()
+    fake.poll_errors = [Refusal(LATE)] * 5
+
+    async def test(client: Client) -> None:
+        assert (await client.result("a")).done
+        assert len(fake.polls) == 6
+
+    drive(fake, test)
+
+
+def test_a_result_is_not_waited_for_beyond_its_time() -> None:
+    fake = Fake()
+    fake.poll_errors = [Refusal(LATE)]
+
+    async def test(client: Client) -> None:
+        with pytest.raises(Error):
+            await client.result("a", 0)
+        assert len(fake.polls) == 1
+
+    drive(fake, test)
+
+
+def test_an_output_that_was_left_out_is_asked_for() -> None:
+    fake = Fake()
+    fake.submit_reply.done = True
+
+    async def test(client: Client) -> None:
+        await client.run(JobSpec())
+        assert not fake.polls
+        fake.submit_reply.job.output.omitted = True
+        await client.run(JobSpec())
+        assert len(fake.polls) == 3
+
+    drive(fake, test)
+
+
 def test_a_result_without_a_wait_is_asked_for_once() -> None:
     fake = Fake()
 
@@ -133,6 +189,7 @@ def test_a_watch_goes_on_from_its_cursor_and_ends_when_all_is_done() -> None:
     fake = Fake()
     fake.streams = [
         [Refusal(UNAVAILABLE, "STREAM_ROTATED")],
+        [Refusal(LATE, "DEADLINE_EXCEEDED")],
         [finished("a", "c0"), caught_up("c1"), Refusal(grpc.StatusCode.UNKNOWN)],
         [finished("b", "c2"), Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCH_STALLED")],
         [finished("c", "c3")],
@@ -141,8 +198,8 @@ def test_a_watch_goes_on_from_its_cursor_and_ends_when_all_is_done() -> None:
     async def test(client: Client) -> None:
         messages = [message async for message in client.watch(until_all_done("abc"))]
         assert [m.finished.job_id for m in messages if m.HasField("finished")] == ["a", "b", "c"]
-        assert [request.after_cursor for request in fake.watched] == ["", "", "c1", "c2"]
-        assert asked(fake) == ["abc"] * 4
+        assert [request.after_cursor for request in fake.watched] == ["", "", "", "c1", "c2"]
+        assert asked(fake) == ["abc"] * 5
 
     drive(fake, test)
 
@@ -259,6 +316,37 @@ def test_a_silent_server_is_left_for_a_new_stream() -> None:
         assert len(messages) == 1 and len(fake.watched) == 2
 
     drive(fake, test)
+
+
+@contextlib.asynccontextmanager
+async def far(address: str) -> AsyncIterator[str]:
+    """The address of one whose first words are half a second under way."""
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, after: float) -> None:
+        await asyncio.sleep(after)
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+        writer.close()
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, port = address.split(":")
+        there = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(carry(reader, there[1], 0), carry(there[0], writer, 0.5))
+
+    async with await asyncio.start_server(connect, "127.0.0.1", 0) as server:
+        yield "127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+
+
+def test_a_server_may_be_far_away() -> None:
+    fake = Fake()
+
+    async def test() -> None:
+        async with asyncio.timeout(30), fake.serve() as address, far(address) as way, Client(way) as client:
+            with pytest.raises(Error):
+                await client.retry(RetryJobRequest())
+            assert len(fake.retried) == 1
+
+    asyncio.run(test())
 
 
 def test_addresses() -> None:

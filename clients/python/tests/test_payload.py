@@ -23,6 +23,17 @@ def test_what_a_server_sends() -> None:
     assert decode(Payload(data=b"abc", content_type="text/csv")) == "abc"
 
 
+def test_what_has_no_json_is_refused() -> None:
+    for value in (float("nan"), [float("inf")], {1, 2}):
+        with pytest.raises((TypeError, ValueError)):
+            encode(value)
+
+
+def test_a_body_that_was_left_out_is_not_none() -> None:
+    with pytest.raises(ValueError, match="the body of 70000 bytes was left out"):
+        decode(Payload(omitted=True, size_bytes=70_000, content_type="application/json"))
+
+
 def test_a_payload_is_passed_through() -> None:
     payload = Payload(text="a,b", content_type="text/csv")
     assert encode(payload) is payload

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import functools
 import os
 import signal
-from collections.abc import AsyncIterator
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -38,7 +41,7 @@ class Bench:
 
 
 @contextlib.asynccontextmanager
-async def bench(**settings: Any) -> AsyncIterator[Bench]:
+async def bench(*, signals: bool = True, **settings: Any) -> AsyncIterator[Bench]:
     fake = Fake()
     async with asyncio.timeout(30), fake.serve() as address:
         worker = Worker(address, **settings)
@@ -63,7 +66,7 @@ async def bench(**settings: Any) -> AsyncIterator[Bench]:
                 raise
             return "done"
 
-        run = asyncio.create_task(worker.run())
+        run = asyncio.create_task(worker.run(signals=signals))
         try:
             yield this
         finally:
@@ -105,6 +108,47 @@ def test_outcomes() -> None:
     asyncio.run(test())
 
 
+async def nothing(context: Context, payload: Any) -> None: ...
+
+
+class Handler:
+    async def __call__(self, context: Context, payload: Any) -> None: ...
+
+
+def test_a_handler_is_async() -> None:
+    worker = Worker()
+    for handler in (nothing, Handler(), Handler().__call__, functools.partial(nothing), functools.partial(Handler())):
+        worker.handler("any")(handler)
+
+    def blocking(context: Context, payload: Any) -> None: ...
+
+    for wrong in (blocking, functools.partial(blocking), 5):
+        with pytest.raises(TypeError, match="'wrong' must be async"):
+            worker.handler("wrong")(wrong)  # type: ignore[arg-type]
+
+
+def test_queues_are_a_list() -> None:
+    with pytest.raises(TypeError, match="queues"):
+        Worker(queues="mail")
+
+
+def test_a_worker_runs_once() -> None:
+    async def test() -> None:
+        async with bench() as this:
+            await this.session()
+            with pytest.raises(RuntimeError, match="once"):
+                await this.worker.run()
+
+    asyncio.run(test())
+
+
+def test_the_name_of_a_host_makes_no_worker_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "server-é 1" + "x" * 200)
+    worker_id = Worker().worker_id
+    assert worker_id.startswith("python-server-1xxx") and len(worker_id) < 100
+    assert worker_id.isascii() and worker_id.isprintable() and " " not in worker_id
+
+
 class Mute(Exception):
     def __str__(self) -> str:
         raise ValueError("no text")
@@ -129,6 +173,10 @@ NOW = datetime.datetime.now()
         (ValueError("no \udcff"), "error", "ValueError: no ?", True),
         (Mute(), "error", "Mute: a Mute without a text", True),
         (Stop("now"), "error", "Stop: now", True),
+        (SystemExit(3), "error", "SystemExit: 3", True),
+        (Failure("x" * 200, "é" * (5 << 20)), "x" * 128, "é" * (8 << 10), True),
+        (Failure("x", "no", details="x" * (5 << 20)), "x", "no", True),
+        (Failure("x", "no", details="x" * (16 << 10)), "x", "no", True),
     ],
 )
 def test_a_failure_that_cannot_be_written_is_reported_as_far_as_it_can(
@@ -145,6 +193,43 @@ def test_a_failure_that_cannot_be_written_is_reported_as_far_as_it_can(
             await session.send(lease=lease("a", "double"))
             failed = (await acknowledge(session, "a")).failed
             assert (failed.code, failed.message, failed.retryable) == (code, message, retryable)
+            assert not failed.HasField("details") and not failed.HasField("retry_delay")
+            # The others go on.
+            await session.send(lease=lease("b", "fail"))
+            await acknowledge(session, "b")
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("after", [-1.0, float("inf"), float("nan"), 1e300, NOW])
+def test_a_delay_that_is_none_is_left_out_alone(after: Any) -> None:
+    async def test() -> None:
+        async with bench() as this:
+
+            @this.worker.handler("double")
+            async def fail(context: Context, payload: Any) -> None:
+                raise Failure("x", retry_after=after, details="x" * ((16 << 10) - 2))
+
+            session = await this.session()
+            await session.send(lease=lease("a", "double"))
+            failed = (await acknowledge(session, "a")).failed
+            assert failed.retryable and not failed.HasField("retry_delay")
+            assert len(failed.details.text) == 16 << 10
+
+    asyncio.run(test())
+
+
+def test_a_failure_that_is_refused_stays_that_failure() -> None:
+    async def test() -> None:
+        async with bench() as this:
+            session = await this.session()
+            await session.send(lease=lease("a", "fail", {"code": "busy", "message": "soon", "details": 1}))
+            assert (await session.seen("finish")).failed.HasField("details")
+            session.messages.clear()
+            await session.send(finish_ack={"lease_id": "a", "rejection": {"code": 3, "message": "bad details"}})
+            failed = (await acknowledge(session, "a")).failed
+            assert (failed.code, failed.message, failed.retryable) == ("busy", "soon", True)
+            assert not failed.HasField("details")
 
     asyncio.run(test())
 
@@ -184,6 +269,42 @@ def test_heartbeats_name_what_is_held_and_progress_keeps_its_checkpoint() -> Non
             await session.seen("heartbeat", lambda beat: not beat.lease_ids)
 
     asyncio.run(test())
+
+
+def test_a_note_is_cut_to_what_servers_keep() -> None:
+    async def test() -> None:
+        async with bench() as this:
+
+            @this.worker.handler("double")
+            async def talk(context: Context, payload: Any) -> None:
+                context.progress(0.5, "é" * (5 << 20))
+                await this.proceed.wait()
+
+            session = await this.session()
+            await session.send(lease=lease("a", "double"))
+            assert (await session.seen("progress")).progress.note == "é" * (1 << 10)
+            this.proceed.set()
+            await acknowledge(session, "a")
+
+    asyncio.run(test())
+
+
+def test_progress_may_come_from_any_thread() -> None:
+    async def test() -> None:
+        async with bench() as this:
+
+            @this.worker.handler("double")
+            async def block(context: Context, payload: Any) -> Any:
+                await asyncio.to_thread(context.progress, 0.5, "half", checkpoint={"page": 1})
+                return context.checkpoint
+
+            session = await this.session()
+            await session.send(lease=lease("a", "double"))
+            progress = (await session.seen("progress")).progress
+            assert (progress.note, decode(progress.details)) == ("half", {"page": 1})
+            assert decode((await acknowledge(session, "a")).succeeded) == {"page": 1}
+
+    asyncio.run(test(), debug=True)
 
 
 def test_a_heartbeat_names_leases_before_their_work_begins() -> None:
@@ -265,6 +386,44 @@ def test_a_worker_comes_back_with_what_it_holds() -> None:
     asyncio.run(test())
 
 
+def test_a_checkpoint_comes_back_before_the_failure_that_followed_it() -> None:
+    async def test() -> None:
+        async with bench() as this:
+
+            @this.worker.handler("double")
+            async def fail(context: Context, payload: Any) -> None:
+                context.progress(0.5, checkpoint={"page": 2})
+                raise Failure("x")
+
+            first = await this.session()
+            await first.send(lease=lease("a", "double"))
+            await first.seen("finish")
+            await first.send(drain={})
+            second = await this.session()
+            await acknowledge(second, "a")
+            kinds = [message.WhichOneof("message") for message in second.messages]
+            assert kinds[:3] == ["hello", "progress", "finish"]
+            assert decode((await second.seen("progress")).progress.details) == {"page": 2}
+
+    asyncio.run(test())
+
+
+def test_a_welcome_alone_does_not_shorten_the_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobwire.backoff.random.random", lambda: 1.0)
+
+    async def test() -> None:
+        async with bench() as this:
+            this.fake.curt = True
+            await this.session()
+            began = time.monotonic()
+            for _ in range(3):
+                await this.session()
+            assert time.monotonic() - began > 0.25 + 0.5 + 1
+            this.fake.curt = False
+
+    asyncio.run(test())
+
+
 def test_a_result_outlives_its_lease_until_it_is_answered() -> None:
     async def test() -> None:
         async with asyncio.timeout(5), bench() as this:
@@ -316,6 +475,106 @@ def test_sigterm_drains() -> None:
             assert decode((await acknowledge(session, "a")).succeeded) == "done"
             await session.ended.wait()
             assert this.cancelled == []
+
+    asyncio.run(test())
+
+
+@pytest.fixture
+def told() -> Iterator[list[int]]:
+    """What the application's own handler of SIGTERM heard."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    yield heard
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_drains_all_workers_and_is_then_the_applications_again(told: list[int]) -> None:
+    async def test() -> None:
+        async with bench() as one, bench() as other:
+            sessions = [await this.session() for this in (one, other)]
+            os.kill(os.getpid(), signal.SIGTERM)
+            for session in sessions:
+                await session.ended.wait()
+
+    asyncio.run(test())
+    assert not told
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert told == [signal.SIGTERM]
+
+
+def test_a_handler_that_the_loop_had_before_hears_again() -> None:
+    async def test() -> None:
+        told = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+        async with bench() as this:
+            await this.session()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await told.wait()
+
+    asyncio.run(test())
+
+
+def test_a_worker_may_leave_signals_to_the_application(told: list[int]) -> None:
+    async def test() -> None:
+        async with bench(signals=False) as this:
+            session = await this.session()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert told == [signal.SIGTERM]
+            await session.send(lease=lease("a", "double", 1))
+            assert (await acknowledge(session, "a")).HasField("succeeded")
+
+    asyncio.run(test())
+
+
+def test_a_lease_that_crosses_the_drain_is_given_back() -> None:
+    async def test() -> None:
+        async with bench() as this:
+            this.fake.crossing = lease("a", "double", 1)
+            session = await this.session()
+            this.worker.stop()
+            assert (await acknowledge(session, "a")).HasField("released")
+
+    asyncio.run(test())
+
+
+ENDS = """
+import asyncio, sys
+from jobwire import Worker
+
+async def main():
+    worker = Worker(sys.argv[1])
+    begun = asyncio.Event()
+
+    @worker.handler("double")
+    async def double(context, payload):
+        return payload * 2
+
+    @worker.handler("wait")
+    async def wait(context, payload):
+        begun.set()
+        await asyncio.Event().wait()
+
+    run = asyncio.create_task(worker.run())
+    await begun.wait()
+
+asyncio.run(main())
+"""
+
+
+def test_a_program_that_ends_under_its_worker_reports_what_is_held() -> None:
+    async def test() -> None:
+        fake = Fake()
+        async with asyncio.timeout(20), fake.serve() as address:
+            program = await asyncio.create_subprocess_exec(sys.executable, "-c", ENDS, address)
+            session = await fake.sessions.get()
+            await session.seen("hello")
+            await session.send(lease=lease("a", "double", 4))
+            await session.seen("finish")
+            await session.send(lease=lease("b", "wait", sequence=2))
+            assert await program.wait() == 0
+            finished = {finish.lease_id: finish for finish in fake.finished}
+            assert decode(finished["a"].succeeded) == 8
+            assert finished["b"].HasField("released")
 
     asyncio.run(test())
 

@@ -40,6 +40,8 @@ const LONGEST_RETRY_DELAY = 30_000;
 const PATIENCE = 600_000;
 /** Tries of one call in all. */
 const MAX_TRIES = 8;
+/** Those among them that are given all of their time and bring no answer. */
+const MAX_LATE_TRIES = 3;
 
 export interface Options {
     /** Ends the call, its repeats and its pauses. */
@@ -63,8 +65,9 @@ export class Client {
     /**
      * Stores a job. Durable when this returns.
      *
-     * Fills in `requestId` if it is empty, so that a repeat after a lost reply does not make a second job. With `wait`,
-     * the reply comes when the job has ended or the time is up, whichever is first.
+     * Fills in `requestId` if it is empty, so that a repeat after a lost reply does not make a second job. To repeat
+     * after an error yourself, set `requestId` yourself. With `wait`, the reply comes when the job has ended or the
+     * time is up, whichever is first.
      */
     async submit(init: MessageInitShape<typeof SubmitRequestSchema>, options?: Options): Promise<SubmitResponse> {
         const request = withRequestId(create(SubmitRequestSchema, init));
@@ -73,20 +76,21 @@ export class Client {
         return this.#call((call) => this.#calls.submit(request, call), { ...options, timeout });
     }
 
-    /** Stores up to 1000 jobs, all or none. Fills in each `requestId` that is empty. */
+    /** Stores up to 1000 jobs, all or none. Fills in each `requestId` that is empty, as `submit` does. */
     async batchSubmit(
         init: MessageInitShape<typeof BatchSubmitRequestSchema>,
         options?: Options,
     ): Promise<BatchSubmitResponse> {
-        const request = create(BatchSubmitRequestSchema, init);
-        request.requests = request.requests.map(withRequestId);
+        const { requests } = create(BatchSubmitRequestSchema, init);
+        const request = create(BatchSubmitRequestSchema, { requests: requests.map(withRequestId) });
         return this.#call((call) => this.#calls.batchSubmit(request, call), options);
     }
 
     /** Submits a job and waits until it has ended, well or not: see `state`, `output` and `error`. */
     async run(spec: MessageInitShape<typeof JobSpecSchema>, options?: Options): Promise<Job> {
         const { done, job } = await this.submit({ spec, wait: durationFromMs(POLL) }, options);
-        return done ? job! : (await this.result(job!.jobId, Infinity, options)).job!;
+        if (done && !job!.output?.omitted) return job!;
+        return (await this.result(job!.jobId, Infinity, options)).job!;
     }
 
     /**
@@ -95,6 +99,7 @@ export class Client {
      */
     async result(jobId: string, waitMs = Infinity, options?: Options): Promise<GetResultResponse> {
         const end = performance.now() + waitMs;
+        const backoff = new Backoff(FIRST_PAUSE, LONGEST_PAUSE);
         let replied = performance.now();
         for (;;) {
             const asked = performance.now();
@@ -102,15 +107,16 @@ export class Client {
             const request = left > 0 ? { jobId, wait: durationFromMs(Math.ceil(left)) } : { jobId };
             let reply: GetResultResponse;
             try {
-                const timeout = left + CALL_TIMEOUT;
-                reply = await this.#call((call) => this.#calls.getResult(request, call), { ...options, timeout });
+                const how = { ...options, timeout: left + CALL_TIMEOUT, maxLateTries: 1 };
+                reply = await this.#call((call) => this.#calls.getResult(request, call), how);
             } catch (thrown) {
                 const now = performance.now();
                 const lost = thrown instanceof JobwireError && thrown.repeatable(true);
                 if (!lost || now >= end || now - replied > PATIENCE) throw thrown;
-                await sleep(Math.min(thrown.retryDelayMs ?? 0, left), options?.signal);
+                await sleep(Math.min(backoff.pause(thrown.retryDelayMs), left), options?.signal);
                 continue;
             }
+            backoff.reset();
             replied = performance.now();
             if (reply.done || replied >= end) return reply;
             // A server that does not hold replies says when to ask again.
@@ -251,9 +257,11 @@ export class Client {
             signal,
             timeout = CALL_TIMEOUT,
             harmless = true,
-        }: Options & { timeout?: number; harmless?: boolean } = {},
+            maxLateTries = MAX_LATE_TRIES,
+        }: Options & { timeout?: number; harmless?: boolean; maxLateTries?: number } = {},
     ): Promise<Reply> {
         const backoff = new Backoff(FIRST_PAUSE, LONGEST_PAUSE);
+        let lateTries = 0;
         for (let tries = 1; ; tries++) {
             try {
                 return await send(signal ? { signal, timeoutMs: timeout } : { timeoutMs: timeout });
@@ -261,7 +269,9 @@ export class Client {
                 signal?.throwIfAborted();
                 const error = JobwireError.from(thrown);
                 const wanted = error.retryDelayMs ?? 0;
-                if (tries === MAX_TRIES || !error.repeatable(harmless) || wanted > LONGEST_RETRY_DELAY) throw error;
+                if (error.late) lateTries++;
+                const last = tries === MAX_TRIES || lateTries === maxLateTries;
+                if (last || !error.repeatable(harmless) || wanted > LONGEST_RETRY_DELAY) throw error;
                 await sleep(backoff.pause(wanted), signal);
             }
         }

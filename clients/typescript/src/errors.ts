@@ -62,9 +62,14 @@ export class JobwireError extends Error {
 
     /** Whether the same request may be sent again. `harmless`: twice does no more than once. */
     repeatable(harmless: boolean): boolean {
-        if (this.code === Code.Unavailable) return harmless;
+        if (this.code === Code.Unavailable || this.late) return harmless;
         // A plain refusal: nothing was done.
         return this.code === Code.ResourceExhausted && this.reason !== undefined && this.retryDelayMs !== undefined;
+    }
+
+    /** Whether no answer came in the time of one try. Where the server says so itself, it has tried. */
+    get late(): boolean {
+        return this.code === Code.DeadlineExceeded && this.reason === undefined;
     }
 
     /**
@@ -74,13 +79,13 @@ export class JobwireError extends Error {
     get resumable(): boolean {
         switch (this.code) {
             case Code.Unavailable:
+            case Code.DeadlineExceeded:
                 return true;
             case Code.ResourceExhausted:
                 return this.reason !== undefined;
             case Code.Unknown:
             case Code.Internal:
             case Code.Canceled:
-            case Code.DeadlineExceeded:
                 return this.reason === undefined;
             default:
                 return false;
@@ -90,7 +95,10 @@ export class JobwireError extends Error {
 
 /** The code as the gRPC specification has it: libraries call a connection that broke ABORTED, INTERNAL or UNKNOWN. */
 function code(error: ConnectError): Code {
-    const answered = error.metadata.has("grpc-status") || error.metadata.has("grpc-status-details-bin");
+    if (error.metadata.has("grpc-status") || error.metadata.has("grpc-status-details-bin")) return error.code;
+    // These are INTERNAL as well, but another try would only repeat them.
+    if (error.rawMessage.startsWith("serialize binary: ")) return Code.InvalidArgument;
+    if (error.rawMessage.startsWith("parse binary: ")) return Code.DataLoss;
     const broke = [Code.Aborted, Code.Internal, Code.Unknown, Code.Canceled].includes(error.code);
-    return broke && !answered ? Code.Unavailable : error.code;
+    return broke ? Code.Unavailable : error.code;
 }

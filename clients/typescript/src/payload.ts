@@ -18,9 +18,13 @@ export function encode(value: unknown): Payload {
 
 /**
  * The value in a payload: JSON as what it means, other text as a string, the rest as bytes. No document is undefined.
- * Integers beyond 2^53 lose digits; read the text of the payload where they matter.
+ * Integers beyond 2^53 lose digits; read the text of the payload where they matter. Throws if the server has left the
+ * body out.
  */
 export function decode(payload: Payload | undefined): any {
+    if (payload?.omitted) {
+        throw new Error(`the body of ${payload.sizeBytes} bytes was left out: get() or result() has it`);
+    }
     const body = payload?.body;
     if (!payload || !body?.case) return undefined;
     if (body.case === "json") return toJson(ValueSchema, body.value);

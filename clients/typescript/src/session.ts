@@ -38,6 +38,10 @@ export class Session {
     #wake: () => void = () => {};
     #listener: Listener | undefined;
     #beatDue = false;
+    /** Heartbeats that were sent, and that were answered. */
+    #beats = 0;
+    #answers = 0;
+    #answered: () => void = () => {};
     #closing = false;
     #leave!: (error?: JobwireError) => void;
     #sent!: () => void;
@@ -87,6 +91,24 @@ export class Session {
         this.#wake();
     }
 
+    /** Whether the server has taken what was sent: all that is held comes before the first heartbeat. */
+    get useful(): boolean {
+        return this.#answers > 0;
+    }
+
+    /** Waits until the server has answered a heartbeat that follows all that was posted, but no longer than this. */
+    async heard(ms: number): Promise<void> {
+        const wanted = this.#beats + 1;
+        const answered = new Promise<void>((resolve) => {
+            this.#answered = () => this.#answers >= wanted && resolve();
+        });
+        this.beat();
+        const timeout = new AbortController();
+        const late = sleep(ms, timeout.signal).catch(() => {});
+        await Promise.race([answered, this.leaving, late]);
+        timeout.abort();
+    }
+
     /** The server says that it is going away: another session should take over. */
     leave(): void {
         this.#leave();
@@ -118,6 +140,7 @@ export class Session {
                 if (next) {
                     const [key, request] = next;
                     this.#outbox.delete(key);
+                    if (request.message.case === "heartbeat") this.#beats++;
                     yield request; // Comes back when it is written.
                     if (request.message.case === "heartbeat") this.#listener?.named(request.message.value.leaseIds);
                 } else if (this.#closing || this.#stop.signal.aborted) {
@@ -133,7 +156,14 @@ export class Session {
 
     async #receive(silence: number, listener: Listener): Promise<void> {
         try {
-            for (;;) listener.receive(this, await this.#next(silence));
+            for (;;) {
+                const response = await this.#next(silence);
+                listener.receive(this, response);
+                if (response.message.case === "heartbeatAck") {
+                    this.#answers++;
+                    this.#answered();
+                }
+            }
         } catch (thrown) {
             this.#leave(JobwireError.from(thrown));
         } finally {

@@ -1,6 +1,6 @@
 // A worker: functions that run jobs.
 
-import { create, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
+import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { durationFromMs, durationMs, timestampDate } from "@bufbuild/protobuf/wkt";
 import { Code, createClient, type Client as Rpc } from "@connectrpc/connect";
 import { hostname } from "node:os";
@@ -8,14 +8,15 @@ import { hostname } from "node:os";
 import { JobwireError } from "./errors.js";
 import {
     type Job,
-    type JobErrorSchema,
+    type JobError,
+    JobErrorSchema,
     type Payload,
     PayloadSchema,
     ProgressSchema,
 } from "./gen/jobwire/v1/types_pb.js";
 import {
     type FinishAck,
-    FinishSchema,
+    type FinishSchema,
     type Lease,
     WorkerService,
     type WorkResponse,
@@ -30,14 +31,19 @@ const SDK = "jobwire-typescript/0.1.0";
 const [FIRST_PAUSE, LONGEST_PAUSE] = [250, 15_000];
 /** For handlers to heed their signal, and for the last results, when a worker ends. */
 const LAST_WORDS = 5_000;
+/** For leases that are on their way when a drain begins. */
+const LAST_LEASES = 1_000;
 /** Before a result is sent again that the server could not take. */
 const PAUSE = 1_000;
-const MAX_CHECKPOINT_BYTES = 16 << 10;
-const MAX_OUTCOME_BYTES = (4 << 20) - 1024;
-/** Servers keep no more of a failure's message. */
-const MAX_TEXT = 8 << 10;
+/** setTimeout takes more for none at all. */
+const MAX_TIMEOUT = 2 ** 31 - 1;
+/** What servers keep of a report. */
+const [MAX_CODE, MAX_TEXT, MAX_NOTE] = [128, 8 << 10, 1 << 10];
+const MAX_DETAILS_BYTES = 16 << 10;
+const MAX_OUTPUT_BYTES = (4 << 20) - 1024;
 
 type Outcome = NonNullable<MessageInitShape<typeof FinishSchema>["outcome"]>;
+type Warn = (message: string, ...details: unknown[]) => void;
 
 /** Thrown by a handler: the attempt failed. */
 export class Failure extends Error {
@@ -45,7 +51,8 @@ export class Failure extends Error {
 
     /**
      * `code` is a stable word, such as `smtp.refused`. `retryable` false ends the job at once; `retryAfterMs` takes the
-     * place of the back-off, if it is a number from 0 on; `details` go to whoever reads the outcome.
+     * place of the back-off, if it is a number from 0 on; `details`, of at most 16 KiB, go to whoever reads the
+     * outcome.
      */
     constructor(
         readonly code: string,
@@ -55,19 +62,28 @@ export class Failure extends Error {
         super(message);
     }
 
-    /** As the server takes it. */
-    report(): MessageInitShape<typeof JobErrorSchema> {
-        const { retryable = true, retryAfterMs = NaN, details } = this.options;
-        return {
-            code: this.code,
-            message: this.message,
-            retryable,
-            ...(details === undefined ? {} : { details: encode(details) }),
-            // Durations are made of whole milliseconds.
-            ...(Number.isFinite(retryAfterMs) && retryAfterMs >= 0
-                ? { retryDelay: durationFromMs(Math.ceil(retryAfterMs)) }
-                : {}),
+    /** As the server takes it: a handler may put anything in here, but it has failed. */
+    report(warn: Warn = () => {}): JobError {
+        const { retryable = true, retryAfterMs = NaN, details } = this.options ?? {};
+        const code = typeof this.code === "string" ? this.code.slice(0, MAX_CODE) : "error";
+        const message = text(this.message).slice(0, MAX_TEXT);
+        const report = create(JobErrorSchema, { code, message, retryable: Boolean(retryable) });
+        const add = (part: string, set: () => void) => {
+            try {
+                set();
+            } catch (error) {
+                warn(`the failure ${code} is reported without its ${part}`, error);
+            }
         };
+        add("delay", () => {
+            // Durations are made of whole milliseconds.
+            const delay = Math.ceil(retryAfterMs);
+            if (retryAfterMs >= 0 && Number.isSafeInteger(delay)) report.retryDelay = durationFromMs(delay);
+        });
+        add("details", () => {
+            if (details !== undefined) report.details = small(details, "details");
+        });
+        return report;
     }
 }
 
@@ -82,8 +98,8 @@ export interface Context {
     /** The newest checkpoint, of this attempt or one before. */
     readonly checkpoint: unknown;
     /**
-     * Reports how far the attempt is, from 0 to 1. Only the newest report is kept. `checkpoint` is a value of at most
-     * 16 KiB that is handed to the next attempt if this one fails.
+     * Reports how far the attempt is, from 0 to 1. Only the newest report is kept, and 1 KiB of its note. `checkpoint`
+     * is a value of at most 16 KiB that is handed to the next attempt if this one fails.
      */
     progress(fraction: number, note?: string, checkpoint?: unknown): void;
 }
@@ -100,6 +116,8 @@ export interface WorkerOptions extends TransportOptions {
     labels?: Record<string, string>;
     /** How long a drain waits for handlers; 30 s by default. */
     drainTimeoutMs?: number;
+    /** Hears of lost sessions, and of what handlers throw; `console.warn` by default. */
+    onWarning?: Warn;
 }
 
 /** A lease with its work, from its arrival until its result was acknowledged. */
@@ -141,15 +159,10 @@ class Attempt implements Context {
     }
 
     progress(fraction: number, note = "", checkpoint?: unknown): void {
-        if (checkpoint !== undefined) {
-            const details = write(checkpoint, "checkpoint");
-            if (toBinary(PayloadSchema, details).length > MAX_CHECKPOINT_BYTES) {
-                throw new Failure("checkpoint.invalid", "the checkpoint has more than 16 KiB", { retryable: false });
-            }
-            this.report.details = details;
-        }
-        this.report.fraction = fraction;
-        this.report.note = note;
+        if (checkpoint !== undefined) this.report.details = small(checkpoint, "checkpoint");
+        // Whatever it is that JavaScript passes here: what cannot be sent would end the session, and the next one.
+        this.report.fraction = Number(fraction);
+        this.report.note = String(note).slice(0, MAX_NOTE);
         this.reported = true;
         this.tell(this);
     }
@@ -171,6 +184,7 @@ export class Worker {
     readonly #stop = new AbortController();
     readonly #hurry = new AbortController();
     #session: Session | undefined;
+    #ran = false;
     /** Called when something is no longer held. */
     #released: () => void = () => {};
     readonly #listener: Listener = {
@@ -182,9 +196,9 @@ export class Worker {
 
     constructor(address = "localhost", options: WorkerOptions = {}) {
         this.#rpc = createClient(WorkerService, transport(address, options));
+        if (!Array.isArray(options.queues ?? [])) throw new TypeError("queues must be a list of names");
         this.#options = options;
-        const suffix = Math.random().toString(16).slice(2, 8);
-        this.workerId = options.workerId ?? `${hostname()}-${process.pid}-${suffix}`;
+        this.workerId = options.workerId ?? ownId();
     }
 
     /**
@@ -205,10 +219,12 @@ export class Worker {
     /**
      * Works until it is told to stop, through restarts of the server. On SIGTERM or SIGINT it takes no more jobs, lets
      * those that run end, and gives the rest back uncounted; a second signal does that at once. Throws a
-     * {@link JobwireError} if the server refuses this worker.
+     * {@link JobwireError} if the server refuses this worker. A worker runs once.
      */
     async run(): Promise<void> {
         if (this.#handlers.size === 0) throw new TypeError("the worker has no handler");
+        if (this.#ran) throw new Error("a worker runs once");
+        this.#ran = true;
         const heard = () => this.stop();
         process.on("SIGTERM", heard).on("SIGINT", heard);
         const end = new AbortController();
@@ -227,6 +243,7 @@ export class Worker {
 
     async #drain(): Promise<void> {
         this.#session?.post("capacity", { case: "capacity", value: { maxInFlight: 0 } });
+        await this.#session?.heard(LAST_LEASES);
         await this.#idle(this.#options.drainTimeoutMs ?? 30_000, this.#hurry.signal);
         for (const attempt of this.#held.values()) attempt.cancel("the worker ends", true);
         await this.#idle(LAST_WORDS);
@@ -239,7 +256,7 @@ export class Worker {
         // No AbortSignal.timeout: Node forgets one that only AbortSignal.any knows of (nodejs/node#57736).
         const end = new AbortController();
         const stop = () => end.abort();
-        const timer = setTimeout(stop, ms);
+        const timer = setTimeout(stop, Math.min(ms, MAX_TIMEOUT));
         if (sooner) void aborted(sooner).then(stop);
         while (this.#held.size > 0 && !end.signal.aborted) {
             await Promise.race([new Promise<void>((resolve) => (this.#released = resolve)), aborted(end.signal)]);
@@ -256,10 +273,10 @@ export class Worker {
             } catch (thrown) {
                 const error = JobwireError.from(thrown);
                 if (!error.resumable) throw error;
+                this.#warn("no session with the server, trying again", error);
                 await sleep(backoff.pause(error.retryDelayMs), end).catch(() => {});
                 continue;
             }
-            backoff.reset();
             // The old one goes only now: until here it could still take results.
             const old = this.#session;
             this.#session = opened.session;
@@ -269,6 +286,9 @@ export class Worker {
             opened.session.beat();
             await old?.close();
             const error = await Promise.race([opened.session.leaving, aborted(end)]);
+            if (error) this.#warn("lost the session with the server", error);
+            // A welcome alone is no success: what is sent next may be what ends every session.
+            if (opened.session.useful) backoff.reset();
             await sleep(backoff.pause(error?.retryDelayMs), end).catch(() => {});
         }
     }
@@ -289,8 +309,9 @@ export class Worker {
     #resume(session: Session): void {
         if (this.#stop.signal.aborted) session.post("capacity", { case: "capacity", value: { maxInFlight: 0 } });
         for (const attempt of this.#held.values()) {
+            // Also before a result: a failure hands the checkpoint on.
+            if (attempt.reported) this.#postProgress(attempt);
             if (attempt.outcome) this.#postFinish(attempt);
-            else if (attempt.reported) this.#postProgress(attempt);
         }
     }
 
@@ -318,7 +339,9 @@ export class Worker {
 
     #take(session: Session, lease: Lease): void {
         if (this.#held.has(lease.leaseId)) return;
-        const attempt = new Attempt(lease, (attempt) => this.#postProgress(attempt));
+        const attempt = new Attempt(lease, (attempt) => {
+            if (!attempt.outcome) this.#postProgress(attempt);
+        });
         this.#held.set(lease.leaseId, attempt);
         if (!this.#handlers.has(attempt.kind)) this.#settle(attempt, released("no handler for this kind"));
         else if (this.#stop.signal.aborted) this.#settle(attempt, released("the worker ends"));
@@ -335,7 +358,7 @@ export class Worker {
         const handler = this.#handlers.get(attempt.kind)!;
         void this.#work(attempt, handler)
             // Nothing that a handler throws may end the process, and the work of all others.
-            .catch(() => failed(new Failure("error", "the handler threw what cannot be read")))
+            .catch(() => this.#failed(new Failure("error", "the handler threw what cannot be read")))
             .then((outcome) => this.#settle(attempt, outcome));
     }
 
@@ -346,13 +369,15 @@ export class Worker {
             return succeeded(await handler(attempt, payload));
         } catch (thrown) {
             if (attempt.giveBack) return released("the worker ends");
-            if (thrown instanceof Failure) return failed(thrown);
-            return failed(
-                attempt.signal.aborted
-                    ? new Failure("interrupted", "stopped before it was done")
-                    : new Failure("error", text(thrown)),
-            );
+            if (thrown instanceof Failure) return this.#failed(thrown);
+            if (attempt.signal.aborted) return this.#failed(new Failure("interrupted", "stopped before it was done"));
+            this.#warn(`the handler of ${attempt.kind} failed for job ${attempt.job.jobId}`, thrown);
+            return this.#failed(new Failure("error", text(thrown)));
         }
+    }
+
+    #failed(failure: Failure): Outcome {
+        return { case: "failed", value: failure.report((...what) => this.#warn(...what)) };
     }
 
     /** Keeps a result until the server has acknowledged it. */
@@ -366,13 +391,15 @@ export class Worker {
         const attempt = this.#held.get(leaseId);
         if (!attempt?.outcome) return;
         const code = accepted ? undefined : rejection?.code;
+        if (!accepted) this.#warn(`the server refused a result: ${rejection?.message} (${rejection?.reason})`);
         if (code === Code.Unavailable || code === Code.ResourceExhausted) {
             const pause = rejection?.retryDelay ? durationMs(rejection.retryDelay) : PAUSE;
             setTimeout(() => this.#postFinish(attempt), pause).unref();
         } else if (code === Code.InvalidArgument && !attempt.refused) {
+            const outcome = insteadOf(attempt.outcome, rejection?.message ?? "");
             attempt.refused = true;
             attempt.outcome = undefined;
-            this.#settle(attempt, refused(rejection?.message ?? ""));
+            this.#settle(attempt, outcome);
         } else {
             // Accepted, or too late.
             this.#forget(leaseId);
@@ -384,8 +411,8 @@ export class Worker {
         this.#session?.post(`finish ${leaseId}`, { case: "finish", value: { leaseId, outcome } });
     }
 
-    #postProgress({ lease: { leaseId }, outcome, report }: Attempt): void {
-        if (outcome || !this.#held.has(leaseId)) return;
+    #postProgress({ lease: { leaseId }, report }: Attempt): void {
+        if (!this.#held.has(leaseId)) return;
         const value = { leaseId, progress: create(ProgressSchema, { ...report }) };
         this.#session?.post(`progress ${leaseId}`, { case: "progress", value });
     }
@@ -397,6 +424,7 @@ export class Worker {
     #lose(leaseId: string): void {
         const attempt = this.#held.get(leaseId);
         if (!attempt || attempt.outcome) return;
+        this.#warn(`lost the lease of job ${attempt.job.jobId}`);
         attempt.cancel("the lease was lost");
         this.#forget(leaseId);
     }
@@ -405,6 +433,20 @@ export class Worker {
         this.#held.delete(leaseId);
         this.#released();
     }
+
+    #warn(message: string, ...details: unknown[]): void {
+        try {
+            (this.#options.onWarning ?? console.warn)(message, ...details);
+        } catch {
+            // Whoever listens does not end what it is told about.
+        }
+    }
+}
+
+/** With a word before the name of the host, which may be one that ids must not begin with. */
+function ownId(): string {
+    const host = hostname().replace(/[^!-~]/g, "").slice(0, 64);
+    return `node-${host}-${process.pid}-${Math.random().toString(16).slice(2, 8)}`;
 }
 
 function released(reason: string): Outcome {
@@ -428,37 +470,23 @@ function write(value: unknown, what: string): Payload {
     }
 }
 
+/** A document of the size that servers take beside a result. A copy: the handler may go on with its own. */
+function small(value: unknown, what: string): Payload {
+    const copy = fromBinary(PayloadSchema, toBinary(PayloadSchema, write(value, what)));
+    // A tag and a length come before the body.
+    if (toBinary(PayloadSchema, create(PayloadSchema, { body: copy.body })).length > MAX_DETAILS_BYTES + 4) {
+        throw new Failure(`${what}.invalid`, `the ${what} has more than 16 KiB`, { retryable: false });
+    }
+    return copy;
+}
+
 function succeeded(output: unknown): Outcome {
     const value = write(output, "output");
-    return fitting(
-        () => ({ case: "succeeded", value }),
-        (why) => refused(`the output ${why}`),
-    );
-}
-
-function failed(failure: Failure): Outcome {
-    return fitting(
-        () => ({ case: "failed", value: failure.report() }),
-        (why) => {
-            const { code, message, options } = failure;
-            const value = {
-                code: typeof code === "string" ? code.slice(0, MAX_TEXT) : "error",
-                message: `${text(message).slice(0, MAX_TEXT)} (the failure ${why})`,
-                retryable: Boolean(options?.retryable ?? true),
-            };
-            return { case: "failed", value };
-        },
-    );
-}
-
-/** An outcome, or what takes its place where no message can bring it: handlers may put anything into theirs. */
-function fitting(build: () => Outcome, instead: (why: string) => Outcome): Outcome {
     try {
-        const outcome = build();
-        const size = toBinary(FinishSchema, create(FinishSchema, { outcome })).length;
-        return size > MAX_OUTCOME_BYTES ? instead("is larger than a message may be") : outcome;
+        if (toBinary(PayloadSchema, value).length <= MAX_OUTPUT_BYTES) return { case: "succeeded", value };
+        return refused("the output is larger than a message may be");
     } catch (error) {
-        return instead(`cannot be sent: ${text(error).slice(0, MAX_TEXT)}`);
+        return refused(`the output cannot be sent: ${text(error)}`);
     }
 }
 
@@ -471,9 +499,16 @@ function text(thrown: unknown): string {
     }
 }
 
-/** What is reported in place of a result that cannot be. */
 function refused(why: string): Outcome {
     return { case: "failed", value: new Failure("output.invalid", why, { retryable: false }).report() };
+}
+
+/** What is reported in place of a result that cannot be. A failure stays that failure. */
+function insteadOf(outcome: Outcome, why: string): Outcome {
+    if (outcome.case === "succeeded") return refused(why);
+    if (outcome.case !== "failed") return released("");
+    const { code, message, retryable } = create(JobErrorSchema, outcome.value);
+    return { case: "failed", value: { code, message, retryable } };
 }
 
 function aborted(signal: AbortSignal): Promise<undefined> {

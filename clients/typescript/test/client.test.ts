@@ -1,13 +1,15 @@
 // The client against a server that breaks its streams and refuses calls.
 
+import { create } from "@bufbuild/protobuf";
 import { durationFromMs } from "@bufbuild/protobuf/wkt";
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { baseUrl } from "../src/address.js";
-import { Code, connect, JobwireError } from "../src/node.js";
+import { BatchSubmitRequestSchema, Code, connect, JobwireError } from "../src/node.js";
 import { caughtUp, Fake, finished, refusal, unknown } from "./fake.js";
 
+const LATE = () => refusal(Code.DeadlineExceeded);
 const FULL = () => refusal(Code.ResourceExhausted, "QUEUE_FULL");
 
 test("a submit is repeated with the same request id", () =>
@@ -20,9 +22,41 @@ test("a submit is repeated with the same request id", () =>
         assert.ok(!ids.has(""));
     }));
 
+test("a submit is repeated when its time ran out", () =>
+    new Fake().serve(async (fake) => {
+        fake.submitErrors = Array.from({ length: 5 }, LATE);
+        const client = connect(fake.address);
+        await assert.rejects(client.submit({}), { code: Code.DeadlineExceeded });
+        assert.equal(fake.submitted.length, 3);
+        await client.submit({});
+        assert.equal(fake.submitted.length, 6);
+        assert.equal(new Set(fake.submitted.map((request) => request.requestId)).size, 2);
+    }));
+
+test("the message of a caller stays as it is", () =>
+    new Fake().serve(async (fake) => {
+        const request = create(BatchSubmitRequestSchema, { requests: [{}, { requestId: "mine" }] });
+        await connect(fake.address).batchSubmit(request);
+        assert.deepEqual(
+            request.requests.map(({ requestId }) => requestId),
+            ["", "mine"],
+        );
+        const sent = fake.batches[0]!.requests.map(({ requestId }) => requestId);
+        assert.ok(sent[0] && sent[1] === "mine");
+    }));
+
+test("what cannot be written is refused at once", { timeout: 5_000 }, () =>
+    new Fake().serve(async (fake) => {
+        const began = performance.now();
+        const submit = connect(fake.address).submit({ spec: { priority: 0.5 } });
+        await assert.rejects(submit, { code: Code.InvalidArgument, message: /priority/ });
+        assert.ok(performance.now() - began < 1_000);
+    }));
+
 test("a refusal is passed on at once", async () => {
     for (const error of [
         refusal(Code.InvalidArgument, "INVALID_FIELD"),
+        refusal(Code.DeadlineExceeded, "DEADLINE_EXCEEDED"),
         refusal(Code.ResourceExhausted),
         refusal(Code.ResourceExhausted, "QUEUE_FULL", "proxy.example"),
         refusal(Code.ResourceExhausted, "QUEUE_FULL", "jobwire.v1", 31_000),
@@ -79,6 +113,31 @@ test("a result is polled until the job has ended", () =>
         assert.equal(fake.polls, 3);
     }));
 
+test("a result outlives a server that hangs", () =>
+    new Fake().serve(async (fake) => {
+        fake.pollErrors = Array.from({ length: 5 }, LATE);
+        assert.equal((await connect(fake.address).result("a")).done, true);
+        assert.equal(fake.polls, 6);
+    }));
+
+test("a result is not waited for beyond its time", () =>
+    new Fake().serve(async (fake) => {
+        fake.pollErrors = [LATE()];
+        await assert.rejects(connect(fake.address).result("a", 0), { code: Code.DeadlineExceeded });
+        assert.equal(fake.polls, 1);
+    }));
+
+test("an output that was left out is asked for", () =>
+    new Fake().serve(async (fake) => {
+        const client = connect(fake.address);
+        fake.submitReply = { done: true, job: { jobId: "a" } };
+        await client.run({});
+        assert.equal(fake.polls, 0);
+        fake.submitReply = { done: true, job: { jobId: "a", output: { omitted: true } } };
+        await client.run({});
+        assert.equal(fake.polls, 3);
+    }));
+
 test("an aborted signal ends a call", () =>
     new Fake().serve(async (fake) => {
         fake.submitErrors = Array.from({ length: 8 }, () => refusal(Code.Unavailable, "DRAINING", "jobwire.v1", 9_000));
@@ -98,6 +157,7 @@ test("a watch goes on from its cursor and ends when all is done", () =>
     new Fake().serve(async (fake) => {
         fake.streams = [
             [refusal(Code.Unavailable, "STREAM_ROTATED")],
+            [refusal(Code.DeadlineExceeded, "DEADLINE_EXCEEDED")],
             [finished("a", "c0"), caughtUp("c1"), refusal(Code.Unknown)],
             [finished("b", "c2"), refusal(Code.ResourceExhausted, "WATCH_STALLED")],
             [finished("c", "c3")],
@@ -110,11 +170,11 @@ test("a watch goes on from its cursor and ends when all is done", () =>
         assert.deepEqual(seen, ["a", "b", "c"]);
         assert.deepEqual(
             fake.watched.map(({ start }) => start.value),
-            [undefined, undefined, "c1", "c2"],
+            [undefined, undefined, undefined, "c1", "c2"],
         );
         assert.deepEqual(
             fake.watched.map(({ filter }) => filter?.jobIds.length),
-            [3, 3, 3, 3],
+            [3, 3, 3, 3, 3],
         );
     }));
 

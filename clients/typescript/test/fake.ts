@@ -9,15 +9,18 @@ import type { AddressInfo } from "node:net";
 
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "../src/gen/google/rpc/error_details_pb.js";
 import {
+    type BatchSubmitRequest,
     type DeleteJobRequest,
     JobService,
     type SubmitRequest,
+    type SubmitResponseSchema,
     type WatchResultsRequest,
     type WatchResultsResponse,
     WatchResultsResponseSchema,
 } from "../src/gen/jobwire/v1/job_service_pb.js";
 import {
     type Finish,
+    type Lease,
     type WorkerHello,
     WorkerService,
     type WorkRequest,
@@ -98,14 +101,18 @@ export class Session {
                 await new Promise<void>((resolve) => (this.#wake = resolve));
             }
         }
+        yield* this.#outgoing.splice(0);
     }
 }
 
 /** Both services. What they answer is in the lists, in order. */
 export class Fake {
     readonly submitted: SubmitRequest[] = [];
+    readonly batches: BatchSubmitRequest[] = [];
     submitErrors: ConnectError[] = [];
+    submitReply: MessageInitShape<typeof SubmitResponseSchema> = { job: { jobId: "a" } };
     polls = 0;
+    pollErrors: ConnectError[] = [];
     retries = 0;
     readonly deleted: DeleteJobRequest[] = [];
     readonly watched: WatchResultsRequest[] = [];
@@ -113,6 +120,10 @@ export class Fake {
     streams: (WatchResultsResponse | ConnectError)[][] = [];
     /** Leases that the next hello loses. */
     lost: string[] = [];
+    /** A lease that is on its way when the worker says that it takes no more. */
+    crossing: Lease | undefined;
+    /** Sessions that begin now are welcomed, and end with that. */
+    curt = false;
     readonly #sessions: Session[] = [];
     address = "";
 
@@ -143,9 +154,18 @@ export class Fake {
                 this.submitted.push(request);
                 const error = this.submitErrors.shift();
                 if (error) throw error;
-                return { job: { jobId: "a" } };
+                return this.submitReply;
             },
-            getResult: ({ jobId }) => ({ done: ++this.polls > 2, job: { jobId } }),
+            batchSubmit: (request) => {
+                this.batches.push(request);
+                return {};
+            },
+            getResult: ({ jobId }) => {
+                const done = ++this.polls > 2;
+                const error = this.pollErrors.shift();
+                if (error) throw error;
+                return { done, job: { jobId } };
+            },
             listJobs: ({ pageToken }) => ({ nextPageToken: Number(pageToken) < 2 ? `${Number(pageToken) + 1}` : "" }),
             retryJob: () => {
                 this.retries++;
@@ -181,6 +201,10 @@ export class Fake {
                     if (message.case === "hello") {
                         const value = { heartbeatInterval: durationFromMs(200), lostLeaseIds: this.lost };
                         session.send({ case: "welcome", value });
+                        if (this.curt) break;
+                    }
+                    if (message.case === "capacity" && this.crossing) {
+                        session.send({ case: "lease", value: this.crossing });
                     }
                     if (message.case === "heartbeat") session.send({ case: "heartbeatAck", value: {} });
                 }

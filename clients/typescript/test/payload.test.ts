@@ -28,6 +28,11 @@ test("what a server sends", () => {
     assert.equal(encode(data), data);
 });
 
+test("a body that was left out is not undefined", () => {
+    const payload = create(PayloadSchema, { omitted: true, sizeBytes: 70_000n, contentType: "application/json" });
+    assert.throws(() => decode(payload), /the body of 70000 bytes was left out/);
+});
+
 test("what has no JSON is refused", () => {
     assert.throws(() => encode(() => {}), TypeError);
     assert.throws(() => encode(1n), TypeError);

@@ -3,7 +3,9 @@
 import { create } from "@bufbuild/protobuf";
 import { durationMs, DurationSchema } from "@bufbuild/protobuf/wkt";
 import assert from "node:assert/strict";
-import { test } from "node:test";
+import { syncBuiltinESMExports } from "node:module";
+import os from "node:os";
+import { test, type TestContext } from "node:test";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 
@@ -27,6 +29,7 @@ function lease(leaseId: string, kind: string, payload: unknown = null, sequence 
 
 class Bench {
     readonly cancelled: string[] = [];
+    readonly warnings: string[] = [];
     proceed!: () => void;
     readonly #proceeding = new Promise<void>((resolve) => (this.proceed = resolve));
 
@@ -59,7 +62,7 @@ class Bench {
 
 function bench(options: WorkerOptions, body: (bench: Bench) => Promise<void>): Promise<void> {
     return new Fake().serve(async (fake) => {
-        const worker = new Worker(fake.address, options);
+        const worker = new Worker(fake.address, { onWarning: (warning) => bench.warnings.push(warning), ...options });
         const bench = new Bench(fake, worker);
         const run = worker.run();
         try {
@@ -72,8 +75,33 @@ function bench(options: WorkerOptions, body: (bench: Bench) => Promise<void>): P
     });
 }
 
+test("queues are a list", () => {
+    assert.throws(() => new Worker("localhost", { queues: "mail" as never }), TypeError);
+});
+
+test("a worker runs once", { timeout: 20_000 }, () =>
+    bench({}, async ({ fake, worker }) => {
+        await fake.session();
+        await assert.rejects(worker.run(), /once/);
+    }));
+
+test("the name of a host makes no worker invalid", (context: TestContext) => {
+    context.mock.method(os, "hostname", () => `server-é 1${"x".repeat(200)}`);
+    syncBuiltinESMExports();
+    const { workerId } = new Worker();
+    context.mock.restoreAll();
+    syncBuiltinESMExports();
+    assert.match(workerId, /^node-server-1x{50,60}-[!-~]{1,30}$/);
+});
+
+test("a worker that cannot say hello ends", { timeout: 5_000 }, () =>
+    new Fake().serve(async (fake) => {
+        const worker = new Worker(fake.address, { concurrency: 4.5 }).handle("any", () => {});
+        await assert.rejects(worker.run(), { code: Code.InvalidArgument, message: /max_in_flight/ });
+    }));
+
 test("outcomes", { timeout: 20_000 }, () =>
-    bench({ concurrency: 7, queues: ["mail"], workerId: "me" }, async ({ fake }) => {
+    bench({ concurrency: 7, queues: ["mail"], workerId: "me" }, async ({ fake, warnings }) => {
         const { session, hello } = await fake.session();
         assert.deepEqual([hello.workerId, hello.maxInFlight, hello.queues], ["me", 7, ["mail"]]);
         assert.deepEqual(hello.kinds, ["double", "fail", "large", "wait"]);
@@ -94,6 +122,7 @@ test("outcomes", { timeout: 20_000 }, () =>
         const thrown = await outcome(lease("d", "fail"));
         assert.ok(thrown.case === "failed" && thrown.value.retryable);
         assert.deepEqual([thrown.value.code, thrown.value.message], ["error", "TypeError: boom"]);
+        assert.deepEqual(warnings, ["the handler of fail failed for job job-d"]);
         const bad = lease("e", "double");
         bad.value.job!.spec!.payload!.body = { case: "text", value: "{" };
         const invalid = await outcome(bad);
@@ -151,6 +180,31 @@ test("a failure that cannot be sent as it is", { timeout: 20_000 }, () =>
         }
     }));
 
+test("a failure goes without what servers do not take of it", () => {
+    const large = new Failure("x".repeat(200), "y".repeat(5 << 20), { details: "z".repeat(5 << 20) }).report();
+    assert.deepEqual([large.code.length, large.message.length, large.details], [128, 8 << 10, undefined]);
+    for (const [length, kept] of [[(16 << 10) - 2, true], [(16 << 10) - 1, false]] as const) {
+        const report = new Failure("x", "y", { retryAfterMs: 5, details: "z".repeat(length) }).report();
+        assert.equal(report.details !== undefined, kept);
+        assert.ok(report.retryDelay && report.retryable);
+    }
+    const odd = new Failure("x", "y", { retryAfterMs: Symbol() as never, details: [1] }).report();
+    assert.deepEqual([decode(odd.details), odd.retryDelay], [[1], undefined]);
+});
+
+test("a failure that is refused stays that failure", { timeout: 20_000 }, () =>
+    bench({}, async ({ fake }) => {
+        const { session } = await fake.session();
+        session.send(lease("a", "fail", { details: [1], retryAfterMs: 5 }));
+        await session.seen("finish");
+        session.messages.splice(0);
+        session.send({ case: "finishAck", value: { leaseId: "a", rejection: { code: 3, message: "bad details" } } });
+        const { outcome } = await session.acknowledge("a");
+        assert.ok(outcome.case === "failed");
+        const { code, message, retryable, details } = outcome.value;
+        assert.deepEqual([code, message, retryable, details], ["x", "no", true, undefined]);
+    }));
+
 test("an output that cannot be sent", { timeout: 20_000 }, () =>
     bench({}, async ({ fake, worker }) => {
         worker.handle("odd", () => Object.assign(encode(1), { body: { case: "data", value: 5 } }));
@@ -167,7 +221,7 @@ test("when to try again", () => {
         return retryDelay && durationMs(create(DurationSchema, retryDelay));
     };
     assert.deepEqual([0, 1, 100.1, 1234.56].map(delay), [0, 1, 101, 1235]);
-    assert.deepEqual([NaN, -1, Infinity, -Infinity].map(delay), Array(4).fill(undefined));
+    assert.deepEqual([NaN, -1, -0.5, Infinity, -Infinity, 1e300].map(delay), Array(6).fill(undefined));
 });
 
 test("heartbeats name what is held and progress keeps its checkpoint", { timeout: 20_000 }, () =>
@@ -182,6 +236,27 @@ test("heartbeats name what is held and progress keeps its checkpoint", { timeout
         bench.proceed();
         await session.acknowledge("a");
         await session.seen("heartbeat", (beat) => beat.leaseIds.length === 0);
+    }));
+
+test("progress that cannot be sent as it is", { timeout: 20_000 }, () =>
+    bench({}, async ({ fake, worker }) => {
+        worker.handle("talk", (context) => {
+            context.progress(1n as never, "x".repeat(5 << 20));
+            context.progress(0.5, 5 as never, 1);
+        });
+        const { session } = await fake.session();
+        session.send(lease("a", "talk"));
+        assert.equal((await session.acknowledge("a")).outcome.case, "succeeded");
+        const { progress } = await session.seen("progress");
+        assert.deepEqual([progress?.fraction, progress?.note], [0.5, "5"]);
+        worker.handle("talk", (context) => {
+            context.progress(1n as never, "x".repeat(5 << 20));
+            return new Promise(() => {});
+        });
+        session.send(lease("b", "talk"));
+        const long = await session.seen("progress", ({ leaseId }) => leaseId === "b");
+        assert.deepEqual([long.progress?.fraction, long.progress?.note], [1, "x".repeat(1024)]);
+        session.send({ case: "heartbeatAck", value: { lostLeaseIds: ["b"] } });
     }));
 
 test("a heartbeat names leases before their work begins", { timeout: 20_000 }, () =>
@@ -222,7 +297,7 @@ test("a revoked lease aborts its handler", { timeout: 20_000 }, () =>
     }));
 
 test("a lost lease is dropped", { timeout: 20_000 }, () =>
-    bench({}, async ({ fake, cancelled }) => {
+    bench({}, async ({ fake, cancelled, warnings }) => {
         const { session } = await fake.session();
         session.send(lease("a", "wait"));
         await session.seen("progress");
@@ -231,6 +306,7 @@ test("a lost lease is dropped", { timeout: 20_000 }, () =>
         await session.acknowledge("b");
         assert.deepEqual(cancelled, ["job-a"]);
         assert.ok(!session.messages.some(({ case: kind, value }) => kind === "finish" && value.leaseId === "a"));
+        assert.deepEqual(warnings, ["lost the lease of job job-a"]);
     }));
 
 test("a worker comes back with what it holds", { timeout: 20_000 }, () =>
@@ -254,6 +330,37 @@ test("a worker comes back with what it holds", { timeout: 20_000 }, () =>
         bench.proceed();
         await second.acknowledge("a");
         assert.deepEqual(bench.cancelled, ["job-c"]);
+    }));
+
+test("a checkpoint comes back before the failure that followed it", { timeout: 20_000 }, () =>
+    bench({}, async ({ fake, worker }) => {
+        worker.handle("stumble", (context) => {
+            context.progress(0.5, "half", { page: 2 });
+            throw new Failure("x");
+        });
+        const { session: first } = await fake.session();
+        first.send(lease("a", "stumble"));
+        await first.seen("finish");
+        first.send({ case: "drain", value: {} });
+        const { session: second } = await fake.session();
+        await second.acknowledge("a");
+        assert.deepEqual(
+            second.messages.slice(0, 3).map((message) => message.case),
+            ["hello", "progress", "finish"],
+        );
+        assert.deepEqual(decode((await second.seen("progress")).progress?.details), { page: 2 });
+    }));
+
+test("a welcome alone does not shorten the pauses", { timeout: 20_000 }, (context: TestContext) =>
+    bench({}, async ({ fake, warnings }) => {
+        context.mock.method(Math, "random", () => 1);
+        fake.curt = true;
+        await fake.session();
+        const began = performance.now();
+        for (let i = 0; i < 3; i++) await fake.session();
+        assert.ok(performance.now() - began > 250 + 500 + 1_000);
+        assert.ok(warnings.includes("lost the session with the server"));
+        fake.curt = false;
     }));
 
 test("a result outlives its lease until the server has judged it", { timeout: 20_000 }, () =>
@@ -290,6 +397,26 @@ test("SIGTERM drains", { timeout: 20_000 }, () =>
         assert.equal((await session.acknowledge("a")).outcome.case, "succeeded");
         await session.ended;
         assert.deepEqual(bench.cancelled, []);
+    }));
+
+test("a lease that crosses the drain is given back", { timeout: 20_000 }, () =>
+    bench({}, async ({ fake, worker }) => {
+        fake.crossing = lease("a", "double", 1).value;
+        const { session } = await fake.session();
+        worker.stop();
+        assert.equal((await session.acknowledge("a")).outcome.case, "released");
+    }));
+
+test("a drain may have no end", { timeout: 20_000 }, () =>
+    bench({ drainTimeoutMs: Infinity }, async (bench) => {
+        const { session } = await bench.fake.session();
+        session.send(lease("a", "wait"));
+        await session.seen("progress");
+        bench.worker.stop();
+        await session.seen("capacity");
+        await new Promise((resolve) => setTimeout(resolve, 200));
+        bench.proceed();
+        assert.equal((await session.acknowledge("a")).outcome.case, "succeeded");
     }));
 
 test("a drain gives back what does not end", { timeout: 20_000 }, () =>

@@ -23,7 +23,8 @@ _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     # A server that is back is found within a second or two. The pauses between calls are this package's own.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # No pause in spite of its name: how long one attempt to connect may take.
+    ("grpc.min_reconnect_backoff_ms", int(CONNECT_TIMEOUT * 1000)),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.enable_retries", 0),
 ]

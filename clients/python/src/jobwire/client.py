@@ -15,7 +15,7 @@ import grpc
 
 from . import channel
 from .backoff import Backoff
-from .errors import Error, repeatable, resumable
+from .errors import Error, late, repeatable, resumable
 from .resume import Resume
 from .v1 import (
     BatchSubmitRequest,
@@ -52,6 +52,7 @@ _FIRST_STREAM_PAUSE, _LONGEST_STREAM_PAUSE = 0.25, 15.0
 _LONGEST_RETRY_DELAY = 30.0  # A server that wants to be left alone for longer is not asked again.
 _PATIENCE = 600.0  # How long waits and watches go on trying without a single reply.
 _MAX_TRIES = 8
+_MAX_LATE_TRIES = 3  # Those among them that are given all of their time and bring no answer.
 
 
 class Client:
@@ -89,8 +90,9 @@ class Client:
     async def submit(self, request: SubmitRequest) -> SubmitResponse:
         """Stores a job. Durable when this returns.
 
-        Fills in `request_id` if it is empty, so that a repeat after a lost reply does not make a second job. With
-        `wait`, the reply comes when the job has ended or the time is up, whichever is first.
+        Fills in `request_id` if it is empty, so that a repeat after a lost reply does not make a second job. To repeat
+        after an error yourself, set `request_id` yourself. With `wait`, the reply comes when the job has ended or the
+        time is up, whichever is first.
         """
         request = _with_request_id(request)
         wait = request.wait.ToTimedelta().total_seconds()
@@ -98,7 +100,7 @@ class Client:
         return reply
 
     async def batch_submit(self, request: BatchSubmitRequest) -> BatchSubmitResponse:
-        """Stores up to 1000 jobs, all or none. Fills in each `request_id` that is empty."""
+        """Stores up to 1000 jobs, all or none. Fills in each `request_id` that is empty, as `submit` does."""
         request = BatchSubmitRequest(requests=[_with_request_id(item) for item in request.requests])
         reply: BatchSubmitResponse = await self._call(self._rpc.BatchSubmit, request)
         return reply
@@ -106,7 +108,9 @@ class Client:
     async def run(self, spec: JobSpec) -> Job:
         """Submits a job and waits until it has ended, well or not: see `state`, `output` and `error`."""
         reply = await self.submit(SubmitRequest(spec=spec, wait=datetime.timedelta(seconds=_POLL)))
-        return reply.job if reply.done else (await self.result(reply.job.job_id)).job
+        if reply.done and not reply.job.output.omitted:
+            return reply.job
+        return (await self.result(reply.job.job_id)).job
 
     async def result(self, job_id: str, wait: float | None = None) -> GetResultResponse:
         """The outcome of a job: waits until it has ended, or for `wait` seconds. None: for ever.
@@ -115,6 +119,7 @@ class Client:
         to 10 minutes without a single reply.
         """
         end = float("inf") if wait is None else time.monotonic() + wait
+        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         replied = time.monotonic()
         while True:
             asked = time.monotonic()
@@ -123,14 +128,17 @@ class Client:
             if left:
                 request.wait.FromTimedelta(datetime.timedelta(seconds=left))
             try:
-                reply: GetResultResponse = await self._call(self._rpc.GetResult, request, left + _CALL_TIMEOUT)
+                reply: GetResultResponse = await self._call(
+                    self._rpc.GetResult, request, left + _CALL_TIMEOUT, max_late_tries=1
+                )
             except Error as error:
                 now = time.monotonic()
                 if not repeatable(error, harmless=True) or now >= end or now - replied > _PATIENCE:
                     raise
                 _log.warning("lost the server, asking again: %s", error)
-                await asyncio.sleep(min(error.retry_delay or 0.0, left))
+                await asyncio.sleep(min(backoff.pause(error.retry_delay), left))
                 continue
+            backoff.reset()
             replied = time.monotonic()
             if reply.done or replied >= end:
                 return reply
@@ -234,18 +242,21 @@ class Client:
         *,
         harmless: bool = True,
         again: Any = None,
+        max_late_tries: int = _MAX_LATE_TRIES,
     ) -> Any:
         """One call with its repeats. `harmless`: twice does no more than once. `again`: what to send then."""
         backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
-        tries = 0
+        tries = late_tries = 0
         while True:
             try:
                 return await method(request, timeout=timeout)
             except grpc.aio.AioRpcError as status:
                 error = Error.of(status)
             tries += 1
+            late_tries += late(error)
             wanted = error.retry_delay or 0.0
-            if tries == _MAX_TRIES or not repeatable(error, harmless) or wanted > _LONGEST_RETRY_DELAY:
+            last = tries == _MAX_TRIES or late_tries == max_late_tries
+            if last or not repeatable(error, harmless) or wanted > _LONGEST_RETRY_DELAY:
                 raise error from None
             _log.debug("trying again: %s", error)
             await asyncio.sleep(backoff.pause(wanted))

@@ -68,11 +68,16 @@ def _details(error: grpc.aio.AioRpcError) -> list[any_pb2.Any]:
 
 def repeatable(error: Error, harmless: bool) -> bool:
     """Whether the same request may be sent again. `harmless`: twice does no more than once."""
-    if error.code is grpc.StatusCode.UNAVAILABLE:
+    if error.code is grpc.StatusCode.UNAVAILABLE or late(error):
         return harmless
     # A plain refusal: nothing was done.
     refused = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     return refused and error.reason is not None and error.retry_delay is not None
+
+
+def late(error: Error) -> bool:
+    """Whether no answer came in the time of one try. Where the server says so itself, it has tried."""
+    return error.code is grpc.StatusCode.DEADLINE_EXCEEDED and error.reason is None
 
 
 def resumable(error: Error) -> bool:
@@ -82,15 +87,10 @@ def resumable(error: Error) -> bool:
     there is no reason of the contract.
     """
     match error.code:
-        case grpc.StatusCode.UNAVAILABLE:
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.DEADLINE_EXCEEDED:
             return True
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return error.reason is not None
-        case (
-            grpc.StatusCode.UNKNOWN
-            | grpc.StatusCode.INTERNAL
-            | grpc.StatusCode.CANCELLED
-            | grpc.StatusCode.DEADLINE_EXCEEDED
-        ):
+        case grpc.StatusCode.UNKNOWN | grpc.StatusCode.INTERNAL | grpc.StatusCode.CANCELLED:
             return error.reason is None
     return False

@@ -21,11 +21,17 @@ def encode(value: object) -> Payload:
         return value
     if isinstance(value, bytes):
         return Payload(data=value)
-    return Payload(text=json.dumps(value, ensure_ascii=False, separators=(",", ":")), content_type=_JSON)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Payload(text=text, content_type=_JSON)
 
 
 def decode(payload: Payload) -> Any:
-    """The value in a payload: JSON as what it means, other text as str, the rest as bytes. No document is None."""
+    """The value in a payload: JSON as what it means, other text as str, the rest as bytes. No document is None.
+
+    Raises `ValueError` if the server has left the body out.
+    """
+    if payload.omitted:
+        raise ValueError(f"the body of {payload.size_bytes} bytes was left out: get() or result() has it")
     body = payload.WhichOneof("body")
     if body is None:
         return None

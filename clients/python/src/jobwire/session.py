@@ -34,6 +34,9 @@ class Session:
         self._call = call
         self._outbox: dict[str, WorkRequest] = {}
         self._beat_due = False
+        # Heartbeats that were sent, and that were answered.
+        self._beats = self._answers = 0
+        self._answered = asyncio.Event()
         self._wake = asyncio.Event()
         self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -83,6 +86,21 @@ class Session:
         self._beat_due = True
         self._wake.set()
 
+    @property
+    def useful(self) -> bool:
+        """Whether the server has taken what was sent: all that is held comes before the first heartbeat."""
+        return self._answers > 0
+
+    async def heard(self, seconds: float) -> None:
+        """Waits until the server has answered a heartbeat that follows all that was posted, but no longer than this."""
+        wanted = self._beats + 1
+        self.beat()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._answers < wanted and not self.leaving.is_set():
+                    self._answered.clear()
+                    await self._answered.wait()
+
     async def close(self) -> None:
         """Says goodbye: what was posted is sent first, if the stream still takes it."""
         self._closing = True
@@ -105,6 +123,7 @@ class Session:
                     self._outbox["heartbeat"] = WorkRequest(heartbeat=heartbeat)
                 if self._outbox:
                     message = self._outbox.pop(next(iter(self._outbox)))
+                    self._beats += message.HasField("heartbeat")
                     await self._call.write(message)
                     if message.HasField("heartbeat"):
                         named(message.heartbeat.lease_ids)
@@ -127,6 +146,9 @@ class Session:
                 if message is grpc.aio.EOF:
                     raise Error(grpc.StatusCode.UNAVAILABLE, "the server ended the session")
                 receive(message)
+                if message.HasField("heartbeat_ack"):
+                    self._answers += 1
+                    self._answered.set()
         except grpc.aio.AioRpcError as error:
             self.error = Error.of(error)
         except TimeoutError:
@@ -136,3 +158,4 @@ class Session:
             self.error = error
         finally:
             self.leaving.set()
+            self._answered.set()
