@@ -89,7 +89,10 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(source) => return Error::Start(source).report(),
     };
-    match runtime.block_on(cli.command.run(&cli.shell)) {
+    let ended = runtime.block_on(cli.command.run(&cli.shell));
+    // Threads of it may still wait for what does not answer: the look-up of a name, say.
+    runtime.shutdown_background();
+    match ended {
         Ok(code) => ExitCode::from(code),
         Err(error) => error.report(),
     }

@@ -7,7 +7,7 @@ mod tree;
 
 use std::{
     collections::BTreeMap,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fmt, fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -187,7 +187,7 @@ fn read(path: &Path) -> Result<Node, Error> {
 /// `JOBWIRE_LIMITS__MAX_WAIT=30s` is `limits.max_wait`.
 fn variable(name: &OsString, value: &OsString) -> Result<Option<Node>, Problem> {
     let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { return Ok(None) };
-    if NOT_SETTINGS.contains(&name) || is_of_kubernetes(name) {
+    if NOT_SETTINGS.contains(&name) || is_of_kubernetes(name, value) {
         return Ok(None);
     }
     let origin = Origin::Environment(Arc::from(name));
@@ -199,12 +199,15 @@ fn variable(name: &OsString, value: &OsString) -> Result<Option<Node>, Problem> 
     Ok(Some(Node::at(&path.split("__").collect::<Vec<_>>(), value, origin)))
 }
 
-/// Whether Kubernetes tells by it where a service is, one that is called `jobwire` or `jobwire-…`. No setting is called so.
-fn is_of_kubernetes(name: &str) -> bool {
-    name.ends_with("_SERVICE_HOST")
-        || name.contains("_SERVICE_PORT")
-        || name.ends_with("_PORT")
-        || name.contains("_PORT_")
+/// Whether Kubernetes tells by it where a service is, one that is called `jobwire` or `jobwire-…`. Settings in groups have
+/// `__` in their names, and others are not called so.
+fn is_of_kubernetes(name: &str, value: &OsStr) -> bool {
+    let is_url = || value.to_string_lossy().contains("://");
+    !name.contains("__")
+        && (name.ends_with("_SERVICE_HOST")
+            || name.contains("_SERVICE_PORT")
+            || name.contains("_PORT_")
+            || name.ends_with("_PORT") && is_url())
 }
 
 /// A flag that names a directory is not passed over in silence because a database was named before.

@@ -292,7 +292,7 @@ impl Client {
         F: Future<Output = Result<Response<T>, Status>>,
     {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-        let mut tries = 0;
+        let (mut tries, mut silent) = (0, 0);
         loop {
             let error = match send(self.unary.clone(), tries).await {
                 Ok(reply) => return Ok(reply.into_inner()),
@@ -300,9 +300,9 @@ impl Client {
             };
             tries += 1;
             let wanted = error.retry_delay();
-            let most =
-                if error.code() == Some(Code::DeadlineExceeded) { MAX_SILENT_TRIES } else { MAX_TRIES };
-            if tries >= most || !repeat.allowed_after(&error) || wanted > Some(LONGEST_RETRY_DELAY) {
+            silent += u32::from(error.code() == Some(Code::DeadlineExceeded));
+            let is_enough = tries == MAX_TRIES || silent == MAX_SILENT_TRIES;
+            if is_enough || !repeat.allowed_after(&error) || wanted > Some(LONGEST_RETRY_DELAY) {
                 return Err(error);
             }
             tracing::debug!(%error, tries, "trying again");

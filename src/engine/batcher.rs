@@ -64,9 +64,22 @@ impl<I: Send + 'static, O: Send + 'static> Batcher<I, O> {
     /// What the batch answered for this item or as a whole; [`Error::QueueFull`] if there is no room and the caller
     /// does not wait.
     pub async fn call(&self, item: I, size: usize, pressure: Pressure) -> Result<O, Error> {
+        self.enter(item, size, pressure).await?.await
+    }
+
+    /// Hands in one item, as [`Batcher::call`] does. Its reply comes later: items that are handed in one after the other
+    /// stay in that order.
+    ///
+    /// # Errors
+    /// As [`Batcher::call`], now and later.
+    pub async fn enter(
+        &self,
+        item: I,
+        size: usize,
+        pressure: Pressure,
+    ) -> Result<impl Future<Output = Result<O, Error>> + Send + use<I, O>, Error> {
         let full =
             || Error::QueueFull { what: "the server's write buffer".into(), limit: self.capacity as u64 };
-        let closed = || Error::StoreUnavailable("it is closed".into());
         let size = u32::try_from(size.clamp(1, self.capacity)).map_err(|_| full())?;
         let room = match pressure {
             Pressure::Refuse => self.room.clone().try_acquire_many_owned(size).map_err(|_| full())?,
@@ -74,8 +87,12 @@ impl<I: Send + 'static, O: Send + 'static> Batcher<I, O> {
         };
         let (reply, answer) = oneshot::channel();
         self.calls.send(Call { item, reply, _room: room }).map_err(|_| closed())?;
-        answer.await.map_err(|_| closed())?
+        Ok(async move { answer.await.map_err(|_| closed())? })
     }
+}
+
+fn closed() -> Error {
+    Error::StoreUnavailable("it is closed".into())
 }
 
 async fn run<I, O, F>(

@@ -228,27 +228,34 @@ impl Engine {
         only(replies.map_err(|error| (0, error))?).map_err(|error| (0, error))?
     }
 
-    /// Accepts jobs, each by itself, and answers once all that were accepted are durable.
+    /// Hands in jobs that are accepted each by itself, once there is room for them. The answer comes when all that were
+    /// accepted are durable; what is handed in first is accepted first.
     ///
     /// # Errors
-    /// As [`Engine::submit`].
+    /// As [`Engine::submit`], now and later.
     pub async fn submit_each(
         &self,
         items: Vec<Submission>,
-        pressure: Pressure,
-    ) -> Result<Vec<Result<Submitted, Error>>, Error> {
-        if items.is_empty() {
-            return Ok(Vec::new());
-        }
+    ) -> Result<impl Future<Output = Result<Vec<Result<Submitted, Error>>, Error>> + Send + use<>, Error>
+    {
         let groups = items.into_iter().map(|item| vec![item]).collect();
-        let replies = self.submit_groups(groups, pressure).await?;
-        Ok(replies.into_iter().map(|reply| only(reply.map_err(|(_, error)| error)?)).collect())
+        let replies = self.hand_in(groups, Pressure::Wait).await?;
+        let each = |reply: GroupReply| only(reply.map_err(|(_, error)| error)?);
+        Ok(async move { Ok(replies.await?.into_iter().map(each).collect()) })
     }
 
     async fn submit_groups(&self, groups: Vec<Group>, pressure: Pressure) -> Result<Vec<GroupReply>, Error> {
+        self.hand_in(groups, pressure).await?.await
+    }
+
+    async fn hand_in(
+        &self,
+        groups: Vec<Group>,
+        pressure: Pressure,
+    ) -> Result<impl Future<Output = Result<Vec<GroupReply>, Error>> + Send + use<>, Error> {
         self.take_work()?;
         let size: usize = groups.iter().flatten().map(size).sum();
-        self.0.submits.call(groups, size, pressure).await
+        self.0.submits.enter(groups, size, pressure).await
     }
 
     /// The same jobs with their outputs, which what changes jobs leaves out: they are read beside the writer. A job that
@@ -364,7 +371,7 @@ impl Engine {
     /// Accepts a job and waits for its end, as [`Engine::submit`] and [`Engine::wait`].
     ///
     /// # Errors
-    /// As theirs; [`Error::WatchLimit`] comes before the job is accepted.
+    /// As theirs; [`Error::WatchLimit`] comes before a new job is accepted.
     pub async fn submit_and_wait(&self, item: Submission, until: Instant) -> Result<Submitted, Error> {
         // Before the job is there: nothing is missed, and nobody has to look whether it has ended already.
         let wait = self.0.waits.begin(item.job_id.clone())?;
@@ -566,6 +573,8 @@ fn retries(
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::{
         job::{FinalState, Timestamp},
@@ -591,7 +600,7 @@ mod tests {
         let granted = engine.0.remote.grant(Some(&session), leased, lease);
         let cancel = Cancel { job_id: suite::id("a"), reason: String::new(), etag: None };
         // Asked once, and dropped.
-        assert!(tokio::time::timeout(Duration::ZERO, engine.cancel(cancel)).await.is_err());
+        assert!(engine.cancel(cancel).now_or_never().is_none());
         let told = tokio::time::timeout(Duration::from_secs(5), session.notices()).await;
         assert_eq!(told.expect("it is told"), [(granted[0].lease, Stopped::Cancelled)]);
         engine.close().await;

@@ -50,7 +50,7 @@ pub struct WatchRequest {
     pub include_transitions: bool,
     pub heartbeat: Duration,
     pub on_gap: OnGap,
-    /// Bytes of an output that are sent within a message: what a message weighs in the stream's buffer.
+    /// Bytes of an output that are sent within a message.
     pub max_inline_output: usize,
     /// The end of the call.
     pub deadline: Option<Instant>,

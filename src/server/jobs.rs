@@ -316,7 +316,7 @@ fn shorten(response: &mut proto::SubmitResponse) {
 }
 
 /// Leaves out what may be large of a job.
-fn leave_bodies_out(job: Option<&mut proto::Job>) {
+pub fn leave_bodies_out(job: Option<&mut proto::Job>) {
     let Some(job) = job else { return };
     let attempts = job.attempts.iter_mut().filter_map(|attempt| attempt.error.as_mut());
     let details = attempts.chain(&mut job.error).filter_map(|error| error.details.as_mut());

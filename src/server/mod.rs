@@ -307,11 +307,10 @@ pub async fn run(config: Config, ready: impl FnOnce(SocketAddr)) -> Result<(), S
     descriptors::raise_limit();
     let stop = stop_signal();
     tokio::pin!(stop);
-    let may_wait = config.store.url.is_some();
     let server = tokio::select! {
         started = Server::start(config, handlers) => started?,
-        // What is opened on disk is closed in order, and does not take long.
-        () = &mut stop, if may_wait => return Ok(()),
+        // It may wait for a database, or for whoever reads the store. Nothing was acknowledged.
+        () = &mut stop => return Ok(()),
     };
     ready(server.address());
     server.serve(stop).await

@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::{
-    FutureExt as _, StreamExt as _,
+    StreamExt as _,
     stream::{self, BoxStream},
 };
 use tokio::{
@@ -26,13 +26,13 @@ use super::{
     tokens,
 };
 use crate::{
-    engine::{Engine, Pressure},
+    engine::Engine,
     job::Error,
     proto::{self, Accepted, StreamSubmitRequest, StreamSubmitResponse, stream_submit_response::Verdict},
     store::{Submission, Submitted},
 };
 
-/// Bytes of items of one stream that wait for their commit.
+/// Bytes of items of one stream that wait for their commit, or whose verdicts nobody has taken.
 const IN_FLIGHT: usize = 8 << 20;
 
 /// What a small item takes of them, so that there are no more than 1,024.
@@ -47,7 +47,7 @@ type Judged = (Vec<StreamSubmitResponse>, Vec<OwnedSemaphorePermit>);
 /// Verdicts on a stream of submits. Reads on only while there is room, of its own and of `all` streams: a fast caller is
 /// slowed down, not refused. Whatever ends it early, every item that was read gets its verdict first.
 ///
-/// Items are read and judged by tasks of their own: what waits for room that others need too must go on, also where nobody
+/// Items are read and judged by a task of its own: what waits for room that others need too must go on, also where nobody
 /// takes the verdicts.
 pub fn submits(
     engine: Engine,
@@ -58,9 +58,10 @@ pub fn submits(
 ) -> BoxStream<'static, Result<StreamSubmitResponse, Status>> {
     // No more than have room, so that sending never waits.
     let (judged, verdicts) = mpsc::channel::<Judged>(IN_FLIGHT / LEAST);
-    // Why it ended, unless the caller had no more to send.
+    // Why it ended. None: the caller had no more to send.
     let cut = Arc::new(OnceLock::new());
-    let (broken, stopped, stopping, gone) = (cut.clone(), cut.clone(), engine.clone(), judged.clone());
+    let (broken, stopped, finished) = (cut.clone(), cut.clone(), cut.clone());
+    let (stopping, gone) = (engine.clone(), judged.clone());
     let stop = async move {
         let why = tokio::select! {
             () = gone.closed() => return,
@@ -68,30 +69,28 @@ pub fn submits(
             () = retire.cancelled() => Error::StreamRotated,
             () = at(deadline) => Error::DeadlineExceeded,
         };
-        stopped.get_or_init(|| status(why));
+        stopped.get_or_init(|| Some(status(why)));
     };
     let rooms = Rooms {
         own: Arc::new(Semaphore::new(IN_FLIGHT)),
         all,
         limit: engine.config().limits.submit_buffer_bytes,
     };
-    let items = requests
-        .then(move |item| rooms.clone().hold(item))
-        .scan((), move |(), item| {
-            std::future::ready(
-                item.map_err(|end| broken.get_or_init(|| of_library(&end).unwrap_or(end)).code()).ok(),
-            )
-        })
-        .take_until(stop);
+    let items =
+        requests.take_until(stop).then(move |item| rooms.clone().hold(item)).scan((), move |(), item| {
+            let end = |end| broken.get_or_init(|| Some(of_library(&end).unwrap_or(end))).is_some();
+            std::future::ready(item.map_err(end).ok())
+        });
+    let hand_in = move |items| hand_in(engine.clone(), items, trace.clone());
     tokio::spawn(async move {
-        let mut chunks = pin!(items.ready_chunks(TOGETHER));
-        while let Some(items) = chunks.next().await {
-            let (engine, trace, judged) = (engine.clone(), trace.clone(), judged.clone());
-            tokio::spawn(async move {
-                // The caller may have gone.
-                let _ = judged.send(judge(engine, items, trace).await).await;
-            });
+        // One after the other: what came first stands first in line.
+        let handed_in = items.ready_chunks(TOGETHER).then(hand_in);
+        let mut all = pin!(handed_in.buffer_unordered(IN_FLIGHT / LEAST));
+        while let Some(verdicts) = all.next().await {
+            // The caller may have gone.
+            let _ = judged.send(verdicts).await;
         }
+        finished.get_or_init(|| None);
     });
     let verdicts = ReceiverStream::new(verdicts).flat_map(|(verdicts, rooms)| {
         stream::iter(verdicts).map(move |verdict| {
@@ -99,8 +98,9 @@ pub fn submits(
             Ok(verdict)
         })
     });
-    let end = stream::once(async move { cut.get().cloned().map(Err) }).filter_map(std::future::ready);
-    verdicts.chain(end).boxed()
+    let lost = || Some(status(Error::Internal("a stream of submits was not read to its end".into())));
+    let end = stream::once(async move { cut.get().cloned().unwrap_or_else(lost).map(Err) });
+    verdicts.chain(end.filter_map(std::future::ready)).boxed()
 }
 
 /// The room for items that wait for their commit.
@@ -127,14 +127,19 @@ impl Rooms {
     }
 }
 
-/// The verdicts on some items, each by itself.
-async fn judge(engine: Engine, items: Vec<Item>, trace: BTreeMap<String, String>) -> Judged {
+/// Hands in some items. Then come the verdicts on them, each by itself.
+async fn hand_in(
+    engine: Engine,
+    items: Vec<Item>,
+    trace: BTreeMap<String, String>,
+) -> impl Future<Output = Judged> + Send {
     let panicked = |_| Error::Internal("a submit panicked".into());
     let mut verdicts = Vec::with_capacity(items.len());
     let (mut good, mut submissions) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
-    let mut rooms: (Vec<_>, Vec<_>) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
-    for (StreamSubmitRequest { sequence, request }, own, all) in items {
-        rooms.extend([(own, all)]);
+    let (mut own, mut all) = (Vec::with_capacity(items.len()), Vec::with_capacity(items.len()));
+    for (StreamSubmitRequest { sequence, request }, of_stream, of_all) in items {
+        own.push(of_stream);
+        all.push(of_all);
         let submission = catch_unwind(AssertUnwindSafe(|| stream_item(&engine, request, trace.clone())));
         match submission.map_err(panicked).flatten() {
             Ok(submission) => {
@@ -144,17 +149,25 @@ async fn judge(engine: Engine, items: Vec<Item>, trace: BTreeMap<String, String>
             Err(error) => verdicts.push(rejected(sequence, &error)),
         }
     }
-    let submitted = AssertUnwindSafe(engine.submit_each(submissions, Pressure::Wait)).catch_unwind().await;
-    match submitted.map_err(panicked).flatten() {
-        Ok(answers) => {
-            verdicts.extend(good.into_iter().zip(answers).map(|(sequence, answer)| match answer {
-                Ok(submitted) => accepted(sequence, &engine, submitted),
-                Err(error) => rejected(sequence, &error),
-            }))
+    let answers = if good.is_empty() { None } else { Some(engine.submit_each(submissions).await) };
+    async move {
+        let answers = match answers {
+            Some(Ok(answers)) => answers.await,
+            Some(Err(error)) => Err(error),
+            None => Ok(Vec::new()),
+        };
+        drop(all);
+        match answers {
+            Ok(answers) => {
+                verdicts.extend(good.into_iter().zip(answers).map(|(sequence, answer)| match answer {
+                    Ok(submitted) => accepted(sequence, &engine, submitted),
+                    Err(error) => rejected(sequence, &error),
+                }))
+            }
+            Err(error) => verdicts.extend(good.into_iter().map(|sequence| rejected(sequence, &error))),
         }
-        Err(error) => verdicts.extend(good.into_iter().map(|sequence| rejected(sequence, &error))),
+        (verdicts, own)
     }
-    (verdicts, rooms.0)
 }
 
 fn accepted(sequence: i64, engine: &Engine, submitted: Submitted) -> StreamSubmitResponse {

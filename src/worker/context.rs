@@ -130,7 +130,12 @@ impl Context {
         turn: impl Future<Output = Result<T, AcquireError>>,
     ) -> Result<T, JobError> {
         let start = Instant::now();
-        let turn = self.unless_stopped(turn).await;
+        let turn = tokio::select! {
+            biased;
+            // A turn that comes with the end comes too late.
+            () = self.stopped() => Err(self.interrupted()),
+            turn = turn => Ok(turn),
+        };
         self.0.waited.get_or_init(|| turn.is_ok().then(|| start.elapsed()));
         // Fails only if a semaphore was closed, which is never done.
         turn?.map_err(|_| self.interrupted())

@@ -14,6 +14,7 @@ use tonic::{Code, Request, Status, Streaming};
 
 use crate::{
     calls::{Refusal, accept, get, result},
+    postgres,
     support::{Client, PATIENCE, Server, seconds, submit},
 };
 
@@ -39,6 +40,24 @@ async fn verdicts(client: &Client, items: Vec<StreamSubmitRequest>) -> HashMap<i
 
 async fn next(stream: &mut Streaming<StreamSubmitResponse>) -> Result<Option<StreamSubmitResponse>, Status> {
     timeout(PATIENCE, stream.message()).await.expect("a verdict in time")
+}
+
+#[tokio::test]
+async fn jobs_are_accepted_in_the_order_of_their_items() {
+    const ITEMS: i64 = 900;
+    let server = Server::start();
+    let client = server.client().await;
+    let of = |n| SubmitRequest { job_id: format!("{n}"), ..submit("nobody", "1") };
+    let accepted = verdicts(&client, (0..ITEMS).map(|n| item(n, of(n))).collect()).await;
+    assert!(accepted.values().all(|verdict| matches!(verdict, Verdict::Accepted(_))));
+    let request = ListJobsRequest { page_size: 1000, ..Default::default() };
+    let jobs = client.clone().list_jobs(request).await.expect("a page").into_inner().jobs;
+    // The newest first.
+    let listed: Vec<i64> = jobs.iter().rev().map(|job| job.job_id.parse().expect("a number")).collect();
+    // Where two batches are on their way to a database at a time, neither is the first.
+    if !postgres::is_asked_for() {
+        assert_eq!(listed, (0..ITEMS).collect::<Vec<_>>());
+    }
 }
 
 #[tokio::test]

@@ -35,7 +35,7 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// For those who operate the service. Has a permission of its own.
+// For those who operate the service. Has a permission of its own. Not served yet: every call ends with UNIMPLEMENTED.
 type AdminServiceClient interface {
 	ListQueues(ctx context.Context, in *ListQueuesRequest, opts ...grpc.CallOption) (*ListQueuesResponse, error)
 	GetQueue(ctx context.Context, in *GetQueueRequest, opts ...grpc.CallOption) (*GetQueueResponse, error)
@@ -164,7 +164,7 @@ func (c *adminServiceClient) ListWorkers(ctx context.Context, in *ListWorkersReq
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
 //
-// For those who operate the service. Has a permission of its own.
+// For those who operate the service. Has a permission of its own. Not served yet: every call ends with UNIMPLEMENTED.
 type AdminServiceServer interface {
 	ListQueues(context.Context, *ListQueuesRequest) (*ListQueuesResponse, error)
 	GetQueue(context.Context, *GetQueueRequest) (*GetQueueResponse, error)

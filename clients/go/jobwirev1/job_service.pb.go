@@ -132,7 +132,7 @@ type Gap_Reason int32
 const (
 	Gap_REASON_UNSPECIFIED Gap_Reason = 0
 	Gap_REASON_RETENTION   Gap_Reason = 1
-	// The store was reset, or restored from a backup.
+	// The store was reset, or restored from a backup, or has failed over to a server that lacks the end of the log.
 	Gap_REASON_LOG_REPLACED Gap_Reason = 2
 )
 

@@ -69,6 +69,9 @@ fn variables_of_kubernetes_are_no_settings() {
         ("JOBWIRE_WEB_PORT", "tcp://10.0.0.2:80"),
     ];
     layers("", &told).load().unwrap();
+    let queue = layers("", &[("JOBWIRE_QUEUES__DATA_PORT__CONCURRENCY", "3")]).load().unwrap();
+    assert_eq!(queue.config.queues["data_port"].concurrency, Some(3));
+    assert!(layers("", &[("JOBWIRE_PORT", "8080")]).refusal().contains("`port`"));
 }
 
 #[test]

@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{
     convert::{self, Format, format, job, proto_timestamp},
     deadline::Deadline,
-    jobs::patience,
+    jobs::{leave_bodies_out, patience},
     listener::Retire,
     room::Room,
     status::status,
@@ -137,7 +137,7 @@ impl Workers {
         let now = self.engine.clock().now();
         let mut others = named.others;
         let mut steps = Vec::new();
-        // No more than leases may be held: they were counted before.
+        // No more than leases are given to anybody: they were counted before they were read.
         for (index, step) in request.progress.into_iter().enumerate() {
             steps.push(convert::step(&format!("progress[{index}]"), step, now)?);
         }
@@ -240,10 +240,6 @@ impl WorkerService for WorkersApi {
         request: Request<proto::FinishJobRequest>,
     ) -> Answer<proto::FinishJobResponse> {
         let done = self.workers()?.finish_job(request.into_inner()).await.map_err(status)?;
-        Ok(self.room.reply_at_least(done, |response| {
-            if let Some(output) = response.job.as_mut().and_then(|job| job.output.as_mut()) {
-                (output.body, output.omitted) = (None, true);
-            }
-        }))
+        Ok(self.room.reply_at_least(done, |response| leave_bodies_out(response.job.as_mut())))
     }
 }

@@ -99,6 +99,7 @@ impl Database {
         now: Timestamp,
     ) -> Result<Option<Arc<Self>>, OpenError> {
         let Common { config, link, signals, ahead, moved, .. } = &**common;
+        let asked = Instant::now();
         let (mut client, durability) = open::open(link).await?;
         open::migrate(&client).await?;
         open::check_grants(&client).await?;
@@ -131,6 +132,9 @@ impl Database {
         };
         let listener = Listener::start(listening).await?;
         common.replicas.lock().push(listener.replica);
+        // The first time is by this machine's clock. Opening may take long, where somebody changes the schema.
+        let off = if before.is_none() { ahead.load(Ordering::Relaxed) } else { 0 };
+        let begun = Timestamp(now.0 + off).after(asked.elapsed());
         let pools = Pools::new(link, &guard).map_err(failed)?;
         let database = Arc::new_cyclic(|me| Self {
             me: me.clone(),
@@ -151,7 +155,7 @@ impl Database {
             is_encrypted,
             lease_key,
             kept_house: Mutex::new(Instant::now()),
-            begun: now,
+            begun,
             last_tick: Mutex::default(),
             just_begun: AtomicBool::new(true),
             parked: Parked::default(),

@@ -50,8 +50,12 @@ const BELIEVED: Duration = Duration::from_secs(15);
 /// How long a process that ends tries to tell its last hints.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Between attempts to connect again: several of them before others take this process for gone.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Between attempts to connect again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Of these the first ones, quickly: before others take this process for gone.
+const HASTE: Duration = Duration::from_millis(100);
+const HASTY: u32 = 5;
 
 /// The connection.
 #[derive(Debug)]
@@ -166,6 +170,7 @@ pub struct Listening {
 impl Listening {
     async fn run(self, replica: i64, first: Session) {
         let mut session = Some(first);
+        let mut failures = 0;
         loop {
             match session.take() {
                 Some(open) => match self.follow(replica, open).await {
@@ -182,11 +187,13 @@ impl Listening {
                     Ok(open) => {
                         self.miss();
                         self.hints.post_missed();
+                        failures = 0;
                         session = Some(open);
                     }
                     Err(error) => {
                         tracing::debug!(%error, "no connection for hints");
-                        sleep(PAUSE).await;
+                        failures += 1;
+                        sleep(if failures > HASTY { PAUSE } else { HASTE }).await;
                     }
                 },
             }

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AdminServiceStub:
-    """For those who operate the service. Has a permission of its own.
+    """For those who operate the service. Has a permission of its own. Not served yet: every call ends with UNIMPLEMENTED.
     """
 
     def __init__(self, channel):
@@ -88,7 +88,7 @@ class AdminServiceStub:
 
 
 class AdminServiceServicer:
-    """For those who operate the service. Has a permission of its own.
+    """For those who operate the service. Has a permission of its own. Not served yet: every call ends with UNIMPLEMENTED.
     """
 
     def ListQueues(self, request, context):
@@ -216,7 +216,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService:
-    """For those who operate the service. Has a permission of its own.
+    """For those who operate the service. Has a permission of its own. Not served yet: every call ends with UNIMPLEMENTED.
     """
 
     @staticmethod

@@ -659,7 +659,7 @@ export const WorkerInfoSchema: GenMessage<WorkerInfo> = /*@__PURE__*/
   messageDesc(file_jobwire_v1_admin_service, 23);
 
 /**
- * For those who operate the service. Has a permission of its own.
+ * For those who operate the service. Has a permission of its own. Not served yet: every call ends with UNIMPLEMENTED.
  *
  * @generated from service jobwire.v1.AdminService
  */

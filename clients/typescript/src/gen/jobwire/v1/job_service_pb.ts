@@ -673,7 +673,7 @@ export enum Gap_Reason {
   RETENTION = 1,
 
   /**
-   * The store was reset, or restored from a backup.
+   * The store was reset, or restored from a backup, or has failed over to a server that lacks the end of the log.
    *
    * @generated from enum value: REASON_LOG_REPLACED = 2;
    */
