@@ -2,7 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::{BufRead as _, BufReader},
     path::Path,
+    process::{Command, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -16,7 +18,11 @@ use jobwire::proto::{
 };
 use tonic_types::StatusExt as _;
 
-use crate::support::{Client, PATIENCE, Server, jobwire, seconds, submit};
+use crate::{
+    calls::{eventually, finish},
+    examples::Running,
+    support::{Client, PATIENCE, Server, jobwire, program, seconds, submit},
+};
 
 const BACKUPS: usize = 3;
 
@@ -188,4 +194,24 @@ async fn the_commands_say_what_they_did_and_what_is_wrong() {
     assert!(said.contains("does not match its checksum"), "{said}");
     let (code, said) = jobwire(&["verify", copy]);
     assert_eq!((code, said.contains(r#""problems":["#)), (Some(1), true), "{said}");
+}
+
+/// It is not served before all of its log is written back, for which nobody may read it.
+#[tokio::test]
+async fn a_start_that_waits_for_a_backup_can_be_stopped() {
+    let mut server = Server::start();
+    finish(&server.client().await, submit("echo", "1")).await;
+    server.kill();
+    let reader = rusqlite::Connection::open(server.data().join("jobwire.db")).expect("a database");
+    reader.execute_batch("BEGIN; SELECT count(*) FROM job").expect("it can be read");
+    let mut command = program();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(server.data());
+    let mut waiting = Running(command.stderr(Stdio::piped()).spawn().expect("it starts"));
+    let mut line = String::new();
+    BufReader::new(waiting.0.stderr.take().expect("a pipe")).read_line(&mut line).expect("text");
+    assert!(line.contains("is being read by another process"), "{line}");
+    let pid = waiting.0.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
+    let ended = eventually(async || waiting.0.try_wait().expect("it can be waited for")).await;
+    assert_eq!(ended.code(), Some(0));
 }

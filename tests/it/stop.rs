@@ -74,26 +74,6 @@ fn a_log_that_nobody_takes_stops_nothing() {
     }
 }
 
-/// It is not served before all of its log is written back, for which nobody may read it.
-#[tokio::test]
-async fn a_start_that_waits_for_a_backup_can_be_stopped() {
-    let mut server = Server::start();
-    finish(&server.client().await, submit("echo", "1")).await;
-    server.kill();
-    let reader = rusqlite::Connection::open(server.data().join("jobwire.db")).expect("a database");
-    reader.execute_batch("BEGIN; SELECT count(*) FROM job").expect("it can be read");
-    let mut command = program();
-    command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(server.data());
-    let mut waiting = Running(command.stderr(Stdio::piped()).spawn().expect("it starts"));
-    let mut line = String::new();
-    BufReader::new(waiting.0.stderr.take().expect("a pipe")).read_line(&mut line).expect("text");
-    assert!(line.contains("is being read by another process"), "{line}");
-    let pid = waiting.0.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
-    let ended = eventually(async || waiting.0.try_wait().expect("it can be waited for")).await;
-    assert_eq!(ended.code(), Some(0));
-}
-
 #[tokio::test]
 async fn an_attempt_that_takes_too_long_is_given_back_uncounted() {
     let mut server = Server::with("drain_timeout = \"200ms\"\n");
