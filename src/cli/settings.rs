@@ -129,7 +129,7 @@ impl Settings {
         let mut origins = BTreeMap::new();
         tree.origins("", &mut origins);
         let config: Config = decode::decode(&tree)?;
-        refuse_two_stores(&config, &origins)?;
+        refuse_two_stores(&origins)?;
         config.validate().map_err(|invalid| {
             let locate = |key: &str| {
                 // Of an item, where its list comes from; of a group, where the first of its values does.
@@ -211,23 +211,17 @@ fn is_of_kubernetes(name: &str, value: &OsStr) -> bool {
 }
 
 /// A flag that names a directory is not passed over in silence because a database was named before.
-fn refuse_two_stores(config: &Config, origins: &BTreeMap<String, Origin>) -> Result<(), Error> {
-    let (data, url) = (origins.get("data"), origins.get("store.url"));
-    match (data, url) {
-        (Some(Origin::Flag(_)), Some(database))
-            if config.store.url.is_some() && !matches!(database, Origin::Flag(_)) =>
-        {
-            Err(Problem {
-                path: String::new(),
-                origin: data.cloned(),
-                why: format!(
-                    "jobs are kept in the database that is named by {database}: take that away, or the flag"
-                ),
-            }
-            .into())
-        }
-        _ => Ok(()),
+fn refuse_two_stores(origins: &BTreeMap<String, Origin>) -> Result<(), Error> {
+    let (Some(flag @ Origin::Flag(_)), Some(database)) = (origins.get("data"), origins.get("store.url"))
+    else {
+        return Ok(());
+    };
+    if matches!(database, Origin::Flag(_)) {
+        return Ok(());
     }
+    let why =
+        format!("jobs are kept in the database that is named by {database}: take that away, or the flag");
+    Err(Problem { path: String::new(), origin: Some(flag.clone()), why }.into())
 }
 
 #[cfg(test)]

@@ -361,17 +361,15 @@ impl Connection<'_> {
         let lease = key.lease(&lease_id).ok_or(Error::LeaseLost);
         let taken = lease.and_then(|lease| {
             let report = convert::report(finish, &engine.config().limits)?;
-            Ok(engine.finish(lease, report))
-        });
-        // It goes on also while the worker takes no answers: others wait for the same room.
-        let settled = tokio::spawn(async move {
-            match taken {
-                Ok(settling) => settling.await,
-                Err(error) => Err(error),
-            }
+            // It goes on also while the worker takes no answers: others wait for the same room.
+            Ok(tokio::spawn(engine.finish(lease, report)))
         });
         async move {
-            let settled = settled.await.unwrap_or_else(|_| Err(Error::Internal("a report panicked".into())));
+            let panicked = |_| Err(Error::Internal("a report panicked".into()));
+            let settled = match taken {
+                Ok(settling) => settling.await.unwrap_or_else(panicked),
+                Err(error) => Err(error),
+            };
             let rejection = settled.err().map(|error| rejection(&error));
             FinishAck { lease_id, accepted: rejection.is_none(), rejection }
         }
