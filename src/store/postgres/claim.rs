@@ -68,6 +68,7 @@ impl Database {
                     &low,
                     &high,
                     &number,
+                    &claim.worker.is_pool(),
                 ],
             )
             .await
@@ -76,12 +77,14 @@ impl Database {
         // Of each turn how far all are taken, here or by others: everywhere, unless there were enough. And of each line the
         // last one's rank.
         let (mut taken, mut last) = (vec![None; turns.len()], HashMap::new());
+        let mut bundle = None;
         for row in &found {
             taken[get::<i32>(row, "turn") as usize] = get::<Option<i64>>(row, "upto");
             if get::<Option<i64>>(row, "num").is_none() {
                 continue;
             }
-            let (live, job) = rows::leased(row, &self.lines)?;
+            let (mut live, job) = rows::leased(row, &self.lines)?;
+            live.seat = rows::seat(row, &mut bundle);
             let line = self.lines.get(live.line)?;
             let lease = LeaseId { job: live.num, fence: live.live.fence };
             last.insert(live.line, live.live.rank());

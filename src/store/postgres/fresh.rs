@@ -2,7 +2,7 @@
 //! lines: they are written once, as running, and nobody has to look for them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_postgres::Row;
 
 use super::{
+    bundle::{Bundle, may_be_bundled},
     database::Database,
     pool::{Failure, Result},
     rows::{LiveRow, get},
@@ -30,6 +31,8 @@ pub struct Grant {
     slots: OwnedSemaphorePermit,
     /// By place in the batch.
     pub jobs: Vec<usize>,
+    /// Those of them whose leases are in a bundle.
+    pub bundled: BTreeSet<usize>,
 }
 
 impl Database {
@@ -73,7 +76,9 @@ impl Database {
         // The batch may have waited for a while.
         let until = now.max(self.last_time()).after(claim.lease);
         let lease = Lease { worker: claim.worker.clone(), started: now, until };
-        Some(Grant { claim: fastrand::i64(..), lease, to, slots, jobs })
+        let may_be = |at: &usize| may_be_bundled(&accepted[*at].submission.spec, &accepted[*at].live);
+        let bundled = jobs.iter().copied().filter(may_be).collect();
+        Some(Grant { claim: fastrand::i64(..), lease, to, slots, jobs, bundled })
     }
 
     /// It came to nothing, as far as is known: the slots are free again.
@@ -85,11 +90,15 @@ impl Database {
 
     /// Hands the jobs over, once they are there. `rows`: of `submit.sql`, in the order of the batch.
     pub async fn hand_out(&self, grant: Grant, accepted: &[Accepted<'_>], rows: &[Row]) -> Result<()> {
+        let fence_of = |at: usize| get(&rows[at], "fence");
+        let bundle = grant.bundled.first().map(|&at| Bundle::new(fence_of(at), grant.bundled.len()));
+        let places = grant.bundled.iter().enumerate().map(|(place, &at)| (at, place));
+        let places: HashMap<usize, usize> = places.collect();
         let mut leased = Vec::with_capacity(grant.jobs.len());
         let mut held = Vec::with_capacity(grant.jobs.len());
         for at in grant.jobs {
             let Accepted { submission, live, fixed, .. } = &accepted[at];
-            let (num, fence): (i64, i64) = (get(&rows[at], "num"), get(&rows[at], "fence"));
+            let (num, fence): (i64, i64) = (get(&rows[at], "num"), fence_of(at));
             let live = live.claim(fence, grant.lease.clone());
             let lease = LeaseId { job: num, fence };
             let spec = &submission.spec;
@@ -100,7 +109,8 @@ impl Database {
                 attempt_timeout: spec.attempt_timeout.unwrap_or(line.policy.attempt_timeout),
                 job: Arc::new(fixed.clone().live(&live)),
             });
-            held.push((lease, LiveRow { num, line: line.id, retention: spec.retention, live }));
+            let seat = places.get(&at).and_then(|&place| Some(bundle.as_ref()?.seat(place)));
+            held.push((lease, LiveRow { num, line: line.id, retention: spec.retention, live, seat }));
         }
         self.held.keep(held.into_iter());
         let unsent = grant.to.hand_over(leased, grant.slots);

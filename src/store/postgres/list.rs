@@ -25,13 +25,14 @@ macro_rules! candidates {
         )
     };
 }
-const RUNNING: (&str, &str) = candidates!("lease where");
-const UNFINISHED: (&str, &str) = candidates!("live where");
+const RUNNING: (&str, &str) = candidates!("running where");
+const UNFINISHED: (&str, &str) = candidates!("unfinished where");
 const UNSUCCESSFUL: (&str, &str) = candidates!("done where state <> 5 and");
 const FINAL: (&str, &str) = candidates!("done where");
 /// From the first one on that is there: what is left of those before goes with its partition.
 const ALL: (&str, &str) = candidates!(
-    "job where num >= least((select num from live order by num limit 1), (select num from done order by num limit 1)) and"
+    "job where num >= least((select num from live order by num limit 1), (select min(first) from bundle), \
+     (select num from done order by num limit 1)) and"
 );
 
 impl Database {

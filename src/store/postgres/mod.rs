@@ -6,6 +6,7 @@
 //!
 //! When a standby takes the primary's place, the database is opened anew ([`epoch`]).
 
+mod bundle;
 mod change;
 mod claim;
 mod database;

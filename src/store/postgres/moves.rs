@@ -4,6 +4,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
+    bundle::Seat,
     database::Database,
     hints::Hint,
     lines::Lines,
@@ -99,6 +100,14 @@ struct Change {
     leased: Option<Arc<crate::job::Job>>,
 }
 
+impl Change {
+    /// An attempt ended in time, without a failure to remember.
+    fn only_ends(&self) -> bool {
+        let is_conditional = self.must_be_over || self.must_be_mine;
+        self.failure.is_none() && self.progress.is_none() && !is_conditional
+    }
+}
+
 /// Jobs, in the order in which they were first changed.
 #[derive(Debug, Default)]
 pub struct Unit {
@@ -173,6 +182,20 @@ impl Unit {
         self.change(num, |_, change| change.must_be_mine = true);
     }
 
+    /// The changed jobs whose leases are in bundles, each with its end if there is nothing else to it.
+    pub fn seats(&self) -> impl Iterator<Item = (&Seat, Option<(&JobRow, &Ending)>)> {
+        self.changes().filter_map(|(job, change)| {
+            let seat = job.row.live.as_ref()?.seat.as_ref().filter(|seat| !seat.is_over())?;
+            let ending = change.ending.as_ref().filter(|_| change.only_ends());
+            Some((seat, ending.map(|ending| (&job.row, ending))))
+        })
+    }
+
+    fn changes(&self) -> impl Iterator<Item = (&Job, &Change)> {
+        let jobs = self.changed.iter().filter_map(|num| self.jobs.get(num));
+        jobs.filter_map(|job| Some((job, job.change.as_ref()?)))
+    }
+
     fn change(&mut self, num: i64, make: impl FnOnce(&mut Job, &mut Change)) {
         let Some(job) = self.jobs.get_mut(&num) else { return };
         let mut change = job.change.take().unwrap_or_else(|| {
@@ -186,7 +209,7 @@ impl Unit {
 
 /// What was moved, as far as the jobs were still as they had been read.
 #[derive(Debug, Default)]
-pub struct Moved(HashMap<i64, Option<i64>>);
+pub struct Moved(pub HashMap<i64, Option<i64>>);
 
 impl Moved {
     pub fn has(&self, num: i64) -> bool {
@@ -268,11 +291,23 @@ impl Columns {
 }
 
 impl Database {
-    /// Carries out a unit: all jobs that are still as they were read are moved, in one transaction.
+    /// Carries out a unit: all jobs that are still as they were read are moved, in one transaction; attempts in bundles that
+    /// just end in one before it.
     pub async fn carry_out(&self, now: Timestamp, unit: &Unit) -> Result<Moved> {
+        let mut moved = self.finish_in_bundles(now, unit).await?;
+        self.tell(unit, &moved, now);
+        let rest = self.move_rows(now, unit).await?;
+        self.tell(unit, &rest, now);
+        moved.0.extend(rest.0);
+        Ok(moved)
+    }
+
+    /// The same of those that have rows of their own.
+    async fn move_rows(&self, now: Timestamp, unit: &Unit) -> Result<Moved> {
         let mut columns = Columns::default();
-        for job in unit.changed.iter().filter_map(|num| unit.jobs.get(num)) {
-            if let Some(change) = &job.change {
+        for (job, change) in unit.changes() {
+            let is_seated = job.row.live.as_ref().and_then(|live| live.seat.as_ref());
+            if is_seated.is_none_or(Seat::is_over) {
                 columns.push(&self.lines, job, change, now)?;
             }
         }
@@ -320,13 +355,14 @@ impl Database {
                 ],
             )
             .await?;
-        let moved = Moved(rows.iter().map(|row| (get(row, "num"), get(row, "seq"))).collect());
-        self.tell(unit, &moved, now);
-        Ok(moved)
+        Ok(Moved(rows.iter().map(|row| (get(row, "num"), get(row, "seq"))).collect()))
     }
 
     /// Tells those who listen what was moved.
     fn tell(&self, unit: &Unit, moved: &Moved, now: Timestamp) {
+        if moved.0.is_empty() {
+            return;
+        }
         let ends = || moved.0.iter().filter_map(|(&num, &seq)| Some((num, Position(seq?))));
         let outcomes = ends().map(|(num, position)| unit.job(num)?.outcome(&self.lines, position, now));
         // All or none: those who follow the feed must not take a part for the whole.

@@ -1,6 +1,6 @@
 //! Between rows and the vocabulary.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -10,6 +10,7 @@ use tokio_postgres::{
 };
 
 use super::{
+    bundle::{Bundle, Seat},
     lines::{Line, Lines},
     pool::{Failure, Result},
 };
@@ -31,6 +32,8 @@ pub struct LiveRow {
     /// None: the queue's.
     pub retention: Option<Duration>,
     pub live: Live,
+    /// Where its lease is, if that has no row of its own.
+    pub seat: Option<Seat>,
 }
 
 impl LiveRow {
@@ -120,7 +123,17 @@ pub fn live(row: &Row) -> Result<LiveRow> {
             lease,
             cancel_reason: get(row, "cancel_reason"),
         },
+        seat: None,
     })
+}
+
+/// The place of a job in a bundle, of any statement with these columns. `bundle`: the one of the row before.
+pub fn seat(row: &Row, bundle: &mut Option<Arc<Bundle>>) -> Option<Seat> {
+    let (place, places): (Option<i32>, Option<i32>) = (get(row, "place"), get(row, "places"));
+    let (place, places) = (place? as usize, places? as usize);
+    let fence = get(row, "fence");
+    let known = bundle.take().filter(|bundle| bundle.fence == fence);
+    Some(bundle.insert(known.unwrap_or_else(|| Bundle::new(fence, places))).seat(place))
 }
 
 /// The fixed part. `content_type` names its column: outcomes have one of their own.
@@ -158,7 +171,7 @@ pub fn job(row: &Row, lines: &Lines, view: View) -> Result<Option<JobRow>> {
     let body = body(row, "payload");
     let fixed = fixed(row, lines, "content_type", body)?;
     let (live, mut job) = if is_live {
-        let live = live(row)?;
+        let live = LiveRow { seat: seat(row, &mut None), ..live(row)? };
         let (progress, failed) = (progress(row, "progress_at")?, last_failure(row, live.live.run)?);
         let job = fixed.live_with_past(&live.live, progress, failed);
         (Some(live), job)

@@ -27,7 +27,24 @@ impl Database {
             };
             newest.insert(renewal.lease, Renewal { until, progress, ..renewal });
         }
-        let renewals: Vec<_> = newest.into_values().collect();
+        let mut held = self.renew_rows(newest.values()).await?;
+        newest.retain(|lease, _| !held.contains_key(lease));
+        if !newest.is_empty() {
+            // They may be in bundles, or somebody has just taken them out.
+            self.unbundle(&newest.keys().map(|lease| lease.fence).collect::<Vec<_>>()).await?;
+            held.extend(self.renew_rows(newest.values()).await?);
+        }
+        let renewed = |lease| match held.get(lease) {
+            Some(false) => Renewed::Held,
+            Some(true) => Renewed::Cancelled,
+            None => Renewed::Lost,
+        };
+        Ok(leases.iter().map(renewed).collect())
+    }
+
+    /// Those of leases that have rows of their own: which of them are held, and whether a cancel was asked for.
+    async fn renew_rows(&self, renewals: impl Iterator<Item = &Renewal>) -> Result<HashMap<LeaseId, bool>> {
+        let renewals: Vec<&Renewal> = renewals.collect();
         let progress = || renewals.iter().map(|renewal| renewal.progress.as_ref());
         let details = || progress().map(|progress| progress.and_then(|progress| progress.details.as_ref()));
         let nums: Vec<i64> = renewals.iter().map(|renewal| renewal.lease.job).collect();
@@ -47,16 +64,8 @@ impl Database {
             .write
             .query(RENEW, &[&nums, &fences, &until, &at, &fraction, &note, &types, &bodies, &self.replica])
             .await?;
-        let held: HashMap<LeaseId, bool> = rows
-            .iter()
-            .map(|row| (LeaseId { job: get(row, "num"), fence: get(row, "fence") }, get(row, "cancelled")))
-            .collect();
-        let renewed = |lease| match held.get(lease) {
-            Some(false) => Renewed::Held,
-            Some(true) => Renewed::Cancelled,
-            None => Renewed::Lost,
-        };
-        Ok(leases.iter().map(renewed).collect())
+        let held = |row| (LeaseId { job: get(row, "num"), fence: get(row, "fence") }, get(row, "cancelled"));
+        Ok(rows.iter().map(held).collect())
     }
 
     pub async fn settle_attempts(

@@ -231,6 +231,9 @@ impl Database {
         let mut states: Vec<LiveState> = new().map(|new| new.live.state).collect();
         grant.iter().flat_map(|grant| &grant.jobs).for_each(|&at| states[at] = LiveState::Running);
         let state: Vec<i32> = states.iter().map(|&state| state as i32).collect();
+        let is_bundled: Vec<bool> = (0..states.len())
+            .map(|at| grant.as_ref().is_some_and(|grant| grant.bundled.contains(&at)))
+            .collect();
         let lease = grant.as_ref().map(|grant| &grant.lease);
         let (worker, leased_until) =
             (lease.map(|lease| lease.worker.as_str()), lease.map(|lease| lease.until.0));
@@ -305,6 +308,7 @@ impl Database {
                     &self.replica,
                     &leased_until,
                     &claim,
+                    &is_bundled,
                 ],
             )
             .await;

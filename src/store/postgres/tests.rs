@@ -1,4 +1,5 @@
 mod between;
+mod bundles;
 mod claims;
 mod epochs;
 mod fresh;

@@ -122,6 +122,7 @@ impl Database {
     /// Folds the counts, and looks how much room there is.
     pub async fn keep_house(&self) -> Result<()> {
         self.lines.refresh(&self.pools.write).await?;
+        self.sweep_bundles().await?;
         for _ in 0..FOLDS {
             let folded = self.pools.write.query(FOLD, &[&FOLDED]).await?;
             if folded.first().is_none_or(|row| get::<i64>(row, "rows") < FOLDED) {

@@ -14,7 +14,8 @@ use crate::{
     store::{LeaseId, Settlement},
 };
 
-const LEASES: &str = "select num, fence from lease where claim = any ($1::int8[])";
+const LEASES: &str = "select num, fence from lease where claim = any ($1::int8[]) \
+     union all select num, fence from seat where claim = any ($1::int8[])";
 
 /// So many are remembered at most: the leases of others run out.
 const UNHEARD: usize = 4096;

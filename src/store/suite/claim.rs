@@ -1,4 +1,4 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -125,7 +125,7 @@ pub async fn nothing_is_claimed_twice(open: Open) {
     let claims = (0..20).map(|_| world.claim(World::wish(3)));
     let leases: Vec<_> = futures_util::future::join_all(claims).await.concat();
     assert_eq!(leases.len(), 40);
-    assert_eq!(leases.iter().map(|leased| leased.lease.fence).collect::<BTreeSet<_>>().len(), 40);
+    assert_eq!(leases.iter().map(|leased| leased.lease).collect::<HashSet<_>>().len(), 40);
     assert_eq!(leased_ids(&leases).into_iter().collect::<BTreeSet<_>>().len(), 40);
     world.recount().await;
 }

@@ -7,3 +7,5 @@ union all
 union all
 (select num from lease where until + case when replica = $3 then 0 else $4::int8 end <= $1 or end_by <= $1
  order by until limit $2)
+union all
+(select num from seat where until + case when replica = $3 then 0 else $4::int8 end <= $1 order by until limit $2)

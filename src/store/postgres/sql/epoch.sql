@@ -22,6 +22,8 @@ forgotten as (
     select from epoch next where next.first > e.first and next.first <= (select start from feed))),
 moved as (
   update feed set last = (select first from begun) where exists (select from begun where first > 0)),
+bundles as (
+  update bundle set until = $2 where until < $2 and exists (select from begun where first > 0)),
 spared as (
   update lease set until = $2 where until < $2 and exists (select from begun where first > 0))
 select setval('done_seq', first), setval('fence', first), setval('job_num', first) from begun where first > 0

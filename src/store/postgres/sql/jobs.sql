@@ -7,7 +7,7 @@ select h.head, q.at, j.num, j.id, j.line, j.priority, j.submitted, j.content_typ
        coalesce(l.attempt, d.attempt) as attempt, coalesce(l.version, d.version) as version,
        coalesce(l.fence, d.fence) as fence, coalesce(l.worker, d.worker) as worker,
        coalesce(l.started, d.started) as started, l.due, l.start_by, l.end_by, l.retention, l.until,
-       l.cancel_reason, d.seq, d.finished, d.keep_until, d.error, d.content_type as output_type,
+       l.cancel_reason, l.place, l.places, d.seq, d.finished, d.keep_until, d.error, d.content_type as output_type,
        case when $4 then d.output end as output, length(d.output)::int8 as output_size,
        n.at as progress_at, n.fraction, n.note, n.details_type, n.details,
        f.failures
@@ -18,7 +18,13 @@ left join (
   select j.num, u.at + cardinality($1::int8[]) from unnest($2::text[]) with ordinality as u (id, at),
     lateral (select num from job where id = u.id order by num + 0 desc limit 1) j) q on true
 left join lateral (select * from job where num = q.num limit 1) j on true
-left join lateral (select * from live where num = j.num limit 1) l on true
+left join lateral (
+  select live.*, null::int4 as place, null::int4 as places from live where num = j.num
+  union all
+  select j.num, j.line, 3, 1, 1, 2, j.priority, j.submitted, 0, null, null, null, length(j.payload), null, fence,
+         worker, started, until, null, place, places
+  from seat_of(j.num)
+  limit 1) l on true
 left join lateral (
   select * from done where num = j.num and l.num is null order by version desc limit 1) d on true
 left join lateral (

@@ -1,6 +1,7 @@
 -- A new replica, with the lock that says that it lives. Forgets those that are gone and hold no leases.
 with gone as (
-  delete from replica r where not exists (select from lease where replica = r.id) and not exists (
+  delete from replica r where not exists (select from lease where replica = r.id)
+    and not exists (select from bundle where replica = r.id) and not exists (
     select from pg_locks k where k.locktype = 'advisory' and k.objsubid = 2
       and k.database = (select oid from pg_database where datname = current_database())
       and k.classid = 'replica'::regclass::oid and k.objid = r.id::oid)),

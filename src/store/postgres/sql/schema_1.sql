@@ -92,7 +92,8 @@ create index own_num on own (num);
 -- Plans are made for tables of any size, once. So that none can pick an index that it would have to read from end to end,
 -- what is looked up by (num, seq) is only ever the first column of one, or hidden in an expression.
 
--- The changing part of an unfinished job is one narrow row, in exactly one of the next three tables.
+-- The changing part of an unfinished job is one narrow row, in exactly one of the next three tables; or it has a place in a
+-- `bundle`.
 
 -- QUEUED: the line of due jobs.
 create table ready (
@@ -132,13 +133,47 @@ create table lease (
   primary key (num)
 ) with (fillfactor = 70);
 
+-- RUNNING, too: leases that one statement gave on jobs that were like all others, in one row for as long as they only end.
+-- Whoever wants anything else of one of them gives all of them rows in `lease` first (unbundle.sql, which also tells what
+-- such a lease is like).
+create table bundle (
+  fence   int8 primary key,                -- of all its leases
+  first   int8 not null,                   -- the numbers of its jobs lie between
+  last    int8 not null,
+  nums    int8[] not null,
+  open    bit varying not null,            -- at the places of the numbers: 1 while the job runs
+  running int4 not null,                   -- how many do
+  worker  text not null,
+  replica int8 not null,
+  started int8 not null,
+  until   int8 not null,
+  claim   int8 not null
+) with (fillfactor = 50);
+alter table bundle alter nums set storage external;
+create index bundle_first on bundle (first);
+create index bundle_over on bundle (fence) where running = 0;
+
+-- The leases in bundles that are still open, each by itself.
+create view seat as
+  select num, fence, worker, replica, until, claim
+  from bundle, unnest(nums) with ordinality as u (num, place)
+  where running > 0 and get_bit(open, place::int4 - 1) = 1;
+
+-- The same of one job.
+create function seat_of(job int8)
+returns table (fence int8, worker text, started int8, until int8, place int4, places int4) language sql stable as $$
+  select fence, worker, started, until, array_position(nums, job) - 1, length(open) from bundle
+  where first <= job and last >= job and get_bit(open, array_position(nums, job) - 1) = 1
+$$;
+
 -- Rows come and go by the thousand every second.
+alter table bundle  set (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 alter table ready   set (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 alter table waiting set (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 alter table lease   set (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 alter table tally   set (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0, vacuum_truncate = off);
 
--- Unfinished jobs, wherever they are.
+-- Unfinished jobs with a row of their own.
 create view live as
   select num, line, state, run, attempt, version, priority, due, rank, wake, start_by, end_by, bytes, retention, fence,
          worker, started, until, cancel_reason from lease
@@ -148,6 +183,9 @@ create view live as
   union all
   select num, line, state, run, attempt, version, priority, due, rank, wake, start_by, end_by, bytes, retention, fence,
          null, null, null, null from waiting;
+
+create view unfinished as select num from live union all select num from seat;
+create view running as select num from lease union all select num from seat;
 
 -- The result store and the feed. seq is the position: drawn under the lane lock (see move.sql), so in commit order.
 create sequence done_seq;
@@ -337,7 +375,7 @@ begin
   select * into p from part where of = 'job' and low = first and high <= (select last_value from job_num);
   if not found then return false; end if;
   rest := array (
-    (select num from live where num >= p.low and num < p.high order by num limit most + 1)
+    (select num from unfinished where num >= p.low and num < p.high order by num limit most + 1)
     union (select num from done where num >= p.low and num < p.high order by num limit most + 1));
   if cardinality(rest) > most then return false; end if;
   if not is_free(p.part) then return false; end if;
@@ -351,7 +389,7 @@ begin
   lock table job in access exclusive mode;
   -- Whoever had drawn one of its numbers has committed by now.
   if exists (
-    (select num from live where num >= p.low and num < p.high
+    (select num from unfinished where num >= p.low and num < p.high
      union all select num from done where num >= p.low and num < p.high)
     except select unnest(rest)) then
     raise lock_not_available using message = 'the partition was in use';

@@ -1,15 +1,15 @@
 -- Accepts new jobs, in their order, and remembers the request ids of these and of repeats. Those in state 3 are leased at
--- once, as claim.sql does. Answers with the numbers of the new jobs, in their order, and the fences of those leases. Whoever
--- took a name meanwhile makes it fail as a whole (unique_violation): then the names are looked up again.
-with asked as materialized (
-  select * from unnest(
+-- once, as claim.sql does; some of them ($32) in a bundle. Answers with the numbers of the new jobs, in their order, and the
+-- fences of those leases. Whoever took a name meanwhile makes it fail as a whole (unique_violation): then the names are
+-- looked up again.
+with numbered as materialized (
+  -- As they come from the arrays: in their order.
+  select nextval('job_num') as num, u.* from unnest(
     $1::text[], $2::int4[], $3::int4[], $4::text[], $5::bytea[], $6::text[], $7::int4[], $8::int8[], $9::int8[],
-    $10::int8[], $11::int8[], $12::int8[], $13::int8[], $14::text[], $15::text[], $25::bool[])
+    $10::int8[], $11::int8[], $12::int8[], $13::int8[], $14::text[], $15::text[], $25::bool[], $32::bool[])
   with ordinality as u (
     id, line, priority, content_type, payload, options, state, due, rank,
-    wake, start_by, end_by, retention, unique_queue, unique_key, is_own, ord)),
-numbered as materialized (
-  select nextval('job_num') as num, a.* from (select * from asked order by ord) a),
+    wake, start_by, end_by, retention, unique_queue, unique_key, is_own, is_bundled, ord)),
 jobs as (
   insert into job (num, id, line, priority, submitted, content_type, payload, options)
   select num, id, line, priority, $16, content_type, payload, options from numbered),
@@ -28,8 +28,14 @@ leased as (
                      retention, fence, worker, replica, started, until, claim)
   select num, line, state, 1, 1, 2, priority, due, rank, end_by, null, end_by, length(payload),
          retention, nextval('fence'), $28, $29, $16, $30, $31
-  from numbered where state = 3
+  from numbered where state = 3 and not is_bundled
   returning num, fence),
+bundled as (
+  insert into bundle (fence, first, last, nums, open, running, worker, replica, started, until, claim)
+  select nextval('fence'), min(num), max(num), array_agg(num order by ord), repeat('1', count(*)::int4)::varbit, count(*),
+         $28, $29, $16, $30, $31
+  from numbered where is_bundled having count(*) > 0
+  returning fence),
 held as (
   -- In the order of keys: nobody waits in a circle.
   insert into uniq (queue, key, num)
@@ -63,4 +69,5 @@ counted as (
   select line, count(*) filter (where state = 1), count(*) filter (where state = 2), count(*) filter (where state = 3),
          sum(length(payload))
   from numbered group by line)
-select num, fence from numbered left join leased using (num) order by ord
+select num, case when is_bundled then (select fence from bundled) else fence end as fence
+from numbered left join leased using (num) order by ord

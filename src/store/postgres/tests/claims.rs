@@ -80,7 +80,7 @@ async fn a_claim_whose_answer_is_lost_does_not_count() {
         async move { store.claim(NOW, World::wish(1)).await }
     });
     let client = replicas.schema.connect().await;
-    let leases = async || client.query("select from lease", &[]).await.unwrap().len();
+    let leases = async || client.query("select from running", &[]).await.unwrap().len();
     let taken = async {
         while leases().await < 2 {
             sleep(secs(1) / 100).await;

@@ -1,0 +1,2 @@
+-- Removes bundles whose jobs have all ended.
+delete from bundle where running = 0
