@@ -492,9 +492,10 @@ impl Engine {
 }
 
 /// Of batches of a sort many are on their way at the same time to a writer of our own, which takes them together while it
-/// syncs; to a database few and large ones, because each is a transaction.
+/// syncs; to a database few and large ones, because each is a transaction: a second one once it has come to half of what it
+/// may.
 fn bounds<I>(store: &dyn Store) -> Bounds<I> {
-    let (flights, enough) = if store.is_shared() { (2, BATCH) } else { (64, 1) };
+    let (flights, enough) = if store.is_shared() { (2, BATCH / 2) } else { (64, 1) };
     Bounds { most: BATCH, weight: |_| 1, flights, enough }
 }
 

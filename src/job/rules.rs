@@ -13,7 +13,7 @@ use super::{
     Timestamp, WorkerId,
 };
 
-/// Names one grant of a lease. Never handed out twice; 0 is none.
+/// Names one grant of a lease on a job. Never handed out twice for the same job; 0 is none.
 pub type Fence = i64;
 
 /// The part of an unfinished job that changes.

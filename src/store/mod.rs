@@ -32,7 +32,7 @@ use crate::job::{
 ///
 /// This comment and those of the methods are the specification; `store::suite` tests all of it on every store.
 ///
-/// - **Batches.** A mutating method takes many items, and is one transaction. Items are carried out in order, each as
+/// - **Batches.** A mutating method takes many items, and is one transaction, or a few. Items are carried out in order, each as
 ///   if the earlier ones had been committed. An item that is refused leaves nothing behind and does not touch the
 ///   others; its answer stands at its place in the reply.
 /// - **Durability.** When a method has answered, what it did survives a killed process and lost power. The one

@@ -91,9 +91,11 @@ impl Database {
     /// Hands the jobs over, once they are there. `rows`: of `submit.sql`, in the order of the batch.
     pub async fn hand_out(&self, grant: Grant, accepted: &[Accepted<'_>], rows: &[Row]) -> Result<()> {
         let fence_of = |at: usize| get(&rows[at], "fence");
-        let bundle = grant.bundled.first().map(|&at| Bundle::new(fence_of(at), grant.bundled.len()));
-        let places = grant.bundled.iter().enumerate().map(|(place, &at)| (at, place));
-        let places: HashMap<usize, usize> = places.collect();
+        let bundled: Vec<usize> =
+            grant.bundled.into_iter().filter(|&at| get(&rows[at], "is_bundled")).collect();
+        let bundle = bundled.first().map(|&at| Bundle::new(fence_of(at), bundled.len()));
+        let places: HashMap<usize, usize> =
+            bundled.into_iter().enumerate().map(|(place, at)| (at, place)).collect();
         let mut leased = Vec::with_capacity(grant.jobs.len());
         let mut held = Vec::with_capacity(grant.jobs.len());
         for at in grant.jobs {

@@ -28,6 +28,8 @@ const FOLD: &str = include_str!("sql/fold.sql");
 const LOST: &str = include_str!("sql/lost.sql");
 const SPARE: &str = include_str!("sql/spare.sql");
 const OUTLAST: &str = include_str!("sql/outlast.sql");
+/// The same of leases in bundles. It comes first: those that leave theirs meanwhile are found by the other.
+const OUTLAST_BUNDLED: &str = "update bundle set until = $2 where until >= $1 and until < $2";
 const SIZE: &str = "select pg_database_size(current_database())";
 
 /// Rows of one slice.
@@ -88,8 +90,9 @@ impl Database {
         // Not twice in a row: where every tick is slow, leases have to end nevertheless.
         let outlasted = was_away && !last.outlasted && silence > self.config.workers.lease / LATE;
         if outlasted {
-            let until = now.after(self.config.workers.lease);
-            self.pools.write.query(OUTLAST, &[&now.before(silence).0, &until.0]).await?;
+            let (since, until) = (now.before(silence).0, now.after(self.config.workers.lease).0);
+            self.pools.write.query(OUTLAST_BUNDLED, &[&since, &until]).await?;
+            self.pools.write.query(OUTLAST, &[&since, &until]).await?;
         }
         let tick = self.look_at_time(now).await?;
         *self.last_tick.lock() = LastTick { began, took: began.elapsed(), outlasted, failed: false };

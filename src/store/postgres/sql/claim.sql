@@ -31,7 +31,8 @@ kept as materialized (
   where coalesce(before, 0) < $5::int8),
 gone as (
   delete from ready where num = any (array (select num from kept))
-  returning *, $12 and version = 1 and end_by is null and retention is null as is_bundled),
+  returning *, $12 and version = 1 and end_by is null and retention is null
+    and (select max(num) - min(num) < 65536 from kept) as is_bundled),
 held as (
   insert into lease (num, line, state, run, attempt, version, priority, due, rank, wake, start_by, end_by, bytes,
                      retention, fence, worker, replica, started, until, claim)

@@ -2,11 +2,14 @@
 -- jobs and the positions of their outcomes. Locks as in move.sql.
 with asked as materialized (
   select * from unnest($1::int8[], $2::text[]) as u (fence, mask)),
+locked as materialized (
+  -- In the order of keys: nobody waits in a circle.
+  select fence from bundle where fence = any ($1) order by fence for update),
 cleared as (
   update bundle set
     open = open & ~(select mask from asked a where a.fence = bundle.fence)::varbit,
     running = running - (select bit_count(mask::varbit) from asked a where a.fence = bundle.fence)
-  where fence = any ($1)
+  where fence = any (array (select fence from locked))
     and open & (select mask from asked a where a.fence = bundle.fence)::varbit
       = (select mask from asked a where a.fence = bundle.fence)::varbit
   returning fence, worker, started),

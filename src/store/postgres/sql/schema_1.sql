@@ -138,7 +138,7 @@ create table lease (
 -- such a lease is like).
 create table bundle (
   fence   int8 primary key,                -- of all its leases
-  first   int8 not null,                   -- the numbers of its jobs lie between
+  first   int8 not null,                   -- the numbers of its jobs lie between: no more than 65536 of them
   last    int8 not null,
   nums    int8[] not null,
   open    bit varying not null,            -- at the places of the numbers: 1 while the job runs
@@ -148,10 +148,10 @@ create table bundle (
   started int8 not null,
   until   int8 not null,
   claim   int8 not null
-) with (fillfactor = 50);
+) with (fillfactor = 50, toast_tuple_target = 256);
+-- What ends changes neither an index nor the numbers, which are kept elsewhere unless they are few.
 alter table bundle alter nums set storage external;
 create index bundle_first on bundle (first);
-create index bundle_over on bundle (fence) where running = 0;
 
 -- The leases in bundles that are still open, each by itself.
 create view seat as
@@ -163,7 +163,7 @@ create view seat as
 create function seat_of(job int8)
 returns table (fence int8, worker text, started int8, until int8, place int4, places int4) language sql stable as $$
   select fence, worker, started, until, array_position(nums, job) - 1, length(open) from bundle
-  where first <= job and last >= job and get_bit(open, array_position(nums, job) - 1) = 1
+  where first <= job and first > job - 65536 and last >= job and get_bit(open, array_position(nums, job) - 1) = 1
 $$;
 
 -- Rows come and go by the thousand every second.

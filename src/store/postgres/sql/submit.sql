@@ -10,6 +10,7 @@ with numbered as materialized (
   with ordinality as u (
     id, line, priority, content_type, payload, options, state, due, rank,
     wake, start_by, end_by, retention, unique_queue, unique_key, is_own, is_bundled, ord)),
+span as materialized (select max(num) - min(num) < 65536 as is_near from numbered),
 jobs as (
   insert into job (num, id, line, priority, submitted, content_type, payload, options)
   select num, id, line, priority, $16, content_type, payload, options from numbered),
@@ -28,13 +29,13 @@ leased as (
                      retention, fence, worker, replica, started, until, claim)
   select num, line, state, 1, 1, 2, priority, due, rank, end_by, null, end_by, length(payload),
          retention, nextval('fence'), $28, $29, $16, $30, $31
-  from numbered where state = 3 and not is_bundled
+  from numbered where state = 3 and not (is_bundled and (select is_near from span))
   returning num, fence),
 bundled as (
   insert into bundle (fence, first, last, nums, open, running, worker, replica, started, until, claim)
   select nextval('fence'), min(num), max(num), array_agg(num order by ord), repeat('1', count(*)::int4)::varbit, count(*),
          $28, $29, $16, $30, $31
-  from numbered where is_bundled having count(*) > 0
+  from numbered where is_bundled and (select is_near from span) having count(*) > 0
   returning fence),
 held as (
   -- In the order of keys: nobody waits in a circle.
@@ -69,5 +70,5 @@ counted as (
   select line, count(*) filter (where state = 1), count(*) filter (where state = 2), count(*) filter (where state = 3),
          sum(length(payload))
   from numbered group by line)
-select num, case when is_bundled then (select fence from bundled) else fence end as fence
+select num, coalesce(fence, (select fence from bundled)) as fence, fence is null as is_bundled
 from numbered left join leased using (num) order by ord

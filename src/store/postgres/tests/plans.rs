@@ -22,6 +22,8 @@ const FILL: &str = "
       from generate_series(1060001, 1120000) n;
     insert into done select n - 1000000, n, 1, 1, 3, 5, 2 + n % 20, 1, 'w', 1, 1, 9e15, null, 't', 'out'
       from generate_series(1120001, 1180000) n;
+    insert into bundle select n, n - 2000000, n - 2000000, array[n - 2000000], B'1', 1, 'w', 0, 1, 9e15, 0
+      from generate_series(1000001, 1001000) n;
     insert into failure select n, 1, 1, 'w', 1, 1, '{}' from generate_series(1000001, 1180000) n;
     insert into progress select n, 1, 0.5, '', null, null from generate_series(1000001, 1120000) n;
     insert into request select 'full', 'r-' || n, n, 'full-' || n, 'asked', null, 9e15
