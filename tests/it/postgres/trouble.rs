@@ -25,7 +25,7 @@ async fn what_the_standby_does_not_have_is_not_acknowledged() {
         let client = client.clone();
         async move { accept(&client, request).await }
     });
-    let waits = "select count(*) from pg_stat_activity where wait_event = 'SyncRep' and query like '%insert into job%'";
+    let waits = "select count(*) from pg_stat_activity where wait_event = 'SyncRep' and query like '-- Accepts new jobs%'";
     let primary = connect(&url).await;
     eventually(async || {
         let waiting: i64 = primary.query_one(waits, &[]).await.expect("a row").get(0);
