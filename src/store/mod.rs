@@ -32,9 +32,9 @@ use crate::job::{
 ///
 /// This comment and those of the methods are the specification; `store::suite` tests all of it on every store.
 ///
-/// - **Batches.** A mutating method takes many items, and is one transaction, or a few. Items are carried out in order, each as
-///   if the earlier ones had been committed. An item that is refused leaves nothing behind and does not touch the
-///   others; its answer stands at its place in the reply.
+/// - **Batches.** A mutating method takes many items, and is one transaction, or a few in a shared store. Items are
+///   carried out in order, each as if the earlier ones had been committed. An item that is refused leaves nothing behind
+///   and does not touch the others; its answer stands at its place in the reply.
 /// - **Durability.** When a method has answered, what it did survives a killed process and lost power. The one
 ///   exception is [`claim`](Self::claim) and [`renew`](Self::renew) on the embedded store: they survive the process,
 ///   but may be forgotten with the power, as if the lease had run out.

@@ -2,7 +2,8 @@
 //!
 //! The rules decide in Rust on what was read; statements in `sql/` move jobs, each only if it is still as it was read
 //! ([`moves`]). So no lock outlives a statement, and a replica that freezes holds nobody up. A batch is one statement, one
-//! round trip, one transaction; attempts that just end are one of their own beside the other moves of theirs ([`bundle`]). Replicas tell each other what is new by hints ([`listen`]), behind each a slow look.
+//! round trip, one transaction; of a batch of moves, attempts that just end are one by themselves ([`bundle`]). Replicas tell
+//! each other what is new by hints ([`listen`]), behind each a slow look.
 //!
 //! When a standby takes the primary's place, the database is opened anew ([`epoch`]).
 

@@ -306,8 +306,8 @@ impl Database {
     async fn move_rows(&self, now: Timestamp, unit: &Unit) -> Result<Moved> {
         let mut columns = Columns::default();
         for (job, change) in unit.changes() {
-            let is_seated = job.row.live.as_ref().and_then(|live| live.seat.as_ref());
-            if is_seated.is_none_or(Seat::is_over) {
+            let seat = job.row.live.as_ref().and_then(|live| live.seat.as_ref());
+            if seat.is_none_or(Seat::is_over) {
                 columns.push(&self.lines, job, change, now)?;
             }
         }
