@@ -5,7 +5,7 @@ use std::{error::Error, path::Path};
 
 use bytes::BytesMut;
 use rusqlite::types::Value;
-use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+use tokio_postgres::types::{IsNull, Kind, ToSql, Type, to_sql_checked};
 
 use super::{
     LogId,
@@ -18,6 +18,10 @@ use crate::config::StoreUrl;
 const LIVE: &str = "num, line, state, run, attempt, version, priority, due, rank, wake, start_by, end_by, bytes, \
      retention, fence";
 
+/// A job's id, twice, if it is a UUID of version 7: these servers draw.
+const DRAWN: &str = "CASE WHEN typeof(id) <> 'text' AND hex(substr(id, 7, 1)) LIKE '7%' THEN id END AS job_id, \
+     CASE WHEN typeof(id) <> 'text' AND hex(substr(id, 7, 1)) LIKE '7%' THEN id END AS job_id";
+
 /// Each table of PostgreSQL with its columns, and the query for them in SQLite where it is not of the same names.
 const TABLES: [(&str, &str, Option<&str>); 11] = [
     (
@@ -27,8 +31,13 @@ const TABLES: [(&str, &str, Option<&str>); 11] = [
     ),
     (
         "job",
-        "num, id, line, priority, submitted, content_type, payload, options",
-        Some("SELECT num, id AS job_id, line, priority, submitted, content_type, payload, options FROM job"),
+        "first, ids, line, priority, submitted, content_type, payloads, options, low, high",
+        // A block of its own for each.
+        Some(const_format::concatcp!(
+            "SELECT num, id AS job_id, line, priority, submitted, content_type, payload, options, ",
+            DRAWN,
+            " FROM job"
+        )),
     ),
     (
         "own",
@@ -57,9 +66,10 @@ const TABLES: [(&str, &str, Option<&str>); 11] = [
     ),
     (
         "done",
-        "seq, num, run, attempt, version, state, line, fence, worker, started, finished, keep_until, error, content_type, output",
+        "seq, block, nums, run, attempt, version, state, line, fence, worker, started, finished, keep_until, error, \
+         content_type, outputs",
         Some(
-            "SELECT seq, num, run, attempt, version, state, job.line, fence, worker, started, finished, keep_until, error, \
+            "SELECT seq, num, num, run, attempt, version, state, job.line, fence, worker, started, finished, keep_until, error, \
              done.content_type, output FROM done JOIN job USING (num)",
         ),
     ),
@@ -154,12 +164,15 @@ pub async fn migrate(
     }
 }
 
-/// A value of SQLite, on its way into a column of PostgreSQL.
+/// A value of SQLite, on its way into a column of PostgreSQL: if that is of arrays, as the only one of its own.
 #[derive(Debug)]
 struct Cell(Value);
 
 impl ToSql for Cell {
     fn to_sql(&self, ty: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        if matches!(ty.kind(), Kind::Array(_)) {
+            return [self].as_slice().to_sql(ty, out);
+        }
         match (&self.0, ty) {
             (Value::Null, _) => Ok(IsNull::Yes),
             (Value::Integer(number), &Type::INT4) => i32::try_from(*number)?.to_sql(ty, out),
@@ -172,6 +185,10 @@ impl ToSql for Cell {
     }
 
     fn accepts(ty: &Type) -> bool {
+        let ty = match ty.kind() {
+            Kind::Array(member) => member,
+            _ => ty,
+        };
         [Type::INT4, Type::INT8, Type::FLOAT8, Type::TEXT, Type::BYTEA].contains(ty)
     }
 

@@ -221,9 +221,9 @@ async fn a_store_that_was_taken_over_is_the_same_to_everybody() {
     assert_eq!(code, Some(0), "{said}");
     let told: serde_json::Value = serde_json::from_str(&said).expect("JSON");
     for (what, sql) in [
-        ("jobs", "select count(*) from job"),
+        ("jobs", "select count(*) from accepted"),
         ("unfinished", "select count(*) from live"),
-        ("outcomes", "select count(*) from done"),
+        ("outcomes", "select count(*) from outcome"),
     ] {
         assert_eq!(told[what].as_i64(), Some(number(&url, sql).await), "{said}");
     }

@@ -7,13 +7,13 @@ use std::{
 };
 
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_postgres::Row;
 
 use super::{
-    bundle::{Bundle, may_be_bundled},
+    block::Numbers,
+    bundle::{Bundle, Seat, may_be_bundled},
     database::Database,
     pool::{Failure, Result},
-    rows::{LiveRow, get},
+    rows::LiveRow,
     share::Waiting,
     submit::Accepted,
 };
@@ -88,31 +88,36 @@ impl Database {
         grant.to.look_again();
     }
 
-    /// Hands the jobs over, once they are there. `rows`: of `submit.sql`, in the order of the batch.
-    pub async fn hand_out(&self, grant: Grant, accepted: &[Accepted<'_>], rows: &[Row]) -> Result<()> {
-        let fence_of = |at: usize| get(&rows[at], "fence");
-        let bundled: Vec<usize> =
-            grant.bundled.into_iter().filter(|&at| get(&rows[at], "is_bundled")).collect();
-        let bundle = bundled.first().map(|&at| Bundle::new(fence_of(at), bundled.len()));
+    /// Hands the jobs over, once they are there.
+    pub async fn hand_out(
+        &self,
+        grant: Grant,
+        accepted: &[Accepted<'_>],
+        lines: &[i32],
+        numbers: &Numbers,
+    ) -> Result<()> {
+        let bundle = numbers.bundle.map(|fence| Bundle::new(fence, grant.bundled.len()));
         let places: HashMap<usize, usize> =
-            bundled.into_iter().enumerate().map(|(place, at)| (at, place)).collect();
+            grant.bundled.iter().enumerate().map(|(place, &at)| (at, place)).collect();
         let mut leased = Vec::with_capacity(grant.jobs.len());
         let mut held = Vec::with_capacity(grant.jobs.len());
         for at in grant.jobs {
             let Accepted { submission, live, fixed, .. } = &accepted[at];
-            let (num, fence): (i64, i64) = (get(&rows[at], "num"), fence_of(at));
+            let num = numbers.num(at);
+            let seat = places.get(&at).and_then(|&place| Some(bundle.as_ref()?.seat(place)));
+            let fence = seat.as_ref().map(Seat::fence).or_else(|| numbers.fence(num));
+            let fence = fence.ok_or(Failure::Damaged("a lease"))?;
             let live = live.claim(fence, grant.lease.clone());
             let lease = LeaseId { job: num, fence };
             let spec = &submission.spec;
-            let line = self.lines.of(spec).ok_or(Failure::Damaged("the lines"))?;
-            let line = self.lines.get(line)?;
+            let line = self.lines.get(lines[at])?;
             leased.push(Leased {
                 lease,
                 attempt_timeout: spec.attempt_timeout.unwrap_or(line.policy.attempt_timeout),
                 job: Arc::new(fixed.clone().live(&live)),
             });
-            let seat = places.get(&at).and_then(|&place| Some(bundle.as_ref()?.seat(place)));
-            held.push((lease, LiveRow { num, line: line.id, retention: spec.retention, live, seat }));
+            let (block, line, retention) = (numbers.block(at), line.id, spec.retention);
+            held.push((lease, LiveRow { num, block, line, retention, live, seat }));
         }
         self.held.keep(held.into_iter());
         let unsent = grant.to.hand_over(leased, grant.slots);

@@ -15,8 +15,8 @@ const CHUNK: usize = 500;
 /// Bytes of bodies on one page, about; a message is 4 MiB.
 const PAGE_BYTES: usize = 3 << 20;
 
-/// Numbers of jobs after the page before, from the smallest index that holds every match. `$1`: where to begin, `$2`:
-/// how many.
+/// Numbers of jobs after the page before, from the smallest index that holds every match, ascending and descending. `$1`:
+/// where to begin, `$2`: how many.
 macro_rules! candidates {
     ($source:literal) => {
         (
@@ -27,12 +27,36 @@ macro_rules! candidates {
 }
 const RUNNING: (&str, &str) = candidates!("running where");
 const UNFINISHED: (&str, &str) = candidates!("unfinished where");
-const UNSUCCESSFUL: (&str, &str) = candidates!("done where state <> 5 and");
-const FINAL: (&str, &str) = candidates!("done where");
+/// Each of these outcomes has a row of its own.
+const UNSUCCESSFUL: (&str, &str) = (
+    "select distinct nums[1] as num from done where state <> 5 and nums[1] > $1 order by num limit $2",
+    "select distinct nums[1] as num from done where state <> 5 and nums[1] < $1 order by num desc limit $2",
+);
+/// Of the first block there may be nothing.
+const FINAL: (&str, &str) = (
+    "select distinct num from (
+       select distinct block from done where block > $1::int8 - 32 order by block limit $2::int8 + 1) b,
+       lateral (select nums from done where block = b.block offset 0) d, unnest(d.nums) as u (num)
+     where num > $1 order by num limit $2",
+    "select distinct num from (
+       select distinct block from done where block < $1 order by block desc limit $2::int8 + 1) b,
+       lateral (select nums from done where block = b.block offset 0) d, unnest(d.nums) as u (num)
+     where num < $1 order by num desc limit $2",
+);
 /// From the first one on that is there: what is left of those before goes with its partition.
-const ALL: (&str, &str) = candidates!(
-    "job where num >= least((select num from live order by num limit 1), (select min(first) from bundle), \
-     (select num from done order by num limit 1)) and"
+const ALL: (&str, &str) = (
+    "select first + place - 1 as num from (
+       select first, ids from job
+       where first > $1::int8 - 32 and first > least((select num from live order by num limit 1),
+         (select min(first) from bundle), (select block from done order by block limit 1)) - 32
+       order by first limit $2::int8 + 1) b, unnest(ids) with ordinality as u (id, place)
+     where id is not null and first + place - 1 > $1 order by num limit $2",
+    "select first + place - 1 as num from (
+       select first, ids from job
+       where first < $1 and first > least((select num from live order by num limit 1),
+         (select min(first) from bundle), (select block from done order by block limit 1)) - 32
+       order by first desc limit $2::int8 + 1) b, unnest(ids) with ordinality as u (id, place)
+     where id is not null and first + place - 1 < $1 order by num desc limit $2",
 );
 
 impl Database {
@@ -73,7 +97,7 @@ impl Database {
 
     async fn candidates(&self, query: &ListQuery) -> Result<Vec<i64>> {
         let (first, is_after): (i64, fn(&i64, i64) -> bool) = if query.oldest_first {
-            (query.after.unwrap_or(i64::MIN), |num, first| *num > first)
+            (query.after.unwrap_or(0), |num, first| *num > first)
         } else {
             (query.after.unwrap_or(i64::MAX), |num, first| *num < first)
         };

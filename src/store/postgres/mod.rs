@@ -7,6 +7,7 @@
 //!
 //! When a standby takes the primary's place, the database is opened anew ([`epoch`]).
 
+mod block;
 mod bundle;
 mod change;
 mod claim;

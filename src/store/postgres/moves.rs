@@ -221,6 +221,7 @@ impl Moved {
 #[derive(Default)]
 struct Columns {
     num: Vec<i64>,
+    block: Vec<i64>,
     was: Vec<i32>,
     was_version: Vec<i64>,
     must_be_over: Vec<bool>,
@@ -257,6 +258,7 @@ impl Columns {
         };
         let ending = change.ending.as_ref();
         self.num.push(was.num);
+        self.block.push(was.block);
         self.was.push(was.live.state as i32);
         self.was_version.push(was.live.version);
         self.must_be_over.push(change.must_be_over);
@@ -352,6 +354,7 @@ impl Database {
                     &kept,
                     &c.must_be_mine,
                     &numbers,
+                    &c.block,
                 ],
             )
             .await?;

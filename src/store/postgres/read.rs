@@ -3,6 +3,7 @@
 use tokio_postgres::Row;
 
 use super::{
+    block::lowest_with,
     database::Database,
     pool::Result,
     rows::{self, JobRow, get},
@@ -54,7 +55,12 @@ impl Database {
         let names: Vec<&str> = ids.iter().map(JobId::as_str).collect();
         let (output, full) = (view >= View::Result, view == View::Full);
         let kept = Attempt::KEPT as i64;
-        let found = self.pools.read.query(JOBS, &[&nums, &names, &with_input, &output, &full, &kept]).await?;
+        let lowest: Vec<String> = ids.iter().map(lowest_with).collect();
+        let found = self
+            .pools
+            .read
+            .query(JOBS, &[&nums, &names, &with_input, &output, &full, &kept, &lowest])
+            .await?;
         self.know_lines(&found).await?;
         let mut jobs = vec![None; nums.len() + ids.len()];
         for row in &found {

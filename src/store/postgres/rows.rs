@@ -28,6 +28,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct LiveRow {
     pub num: i64,
+    /// The first number of its block.
+    pub block: i64,
     pub line: i32,
     /// None: the queue's.
     pub retention: Option<Duration>,
@@ -108,6 +110,7 @@ pub fn live(row: &Row) -> Result<LiveRow> {
     }
     Ok(LiveRow {
         num: some(row, "num")?,
+        block: some(row, "block")?,
         line: some(row, "line")?,
         retention: get::<Option<i64>>(row, "retention").map(|ms| Duration::from_millis(ms.unsigned_abs())),
         live: Live {

@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::{Connection, types::Value};
+use rusqlite::{
+    Connection,
+    types::{Value, ValueRef},
+};
 
 use super::{
     maintenance::{MaintenanceError, VerifyReport, io, verify},
@@ -104,7 +107,7 @@ impl Stopped {
         Ok(self.connection.query_row(&count, [], |row| row.get(0))?)
     }
 
-    /// Hands over the rows of a query one by one. A column `job_id` comes as text.
+    /// Hands over the rows of a query one by one. Columns `job_id` come as text.
     ///
     /// # Errors
     /// It cannot be read, or as `take` says.
@@ -114,14 +117,15 @@ impl Stopped {
         mut take: impl AsyncFnMut(Vec<Value>) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut statement = self.connection.prepare(query).map_err(MaintenanceError::from)?;
-        let (columns, id) = (statement.column_count(), statement.column_index("job_id").ok());
+        let is_id: Vec<bool> = statement.column_names().into_iter().map(|name| name == "job_id").collect();
         let mut found = statement.query([]).map_err(MaintenanceError::from)?;
         while let Some(row) = found.next().map_err(MaintenanceError::from)? {
             let value = |at| match row.get_ref(at)? {
-                written if Some(at) == id => Ok(Value::Text(rows::job_id(written)?.to_string())),
+                ValueRef::Null => Ok(Value::Null),
+                written if is_id[at] => Ok(Value::Text(rows::job_id(written)?.to_string())),
                 value => Ok(Value::try_from(value)?),
             };
-            let values: rows::Result<Vec<Value>> = (0..columns).map(value).collect();
+            let values: rows::Result<Vec<Value>> = (0..is_id.len()).map(value).collect();
             take(values.map_err(MaintenanceError::from)?).await?;
         }
         Ok(())

@@ -1,20 +1,20 @@
 -- What must not be, whatever has happened: each row names one such thing. To be asked when nothing moves.
 select 'a job in two places' as what, num from live group by num having count(*) > 1
 union all
-select 'a job in no place', num from job
-where not exists (select from live where live.num = job.num) and not exists (select from done where done.num = job.num)
+select 'a job in no place', num from accepted
+where not exists (select from live where live.num = accepted.num) and not exists (select from outcome where outcome.num = accepted.num)
 union all
-select 'a place without a job', num from live where not exists (select from job where job.num = live.num)
+select 'a place without a job', num from live where not exists (select from accepted where accepted.num = live.num)
 union all
-select 'two outcomes of one run', num from done group by num, run having count(*) > 1
+select 'two outcomes of one run', num from outcome group by num, run having count(*) > 1
 union all
-select 'an outcome of a run that goes on', num from live join done using (num, run)
+select 'an outcome of a run that goes on', num from live join outcome using (num, run)
 union all
 select 'a unique key without an unfinished job', num from uniq where not exists (select from live where live.num = uniq.num)
 union all
-select 'progress without a job', num from progress where not exists (select from job where job.num = progress.num)
+select 'progress without a job', num from progress where not exists (select from accepted where accepted.num = progress.num)
 union all
-select 'a failure without a job', num from failure where not exists (select from job where job.num = failure.num)
+select 'a failure without a job', num from failure where not exists (select from accepted where accepted.num = failure.num)
 union all
 select 'counts that are not those of the jobs', id::int8 from line
 left join (

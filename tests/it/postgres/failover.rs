@@ -367,7 +367,7 @@ async fn an_old_primary_is_passed_over() {
     recovered(&client).await;
     place(&client, echo("newer")).await;
     get(&client, "new").await;
-    let placed = new.query_one("select count(*) from job where id in ('new', 'newer')", &[]).await;
+    let placed = new.query_one("select count(*) from accepted where id in ('new', 'newer')", &[]).await;
     assert_eq!(placed.expect("PostgreSQL answers").get::<_, i64>(0), 2);
     assert!(server.log().contains("Stop it"), "{}", server.log());
 }

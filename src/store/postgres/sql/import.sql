@@ -4,5 +4,5 @@
 with named as (insert into feed (log_id, lease_key, start, cut, last) values ($1, $2, $3, $4, $5::int8)),
 before as (insert into replica (id, server) overriding system value select 0, since from locks)
 select setval('done_seq', greatest($5::int8, 1), $5::int8 > 0),
-       setval('job_num', greatest($6::int8, 1), $6::int8 > 0),
+       setval('job_num', ($6::int8 / 32 + 1) * 32, false),
        setval(pg_get_serial_sequence('line', 'id'), (select coalesce(max(id), 0) + 1 from line), false)

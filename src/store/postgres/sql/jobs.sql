@@ -1,23 +1,30 @@
 -- Jobs as they are in one snapshot, by number or by id, and the head of the feed in it. `at` is the place in the arrays,
 -- the numbers first. Bodies only if asked for: of the input ($3), of the output ($4); $5: the failures of all attempts,
--- otherwise only the last of the present run.
-select h.head, q.at, j.num, j.id, j.line, j.priority, j.submitted, j.content_type,
+-- otherwise only the last of the present run. $7: below which
+-- no first id of a block can be that has this one, if a server has drawn it.
+select h.head, q.at, j.block, j.num, j.id, j.line, j.priority, j.submitted, j.content_type,
        case when $3 then j.payload end as payload, length(j.payload)::int8 as size, j.options,
        l.num is not null as is_live, coalesce(l.state, d.state) as state, coalesce(l.run, d.run) as run,
        coalesce(l.attempt, d.attempt) as attempt, coalesce(l.version, d.version) as version,
        coalesce(l.fence, d.fence) as fence, coalesce(l.worker, d.worker) as worker,
        coalesce(l.started, d.started) as started, l.due, l.start_by, l.end_by, l.retention, l.until,
-       l.cancel_reason, l.place, l.places, d.seq, d.finished, d.keep_until, d.error, d.content_type as output_type,
-       case when $4 then d.output end as output, length(d.output)::int8 as output_size,
+       l.cancel_reason, l.place, l.places,
+       d.seq - cardinality(d.nums) + d.spot as seq, d.finished, d.keep_until, d.error, d.content_type as output_type,
+       case when $4 then d.outputs[d.spot] end as output, length(d.outputs[d.spot])::int8 as output_size,
        n.at as progress_at, n.fraction, n.note, n.details_type, n.details,
        f.failures
 from (select greatest(last, coalesce((select seq from done order by seq desc limit 1), 0)) as head from feed) h
 left join (
   select num, at from unnest($1::int8[]) with ordinality as u (num, at)
   union all
-  select j.num, u.at + cardinality($1::int8[]) from unnest($2::text[]) with ordinality as u (id, at),
-    lateral (select num from job where id = u.id order by num + 0 desc limit 1) j) q on true
-left join lateral (select * from job where num = q.num limit 1) j on true
+  select j.num, u.at + cardinality($1::int8[]) from unnest($2::text[], $7::text[]) with ordinality as u (id, lowest, at),
+    lateral (
+      select num from (
+        select num from own where id = u.id
+        union all
+        select first + array_position(ids, u.id) - 1 from job where low <= u.id and low >= u.lowest and high >= u.id) n
+      where num is not null order by num desc limit 1) j) q on true
+left join job_of(q.num) j on true
 left join lateral (
   select live.*, null::int4 as place, null::int4 as places from live where num = j.num
   union all
@@ -26,7 +33,9 @@ left join lateral (
   from seat_of(j.num)
   limit 1) l on true
 left join lateral (
-  select * from done where num = j.num and l.num is null order by version desc limit 1) d on true
+  select *, array_position(nums, j.num) as spot from done
+  where block = j.block and j.num = any (nums) and l.num is null
+  order by version desc limit 1) d on true
 left join lateral (
   select at, fraction, note, content_type as details_type, details from progress where num = l.num limit 1) n on true
 left join lateral (

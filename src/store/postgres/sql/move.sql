@@ -9,11 +9,11 @@ with asked as materialized (
   select * from unnest(
     $1::int8[], $2::int4[], $3::int8[], $4::bool[], $5::int4[], $6::int4[], $7::int4[], $8::int8[], $9::int8[],
     $10::int8[], $11::int8[], $12::int8[], $13::int8[], $14::int8[], $15::text[], $16::text[], $17::text[], $18::text[],
-    $19::bytea[], $20::int8[], $21::int8[], $22::float8[], $23::text[], $24::text[], $25::bytea[], $28::bool[])
+    $19::bytea[], $20::int8[], $21::int8[], $22::float8[], $23::text[], $24::text[], $25::bytea[], $28::bool[], $30::int8[])
   with ordinality as u (
     num, was, was_version, must_be_over, becomes, run, attempt, version, due,
     rank, wake, start_by, end_by, fence, cancel_reason, failure, error, content_type,
-    output, keep_until, progress_at, fraction, note, details_type, details, must_be_mine, ord)),
+    output, keep_until, progress_at, fraction, note, details_type, details, must_be_mine, block, ord)),
 marked as (
   update lease set version = version + 1,
     cancel_reason = (select a.cancel_reason from asked a where a.num = lease.num)
@@ -78,10 +78,10 @@ lane as materialized (
 ended as materialized (
   select nextval('done_seq') as seq, m.* from (select m.* from moved m, lane where becomes >= 5 order by ord) m),
 to_done as (
-  insert into done (seq, num, run, attempt, version, state, line, fence, worker, started, finished, keep_until, error,
-                    content_type, output)
-  select seq, num, last_run, last_attempt, last_version + 1, becomes, line, last_fence, worker, started, $26, keep_until, error,
-         content_type, output
+  insert into done (seq, block, nums, run, attempt, version, state, line, fence, worker, started, finished, keep_until, error,
+                    content_type, outputs)
+  select seq, block, array[num], last_run, last_attempt, last_version + 1, becomes, line, last_fence, worker, started, $26, keep_until,
+         error, content_type, array[output]
   from ended),
 unheld as (delete from uniq where num = any (array (select num from ended))),
 done_with as (delete from progress where num = any (array (select num from ended))),

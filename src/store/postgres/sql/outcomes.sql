@@ -7,23 +7,30 @@ with whole as materialized (
          (select finished from done where seq > feed.start order by seq limit 1) as oldest
   from feed),
 page as materialized (
-  select *, coalesce(length(output), 0) as bytes from done where seq > $1 order by seq limit $2),
+  
+  -- As the rows come: in their order, and no more of them than it takes.
+  select d.seq - cardinality(d.nums) + place as position, u.num, u.output, coalesce(length(u.output), 0) as bytes, d.block, d.run,
+         d.attempt, d.version, d.state, d.line, d.worker, d.started, d.finished, d.keep_until, d.error, d.content_type
+  from (select * from done where seq > $1 order by seq) d,
+    unnest(d.nums, d.outputs) with ordinality as u (num, output, place)
+  where d.seq - cardinality(d.nums) + place > $1 and u.num is not null limit $2),
 chosen as materialized (select * from page where $4::int4[] is null or line = any ($4) or line > $5),
 short as materialized (
   select * from (
-    select *, sum(bytes) over (order by seq rows between unbounded preceding and 1 preceding) as before from chosen) x
+    select *, sum(bytes) over (order by position rows between unbounded preceding and 1 preceding) as before from chosen) x
   where coalesce(before, 0) < $3::int8)
-select w.*, (select count(*) from page) as looked, (select max(seq) from page) as seen,
-       (select count(*) from chosen) as wanted, s.seq as place,
+select w.*, (select count(*) from page) as looked, (select max(position) from page) as seen,
+       (select count(*) from chosen) as wanted, s.position as place,
        s.*, s.content_type as output_type, length(s.output)::int8 as output_size,
-       j.id, j.priority, j.submitted, j.content_type as input_type, length(j.payload)::int8 as size, j.options,
+       j.ids[s.num - j.first + 1] as id, j.priority, j.submitted, j.content_type as input_type,
+       length(j.payloads[s.num - j.first + 1])::int8 as size, j.options,
        f.failures
 from whole w
 left join short s on true
-left join lateral (select * from job where num = s.num limit 1) j on true
+left join lateral (select * from job where first = s.block limit 1) j on true
 left join lateral (
   select json_agg(x)::text as failures from (
     select run, attempt, worker, started, finished, error from failure
     where num = s.num and run = s.run and s.worker is null
     order by attempt desc limit 1) x) f on s.num is not null
-order by s.seq
+order by s.position

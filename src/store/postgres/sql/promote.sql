@@ -14,4 +14,4 @@ to_ready as (
 counted as (
   insert into tally (line, scheduled, queued, backing_off)
   select line, -count(*) filter (where state = 1), count(*), -count(*) filter (where state = 4) from gone group by line)
-select case when $3 then (select id from job where num = gone.num limit 1) end as id, line, rank from gone
+select case when $3 then (select id from job_of(gone.num)) end as id, line, rank from gone

@@ -10,7 +10,7 @@ with asked as materialized (
 free as materialized (
   select a.* from asked a
   where (select num from live where num = a.num limit 1) is null
-    and (select max(version) from done where num = a.num) = a.was_version),
+    and (select max(version) from done where block = (select block from job_of(a.num)) and a.num = any (nums)) = a.was_version),
 held as (
   insert into uniq (queue, key, num)
   select unique_queue, unique_key, num from free where unique_key is not null

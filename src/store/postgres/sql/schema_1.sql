@@ -65,22 +65,40 @@ create table tally (
   bytes       int8 not null default 0
 );
 
--- What was asked for: written once. A final job is changed (retried, removed) only under the lock of its row here.
+-- What was asked for: written once. A row is a block: jobs that one statement accepted one after the other, alike but for
+-- their ids and inputs, about as many as fit into half a page. So what a row costs is shared. A final job is changed
+-- (retried, removed) only under the lock of its row here.
 --
--- A row that belongs to no unfinished job and to no outcome counts as not there: its last outcome left with a partition of
--- `done`, and it leaves with its own. See `part`.
-create sequence job_num;
+-- A job that is neither unfinished nor has an outcome counts as not there: its last outcome left with a partition of
+-- `done`, and it leaves with its own. See `part`. Jobs that were removed by themselves have left null in their places.
+create sequence job_num minvalue 0 start 32 increment 32;  -- of blocks: so many jobs fit into one
 create table job (
-  num          int8 primary key,           -- submit order
-  id           text collate "C" not null,  -- of several rows with one id the newest counts
+  first        int8 primary key,           -- the number of the first of them; the others follow. It is their submit order
+  ids          text[] collate "C" not null,  -- of several jobs with one id the newest counts
   line         int4 not null,
   priority     int4 not null,
   submitted    int8 not null,
   content_type text not null,
-  payload      bytea not null,
-  options      text                        -- JSON of what is seldom set
-) partition by range (num);
-create index job_id on job (id);
+  payloads     bytea[] not null,
+  options      text,                       -- JSON of what is seldom set
+  low          text collate "C",           -- if servers have drawn the ids: the first and the last of them
+  high         text collate "C"
+) partition by range (first);
+create index job_drawn on job (low, high) where low is not null;
+
+-- The job of a number, and its block.
+create function job_of(of_num int8)
+returns table (block int8, num int8, id text, line int4, priority int4, submitted int8, content_type text, payload bytea,
+               options text) language sql stable as $$
+  select first, of_num, ids[of_num - first + 1], line, priority, submitted, content_type, payloads[of_num - first + 1], options
+  from (select * from job where first <= of_num and first > of_num - 32 order by first desc limit 1) b
+  where ids[of_num - first + 1] is not null
+$$;
+
+-- Each job by itself, for whoever looks around.
+create view accepted as
+  select first + place - 1 as num, id, line, priority, submitted, content_type, payload, options
+  from job, unnest(ids, payloads) with ordinality as u (id, payload, place) where id is not null;
 
 -- Ids that callers have named, each of one job at a time. Those that servers draw (UUIDs of version 7) meet no other.
 create table own (
@@ -187,11 +205,14 @@ create view live as
 create view unfinished as select num from live union all select num from seat;
 create view running as select num from lease union all select num from seat;
 
--- The result store and the feed. seq is the position: drawn under the lane lock (see move.sql), so in commit order.
+-- The result store and the feed. seq is the position: drawn under the lane lock (see move.sql), so in commit order. A row
+-- has outcomes that one statement made of jobs of one block, if those succeeded alike but for their outputs. An outcome that
+-- was removed by itself has left null in its place.
 create sequence done_seq;
 create table done (
-  seq          int8 primary key,
-  num          int8 not null,
+  seq          int8 primary key,           -- of the last of them; the others come right before
+  block        int8 not null,              -- job.first
+  nums         int8[] not null,
   run          int4 not null,
   attempt      int4 not null,
   version      int8 not null,
@@ -204,12 +225,18 @@ create table done (
   keep_until   int8 not null,
   error        text,                       -- JSON
   content_type text,
-  output       bytea
+  outputs      bytea[] not null
 ) partition by range (seq);
-create index done_num on done (num);
+create index done_block on done (block);
 create index done_keep_until on done (keep_until);
 create index done_rerun on done ((keep_until + 0)) where run > 1;
-create index done_unsuccessful on done (num) where state <> 5;
+create index done_unsuccessful on done ((nums[1])) where state <> 5;
+
+-- Each outcome by itself, for whoever looks around.
+create view outcome as
+  select seq - cardinality(nums) + place as position, num, run, attempt, version, state, line, fence, worker, started,
+         finished, keep_until, error, content_type, output
+  from done, unnest(nums, outputs) with ordinality as u (num, output, place) where num is not null;
 
 -- Attempts that failed, the newest of each job.
 create table failure (
@@ -267,8 +294,8 @@ create table replica (
   started timestamptz not null default now()
 );
 
--- The partitions of `job` (by num) and `done` (by seq). Each holds the numbers from `low` up to before `high`. Several are
--- always there beyond the numbers in use. There is none for numbers that were left out, and none for all others.
+-- The partitions of `job` (by first) and `done` (by seq). Each holds the numbers from `low` up to before `high`: of `job`
+-- multiples of 32, so that all jobs of a block are in one. Several are always there beyond the numbers in use. There is none for numbers that were left out, and none for all others.
 create view part as
   select parent.relname::text as of, child.oid::regclass as part, bounds[1]::int8 as low, bounds[2]::int8 as high
   from pg_inherits i join pg_class parent on parent.oid = i.inhparent join pg_class child on child.oid = i.inhrelid,
@@ -288,7 +315,8 @@ begin
   if parent in ('job', 'done')
     and not exists (select from part where of = parent and low < beyond and high > first) then
     -- Made apart and attached, it waits for nobody who reads or writes, and they do not wait for it.
-    execute format('create table %I (like %I including all)', name, parent);
+    -- Rows of half a page stay whole.
+    execute format('create table %I (like %I including all) with (toast_tuple_target = 8160)', name, parent);
     execute format('alter table %I attach partition %I for values from (%s) to (%s)', parent, name, first, beyond);
   end if;
 end $$;
@@ -322,7 +350,8 @@ begin
   lock table done in access share mode;
   for p in select * from part where of = 'done' and low <> all (spared) order by low loop
     return query execute format(
-      'select num, seq from %s where keep_until <= $1 order by keep_until limit $2', p.part) using at, most;
+      'select num, seq from (select nums, seq from %s where keep_until <= $1 order by keep_until limit $2) d, unnest(nums) as u (num)
+       where num is not null limit $2', p.part) using at, most;
     get diagnostics told = row_count;
     most := most - told;
     exit when most <= 0;
@@ -360,8 +389,14 @@ begin
   return true;
 end $$;
 
--- Drops a partition of `job`, if no more will come and nothing is left of its jobs; so much may be ($2) that another one
--- takes its place for the rest, if that is by far smaller. Waits as the one above.
+-- Blocks between two numbers that have jobs which are there.
+create function rest_of(low int8, high int8) returns table (block int8) language sql stable as $$
+  select block from unfinished u, job_of(u.num) j where u.num >= low and u.num < high
+  union select block from done where block >= low and block < high
+$$;
+
+-- Drops a partition of `job`, if no more will come and nothing is left of its jobs; so many of
+-- them and so many outcomes may be ($2) that another one takes its place for the rest, if that is by far smaller. Waits as the one above.
 create function drop_job(first int8, most int8) returns bool language plpgsql security definer
 set lock_timeout = '100ms' as $$
 declare
@@ -374,24 +409,22 @@ begin
   if not pg_try_advisory_xact_lock('part'::regclass::oid::int4, 0) then return false; end if;
   select * into p from part where of = 'job' and low = first and high <= (select last_value from job_num);
   if not found then return false; end if;
-  rest := array (
-    (select num from unfinished where num >= p.low and num < p.high order by num limit most + 1)
-    union (select num from done where num >= p.low and num < p.high order by num limit most + 1));
-  if cardinality(rest) > most then return false; end if;
+  if (select count(*) from (select from unfinished where num >= p.low and num < p.high limit most + 1) x) > most
+    or (select count(*) from (select from done where block >= p.low and block < p.high limit most + 1) x) > most then
+    return false;
+  end if;
+  rest := array (select block from rest_of(p.low, p.high));
   if not is_free(p.part) then return false; end if;
   if cardinality(rest) > 0 then
     execute format('select count(*) from (select from %s limit $1) x', p.part)
       into many using 1000 + 16 * cardinality(rest);
     if many < 1000 + 16 * cardinality(rest) then return false; end if;
-    execute format('create table %I (like job including all)', fresh);
-    execute format('insert into %I select * from %s where num = any ($1)', fresh, p.part) using rest;
+    execute format('create table %I (like job including all) with (toast_tuple_target = 8160)', fresh);
+    execute format('insert into %I select * from %s where first = any ($1)', fresh, p.part) using rest;
   end if;
   lock table job in access exclusive mode;
   -- Whoever had drawn one of its numbers has committed by now.
-  if exists (
-    (select num from unfinished where num >= p.low and num < p.high
-     union all select num from done where num >= p.low and num < p.high)
-    except select unnest(rest)) then
+  if exists (select block from rest_of(p.low, p.high) except select unnest(rest)) then
     raise lock_not_available using message = 'the partition was in use';
   end if;
   execute format('drop table %s', p.part);
@@ -408,7 +441,7 @@ do $$ declare
 begin
   foreach f in array array[
     'add_part(text, int8, int8)', 'survey()', 'outdated(int8, int8, int8[])', 'drop_done(int8, int8)',
-    'drop_job(int8, int8)', 'is_free(regclass)']::regprocedure[] loop
+    'rest_of(int8, int8)', 'drop_job(int8, int8)', 'is_free(regclass)']::regprocedure[] loop
     execute format('alter function %s set search_path = %I, pg_temp', f, current_schema);
     execute format('revoke execute on function %s from public', f);
   end loop;

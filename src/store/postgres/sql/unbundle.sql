@@ -10,5 +10,5 @@ insert into lease (num, line, state, run, attempt, version, priority, due, rank,
                    retention, fence, worker, replica, started, until, claim)
 select j.num, j.line, 3, 1, 1, 2, j.priority, j.submitted, 0, null, null, null, length(j.payload),
        null, g.fence, g.worker, g.replica, g.started, g.until, g.claim
-from gone g, unnest(g.nums) with ordinality as u (num, place), lateral (select * from job where num = u.num limit 1) j
+from gone g, unnest(g.nums) with ordinality as u (num, place), job_of(u.num) j
 where get_bit(g.open, u.place::int4 - 1) = 1

@@ -3,6 +3,6 @@
 select p.low, p.high, d.outcomes + case when d.outcomes < $1 then (
     select count(*) from (select from unfinished where num >= p.low and num < p.high limit $1) x) else 0 end as rest
 from part p, lateral (
-  select count(*) as outcomes from (select from done where num >= p.low and num < p.high limit $1) x) d
+  select count(*) as outcomes from (select from done where block >= p.low and block < p.high limit $1) x) d
 where p.of = 'job' and p.high <= (select last_value from job_num)
 order by p.low

@@ -81,7 +81,7 @@ async fn what_was_leased_unheard_goes_back_uncounted() {
     let leased = pool.next().await;
     // As if the answer had been lost. Another statement has come to nothing; the second job has gone on since.
     let client = replicas.schema.connect().await;
-    let claim = "select claim from seat join job using (num) where id = 'a'";
+    let claim = "select claim from seat join accepted using (num) where id = 'a'";
     let claim: i64 = client.query_one(claim, &[]).await.unwrap().get(0);
     for claim in [claim, !claim] {
         store.database().common.unheard.expect(claim, NOW.after(World::wish(1).lease));

@@ -12,15 +12,21 @@ use crate::{
     },
 };
 
-/// Partitions of a hundred outcomes and of 300 jobs, up to a thousand or so. Rows that are deleted are counted.
+/// Partitions of a hundred outcomes and of 320 jobs, up to a thousand or so. Outcomes and jobs that are removed from their rows
+/// are counted.
 const NARROW: &str = "
     select add_part('done', n, n + 100) from generate_series(0, 900, 100) n;
-    select add_part('job', n, n + 300) from generate_series(0, 900, 300) n;
+    select add_part('job', n, n + 320) from generate_series(0, 1000, 320) n;
     create sequence deleted;
-    create function count_deleted() returns trigger language plpgsql as
-      $$ begin perform nextval('deleted'); return null; end $$;
-    create trigger counted after delete on done for each row execute function count_deleted();
-    create trigger counted after delete on job for each row execute function count_deleted()";
+    create function is_left(value jsonb) returns int8 language sql as $$
+      select count(*) from jsonb_array_elements(coalesce(value -> 'ids', value -> 'nums')) e where e <> 'null' $$;
+    create function count_deleted() returns trigger language plpgsql as $$ begin
+      perform nextval('deleted') from generate_series(1,
+        is_left(to_jsonb(old)) - case when tg_op = 'UPDATE' then is_left(to_jsonb(new)) else 0 end);
+      return null;
+    end $$;
+    create trigger counted after delete or update on done for each row execute function count_deleted();
+    create trigger counted after delete or update on job for each row execute function count_deleted()";
 
 async fn narrow() -> Replicas {
     let replicas = Replicas::new().await;
@@ -158,7 +164,7 @@ async fn many_outcomes_leave_with_their_partition() {
     assert_eq!(find(&store, "job-3").await.unwrap().state, State::SUCCEEDED);
 
     // With the last job goes the partition of all of them, and what was beside it.
-    replicas.schema.execute("select setval('job_num', 300)").await;
+    replicas.schema.execute("select setval('job_num', 320)").await;
     keep(&store, now).await;
     assert!(replicas.has("job_0").await);
     assert_eq!(replicas.number("select count(*) from own").await, 198 + 1);
@@ -221,10 +227,11 @@ async fn the_rest_of_a_partition_takes_its_place() {
     let store = replicas.open().await;
     run(&store, NOW, [job("final")]).await;
     submit(&store, [job("later").delay(secs(3600)), job("kept").queue("else")]).await;
-    submit(&store, (0..1500).map(|n| job(&format!("job-{n}")).queue("other"))).await;
+    // Each of them in a block of its own.
+    submit(&store, (0..1500).map(|n| job(&format!("job-{n}")).queue("other").priority(n % 2))).await;
     // The jobs of a partition that was used up, whose outcomes have left with theirs.
-    replicas.schema.execute("delete from ready where num > 3; select setval('job_num', 65536)").await;
-    let rows = "select count(*) from job_0";
+    replicas.schema.execute("delete from ready where num > 96; select setval('job_num', 65536)").await;
+    let rows = "select count(*) from accepted where num < 65536";
     assert_eq!(replicas.number(rows).await, 1503);
     assert_eq!(list(&store, Filter::default(), true).await, ["final", "later", "kept"]);
     keep(&store, NOW).await;

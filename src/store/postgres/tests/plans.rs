@@ -15,12 +15,13 @@ const NOW: Timestamp = Timestamp(1_700_000_000_000);
 /// Jobs in each state, far away from those of the test: later, and in lines of their own.
 const FILL: &str = "
     insert into line (queue, kind) select 'full/' || n, 'full' from generate_series(1, 20) n;
-    insert into job select n, 'full-' || n, 2 + n % 20, 0, 1, 't', 'in', null from generate_series(1000001, 1180000) n;
+    insert into job select n, array['full-' || n], 2 + n % 20, 0, 1, 't', array['in'::bytea], null, 'full-' || n, 'full-' || n
+      from generate_series(1000001, 1180000) n;
     insert into ready select n, 2 + n % 20, 2, 1, 0, 1, 0, 1, n, 9e15, null, 9e15, 2, null, 0
       from generate_series(1000001, 1060000) n;
     insert into waiting select n, 2 + n % 20, 1, 1, 0, 1, 0, 9e15, 9e15, 9e15, null, null, 2, null, 0
       from generate_series(1060001, 1120000) n;
-    insert into done select n - 1000000, n, 1, 1, 3, 5, 2 + n % 20, 1, 'w', 1, 1, 9e15, null, 't', 'out'
+    insert into done select n - 1000000, n, array[n], 1, 1, 3, 5, 2 + n % 20, 1, 'w', 1, 1, 9e15, null, 't', array['out'::bytea]
       from generate_series(1120001, 1180000) n;
     insert into bundle select n, n - 2000000, n - 2000000, array[n - 2000000], B'1', 1, 'w', 0, 1, 9e15, 0
       from generate_series(1000001, 1001000) n;
