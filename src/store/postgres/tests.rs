@@ -1,4 +1,5 @@
 mod between;
+mod blocks;
 mod bundles;
 mod claims;
 mod epochs;

@@ -13,25 +13,25 @@ use crate::store::{
 };
 
 /// A claim that waits on.
-struct Pool {
+pub struct Pool {
     end: CancellationToken,
     handed: mpsc::UnboundedReceiver<Handover>,
     held: Vec<OwnedSemaphorePermit>,
 }
 
 impl Pool {
-    fn start(store: &Arc<PostgresStore>, room: usize) -> Self {
+    pub fn start(store: &Arc<PostgresStore>, room: usize) -> Self {
         let (handover, handed) = mpsc::unbounded_channel();
         let end = CancellationToken::new();
         let slots = Arc::new(Semaphore::new(room));
         let wait = ClaimWait { slots, end: end.clone(), handover: Some(handover) };
-        let claim = Claim { wait: Some(wait), ..World::wish(100) };
+        let claim = Claim { wait: Some(wait), ..World::wish(room.max(100)) };
         let store = store.clone();
         tokio::spawn(async move { store.claim(NOW, claim).await });
         Self { end, handed, held: Vec::new() }
     }
 
-    async fn next(&mut self) -> Vec<Leased> {
+    pub async fn next(&mut self) -> Vec<Leased> {
         let handed = tokio::time::timeout(secs(10), self.handed.recv()).await;
         let Handover { leased, slots } = handed.expect("jobs are handed over").expect("it waits");
         self.held.push(slots);

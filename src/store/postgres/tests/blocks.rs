@@ -1,0 +1,237 @@
+//! Jobs, and outcomes, that share rows.
+
+use std::collections::BTreeSet;
+
+use super::{
+    fresh::Pool,
+    replicas::{NOW, Replicas, outcomes, submit, success},
+    *,
+};
+use crate::{
+    job::{Error, Filter, JobError, JobId, Payload, Report, State, View},
+    store::{
+        Delete, ListQuery, Position, Queues,
+        suite::{New, World, drawn, job, secs},
+    },
+};
+
+/// Rows of jobs, rows of outcomes, and how many jobs these hold.
+const ROWS: &str = "select (select count(*) from job), (select count(*) from done), (select count(*) from accepted)";
+
+async fn rows(replicas: &Replicas) -> (i64, i64, i64) {
+    let client = replicas.schema.connect().await;
+    let row = client.query_one(ROWS, &[]).await.unwrap();
+    (row.get(0), row.get(1), row.get(2))
+}
+
+fn named(count: usize) -> impl Iterator<Item = New> {
+    (0..count).map(|n| job(&format!("job-{n:02}")).payload(format!("in-{n}")))
+}
+
+/// Runs all that is due; the outputs are the ids.
+async fn run(store: &PostgresStore, count: usize) {
+    let leased = store.claim(NOW, World::wish(count)).await.unwrap();
+    assert_eq!(leased.len(), count);
+    let report = |leased: &crate::store::Leased| {
+        let output = Payload::new(Payload::TEXT, leased.job.id.to_string());
+        World::report(leased, Report::Succeeded(output))
+    };
+    let settled = store.settle(NOW, leased.iter().map(report).collect()).await.unwrap();
+    assert!(settled.iter().all(Result::is_ok), "{settled:?}");
+}
+
+async fn find(store: &PostgresStore, id: &str) -> Option<crate::job::Job> {
+    store.get(vec![id.parse().unwrap()], View::Full).await.unwrap().0.remove(0)
+}
+
+async fn list(store: &PostgresStore, states: &[State], oldest_first: bool, limit: usize) -> Vec<String> {
+    let (mut after, mut all) = (None, Vec::new());
+    loop {
+        let filter = Filter { states: states.to_vec(), ..Filter::default() };
+        let query = ListQuery { filter, view: View::Basic, limit, oldest_first, after };
+        let page = store.list(query).await.unwrap();
+        assert!(page.jobs.len() <= limit);
+        all.extend(page.jobs.iter().map(|job| job.id.to_string()));
+        after = page.next;
+        if after.is_none() {
+            return all;
+        }
+    }
+}
+
+async fn delete(store: &PostgresStore, ids: &[&str]) {
+    let delete = |id: &&str| Delete { job_id: id.parse().unwrap(), etag: None, allow_missing: false };
+    let deleted = store.delete(NOW, ids.iter().map(delete).collect()).await.unwrap();
+    assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+}
+
+#[tokio::test]
+async fn what_is_alike_shares_a_row() {
+    let replicas = Replicas::new().await;
+    let [store, other] = replicas.pair().await;
+    submit(&store, named(30)).await;
+    assert_eq!(rows(&replicas).await, (1, 0, 30));
+    run(&store, 30).await;
+    assert_eq!(rows(&replicas).await, (1, 1, 30));
+    // Another queue, a job of its own, more than has room.
+    submit(&store, [job("a").queue("else"), job("b").label("x", "y"), job("c").payload(vec![b'-'; 5000])]).await;
+    submit(&store, (0..33).map(|n| job(&format!("more-{n}")))).await;
+    assert_eq!(rows(&replicas).await, (1 + 3 + 2, 1, 66));
+
+    for (n, new) in named(30).enumerate() {
+        let found = find(&other, &new.id()).await.unwrap();
+        assert_eq!(found.spec.payload.bytes(), format!("in-{n}"));
+        assert_eq!(found.output.unwrap().bytes(), new.id());
+    }
+    assert_eq!(find(&other, "c").await.unwrap().spec.payload.size, 5000);
+    assert_eq!(find(&other, "b").await.unwrap().spec.labels.len(), 1);
+}
+
+#[tokio::test]
+async fn pages_may_end_within_a_row() {
+    let replicas = Replicas::new().await;
+    let store = replicas.open().await;
+    submit(&store, named(30)).await;
+    run(&store, 25).await;
+    let ids: Vec<String> = named(30).map(|new| new.id()).collect();
+    for limit in [1, 7, 24, 25, 100] {
+        let mut after = Position(0);
+        for chunk in ids[..25].chunks(limit) {
+            let page = store.outcomes(after, limit, &Queues::All).await.unwrap();
+            let told: Vec<_> = page.outcomes.iter().map(|one| one.job.id.as_str()).collect();
+            assert_eq!(told, chunk);
+            assert_eq!(page.upto, Position(after.0 + chunk.len() as i64));
+            let filter = Filter::default();
+            let existing = store.existing(after, page.upto, &filter, limit).await.unwrap();
+            assert_eq!(existing.outcomes.len(), chunk.len());
+            after = page.upto;
+        }
+        for (states, count) in [(&[][..], 30), (&[State::SUCCEEDED], 25), (&[State::QUEUED], 5)] {
+            let expected = if states == [State::QUEUED] { &ids[25..] } else { &ids[..count] };
+            assert_eq!(list(&store, states, true, limit).await, expected);
+            let reversed: Vec<_> = expected.iter().rev().cloned().collect();
+            assert_eq!(list(&store, states, false, limit).await, reversed);
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_of_a_row_can_leave() {
+    let replicas = Replicas::new().await;
+    let [store, other] = replicas.pair().await;
+    submit(&store, named(10)).await;
+    run(&store, 10).await;
+    delete(&store, &["job-03", "job-07"]).await;
+    assert_eq!(rows(&replicas).await, (1, 1, 8));
+    // Nothing of them is kept.
+    let client = replicas.schema.connect().await;
+    let rest = "select payloads::text || outputs::text from job, done";
+    let rest: String = client.query_one(rest, &[]).await.unwrap().get(0);
+    let hex = |text: &str| text.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
+    for (kept, gone) in [("job-04", "job-03"), ("in-4", "in-3")] {
+        assert!(rest.contains(&hex(kept)) && !rest.contains(&hex(gone)), "{rest}");
+    }
+
+    for gone in ["job-03", "job-07"] {
+        assert!(find(&other, gone).await.is_none());
+    }
+    let left = ["job-00", "job-01", "job-02", "job-04", "job-05", "job-06", "job-08", "job-09"];
+    let told: Vec<_> =
+        outcomes(&other, Position(0)).await.iter().map(|one| (one.position.0, one.job.id.to_string())).collect();
+    assert_eq!(told.iter().map(|(_, id)| id.as_str()).collect::<Vec<_>>(), left);
+    assert_eq!(told.iter().map(|(position, _)| *position).collect::<Vec<_>>(), [1, 2, 3, 5, 6, 7, 9, 10]);
+    assert_eq!(list(&other, &[State::SUCCEEDED], true, 3).await, left);
+    assert_eq!(list(&other, &[], true, 3).await, left);
+    // Its name is free.
+    submit(&other, [job("job-03").payload("again")]).await;
+    assert_eq!(find(&store, "job-03").await.unwrap().state, State::QUEUED);
+    run(&store, 1).await;
+    delete(&store, &left).await;
+    assert_eq!(rows(&replicas).await, (1, 1, 1));
+    delete(&store, &["job-03"]).await;
+    assert_eq!(rows(&replicas).await, (0, 0, 0));
+}
+
+/// Two that leave a row at the same time both do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn all_of_a_row_can_leave_at_the_same_time() {
+    let replicas = Replicas::new().await;
+    let stores = replicas.pair().await;
+    submit(&stores[0], named(30)).await;
+    run(&stores[0], 30).await;
+    let deletes = named(30).enumerate().map(|(n, new)| {
+        let store = stores[n % 2].clone();
+        tokio::spawn(async move { delete(&store, &[&new.id()]).await })
+    });
+    for deleted in futures_util::future::join_all(deletes).await {
+        deleted.unwrap();
+    }
+    assert_eq!(rows(&replicas).await, (0, 0, 0));
+}
+
+#[tokio::test]
+async fn what_fails_has_a_row_of_its_own() {
+    let replicas = Replicas::new().await;
+    let store = replicas.open().await;
+    submit(&store, named(10).map(|new| new.max_attempts(1))).await;
+    let leased = store.claim(NOW, World::wish(10)).await.unwrap();
+    let reports = leased.iter().enumerate().map(|(n, leased)| match n % 5 {
+        0 => World::report(leased, Report::Failed(JobError::permanent("no", "no"))),
+        _ => success(leased),
+    });
+    let settled = store.settle(NOW, reports.collect()).await.unwrap();
+    assert!(settled.iter().all(Result::is_ok), "{settled:?}");
+    for limit in [1, 9] {
+        assert_eq!(list(&store, &[State::FAILED], true, limit).await, ["job-00", "job-05"]);
+        assert_eq!(list(&store, &[State::FAILED], false, limit).await, ["job-05", "job-00"]);
+        assert_eq!(list(&store, &[State::SUCCEEDED], true, limit).await.len(), 8);
+    }
+    assert_eq!(outcomes(&store, Position(0)).await.len(), 10);
+}
+
+#[tokio::test]
+async fn an_id_is_found_among_those_that_were_drawn_at_the_same_time() {
+    let replicas = Replicas::new().await;
+    let [store, other] = replicas.pair().await;
+    let id = |millis: u64| {
+        let time = uuid::Timestamp::from_unix(uuid::NoContext, millis / 1000, (millis % 1000) as u32 * 1_000_000);
+        JobId::from(uuid::Uuid::new_v7(time)).to_string()
+    };
+    // Of clocks that differ, and one after the other in no order.
+    let ids: Vec<String> = [7, 3, 5, 150, 90, 4, 1000, 0].map(|ahead| id(1_700_000_000_000 + ahead)).into();
+    submit(&store, ids[..4].iter().map(|id| drawn(id))).await;
+    submit(&other, ids[4..].iter().map(|id| drawn(id))).await;
+    for id in &ids {
+        assert_eq!(find(&other, id).await.unwrap().id.as_str(), id);
+        let again = store.submit(NOW, vec![vec![job(id).into()]]).await.unwrap().remove(0).unwrap();
+        assert!(again[0].deduplicated);
+        let other = store.submit(NOW, vec![vec![job(id).payload("else").into()]]).await.unwrap().remove(0);
+        assert!(matches!(other, Err((0, Error::JobIdInUse { .. }))), "{other:?}");
+    }
+    assert!(find(&store, &id(1_700_000_000_004)).await.is_none());
+    assert_eq!(rows(&replicas).await.0, 2 + 3);
+}
+
+/// So many blocks in one statement that their numbers are too far apart for a bundle.
+#[tokio::test]
+async fn leases_of_very_many_blocks_have_rows_of_their_own() {
+    const COUNT: usize = 2100;
+    let replicas = Replicas::new().await;
+    let store = replicas.open().await;
+    let mut pool = Pool::start(&store, COUNT + 1);
+    submit(&store, [job("first")]).await;
+    pool.next().await;
+    tokio::time::sleep(secs(1) / 20).await;
+    submit(&store, (0..COUNT).map(|n| job(&format!("job-{n}")).priority(n as i32 % 2).payload(vec![1; n % 3]))).await;
+    let mut leased = Vec::new();
+    while leased.len() < COUNT {
+        leased.extend(pool.next().await);
+    }
+    let client = replicas.schema.connect().await;
+    let leases: i64 = client.query_one("select count(*) from lease", &[]).await.unwrap().get(0);
+    assert_eq!(leases, COUNT as i64);
+    let settled = store.settle(NOW, leased.iter().map(success).collect()).await.unwrap();
+    assert!(settled.iter().all(Result::is_ok));
+    let ended = outcomes(&store, Position(0)).await;
+    assert_eq!(ended.iter().map(|one| one.job.id.clone()).collect::<BTreeSet<_>>().len(), COUNT);
+}
