@@ -93,7 +93,10 @@ fn encode(version: &str, owner: u64, place: i64) -> String {
     bytes[8..16].copy_from_slice(&place.to_be_bytes());
     let sum = checksum(version, &bytes[..16]);
     bytes[16..].copy_from_slice(&sum.to_be_bytes());
-    format!("{version}{}", URL_SAFE_NO_PAD.encode(bytes))
+    let mut text = String::with_capacity(version.len() + 27);
+    text.push_str(version);
+    URL_SAFE_NO_PAD.encode_string(bytes, &mut text);
+    text
 }
 
 fn decode(version: &str, text: &str) -> Option<(u64, i64)> {

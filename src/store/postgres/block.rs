@@ -115,9 +115,8 @@ impl<'a> Blocks<'a> {
         for (at, job) in jobs.iter().enumerate() {
             let submission = job.submission;
             let sizes = [submission.job_id.as_str().len(), submission.spec.payload.size];
-            let last = blocks.last().filter(|last| {
-                fill.has_room(&sizes) && alike(last.span.first()) == alike(at)
-            });
+            let last =
+                blocks.last().filter(|last| fill.has_room(&sizes) && alike(last.span.first()) == alike(at));
             let drawn = |last: &Block<'a>| match last.drawn {
                 Some(drawn) => drawn.with(&submission.job_id).map(Some),
                 None => Some(None),

@@ -111,7 +111,7 @@ impl Database {
             if let Some(JobRow { job, .. }) =
                 row.filter(|row| row.seq == Some(seq) && filter.matches(&row.job))
             {
-                page.outcomes.push(Outcome { position: page.upto, job: job.into() });
+                page.outcomes.push(Outcome { position: page.upto, job });
             }
         }
         if is_whole && !is_full {

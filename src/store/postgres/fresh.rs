@@ -36,12 +36,12 @@ pub struct Grant {
 }
 
 impl Database {
-    /// What a claim that waits on may have of these jobs now.
-    pub fn grant(&self, now: Timestamp, accepted: &[Accepted<'_>]) -> Option<Grant> {
+    /// What a claim that waits on may have of these jobs, of these lines, now.
+    pub fn grant(&self, now: Timestamp, accepted: &[Accepted<'_>], lines: &[i32]) -> Option<Grant> {
         let claims = self.parked.claims();
         let to = claims.iter().find(|one| one.waits_on() && !one.is_answered())?.clone();
-        let lines = self.lines.matching(|queue, kind| to.claim.asks_for(queue, kind));
-        if !self.standing.is_clear(lines.iter().map(|line| line.id)) {
+        let asked = self.lines.matching(|queue, kind| to.claim.asks_for(queue, kind));
+        if !self.standing.is_clear(asked.iter().map(|line| line.id)) {
             return None;
         }
         // What others wait for too is shared out from the table.
@@ -50,7 +50,7 @@ impl Database {
         for (at, Accepted { submission, live, .. }) in accepted.iter().enumerate() {
             let (queue, kind) = (&submission.spec.queue, &submission.spec.kind);
             let is_due = live.state == LiveState::Queued && live.wake().is_none_or(|wake| wake > now);
-            let is_its = *is_only_its.entry((queue, kind)).or_insert_with(|| {
+            let is_its = *is_only_its.entry(lines[at]).or_insert_with(|| {
                 claims.iter().all(|one| one.claim.asks_for(queue, kind) == Arc::ptr_eq(one, &to))
             });
             if is_due && is_its {

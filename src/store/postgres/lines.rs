@@ -108,16 +108,31 @@ impl Lines {
         Ok(())
     }
 
-    /// Makes the lines of these specs, as far as they are not there, and gets to know them.
-    pub async fn make(&self, connections: &Connections, specs: &[&JobSpec]) -> Result<()> {
-        let missing: Vec<_> = specs.iter().filter(|spec| self.of(spec).is_none()).collect();
+    /// The lines of these specs. Makes those that are not there, and gets to know them.
+    pub async fn make(&self, connections: &Connections, specs: &[&JobSpec]) -> Result<Vec<i32>> {
+        let lines = self.of_each(specs);
+        let missing: Vec<_> = specs.iter().zip(&lines).filter(|(_, line)| line.is_none()).collect();
         if missing.is_empty() {
-            return Ok(());
+            return Ok(lines.into_iter().flatten().collect());
         }
-        let queues: Vec<&str> = missing.iter().map(|spec| spec.queue.as_str()).collect();
-        let kinds: Vec<&str> = missing.iter().map(|spec| spec.kind.as_str()).collect();
+        let queues: Vec<&str> = missing.iter().map(|(spec, _)| spec.queue.as_str()).collect();
+        let kinds: Vec<&str> = missing.iter().map(|(spec, _)| spec.kind.as_str()).collect();
         connections.query(MAKE, &[&queues, &kinds]).await?;
-        self.refresh(connections).await
+        self.refresh(connections).await?;
+        let made = self.of_each(specs).into_iter();
+        made.map(|line| line.ok_or(Failure::Damaged("the lines"))).collect()
+    }
+
+    /// Jobs that come together are mostly of one line.
+    fn of_each(&self, specs: &[&JobSpec]) -> Vec<Option<i32>> {
+        let mut lines: Vec<Option<i32>> = Vec::with_capacity(specs.len());
+        for (at, spec) in specs.iter().enumerate() {
+            let before = at.checked_sub(1).map(|before| specs[before]);
+            let is_same =
+                before.is_some_and(|before| (&before.queue, &before.kind) == (&spec.queue, &spec.kind));
+            lines.push(if is_same { lines[at - 1] } else { self.of(spec) });
+        }
+        lines
     }
 
     /// The line of a spec, if it is known.

@@ -1,5 +1,7 @@
 //! Lists: pages by key, newest submit first, each a bounded amount of work.
 
+use std::sync::Arc;
+
 use super::{database::Database, pool::Result};
 use crate::{
     job::{Filter, FinalState, LiveState, State, View},
@@ -69,13 +71,14 @@ impl Database {
         for nums in candidates.chunks(CHUNK.min(2 * query.limit.max(1))) {
             for (num, found) in nums.iter().zip(self.jobs(nums, View::Basic).await?) {
                 if let Some(found) = found.filter(|row| query.filter.matches(&row.job)) {
-                    let job = match query.view {
-                        View::Basic => found.job,
+                    let found = match query.view {
+                        View::Basic => found,
                         view => match self.jobs(&[*num], view).await?.pop().flatten() {
-                            Some(row) => row.job,
+                            Some(row) => row,
                             None => continue,
                         },
                     };
+                    let job = Arc::unwrap_or_clone(found.job);
                     bytes += weight(&job);
                     if bytes > PAGE_BYTES && !page.jobs.is_empty() {
                         // Begins the next page.

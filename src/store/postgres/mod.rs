@@ -255,7 +255,10 @@ impl Store for PostgresStore {
 
     async fn get(&self, ids: Vec<JobId>, view: View) -> Result<(Vec<Option<Job>>, Position), Error> {
         let found = self.database().jobs_by_id(&ids, view).await?;
-        Ok((found.jobs.into_iter().map(|row| row.map(|row| row.job)).collect(), found.head))
+        Ok((
+            found.jobs.into_iter().map(|row| row.map(|row| Arc::unwrap_or_clone(row.job))).collect(),
+            found.head,
+        ))
     }
 
     async fn list(&self, query: ListQuery) -> Result<ListPage, Error> {

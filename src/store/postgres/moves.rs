@@ -63,19 +63,19 @@ impl Job {
     /// The job as the unit leaves it: what follows at once, by other hands, is not told.
     pub fn as_left(&self, lines: &Lines, now: Timestamp) -> Result<crate::job::Job> {
         let job = &self.row.job;
-        let (Some(was), Some(change)) = (&self.row.live, &self.change) else { return Ok(job.clone()) };
+        let (Some(was), Some(change)) = (&self.row.live, &self.change) else { return Ok((**job).clone()) };
         Ok(match (&self.present, &change.ending) {
             (Present::Live(live), _) => crate::job::Job {
                 state: State::Live(live.state),
                 version: live.version,
                 cancel_requested: live.cancel_reason.is_some(),
                 next_attempt_time: live.lease.is_none().then_some(live.due),
-                ..job.clone()
+                ..(**job).clone()
             },
             (Present::Final { version, .. }, Some(ending)) => {
                 job.ended(ending, *version, now, was.keep_until(&*lines.get(was.line)?, now))
             }
-            (Present::Final { .. }, None) => job.clone(),
+            (Present::Final { .. }, None) => (**job).clone(),
         })
     }
 

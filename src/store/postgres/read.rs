@@ -1,5 +1,7 @@
 //! Reading jobs.
 
+use std::sync::Arc;
+
 use tokio_postgres::Row;
 
 use super::{
@@ -86,7 +88,7 @@ impl Database {
         let found = self.snapshot(&nums, &[], View::Basic, with_input).await?.jobs;
         let held = |lease: &LeaseId, row: JobRow| {
             let live = row.live?.live;
-            (live.lease.is_some() && live.fence == lease.fence).then_some(row.job)
+            (live.lease.is_some() && live.fence == lease.fence).then(|| Arc::unwrap_or_clone(row.job))
         };
         Ok(leases.iter().zip(found).map(|(lease, row)| held(lease, row?)).collect())
     }
@@ -94,6 +96,6 @@ impl Database {
     /// The job of a lease, and whether it is final and this was its newest.
     pub async fn job_of_lease(&self, lease: LeaseId) -> Result<Option<(JobId, bool)>> {
         let row = self.jobs(&[lease.job], View::Basic).await?.pop().flatten();
-        Ok(row.map(|row| (row.job.id, row.live.is_none() && row.fence == lease.fence)))
+        Ok(row.map(|row| (row.job.id.clone(), row.live.is_none() && row.fence == lease.fence)))
     }
 }

@@ -154,7 +154,7 @@ impl Room<'_> {
             return Err(Error::StoreFull { free: self.free, reserve });
         }
         let full = |what: &str, limit| Err(Error::QueueFull { what: what.to_owned(), limit });
-        if !self.knows(spec) && self.lines.len() + self.new_lines.len() >= limits.max_lines {
+        if self.lines.len() + self.new_lines.len() >= limits.max_lines && !self.knows(spec) {
             return full("the list of queues and kinds", limits.max_lines as u64);
         }
         if self.backlog.jobs >= limits.max_unfinished {
@@ -171,8 +171,11 @@ impl Room<'_> {
     }
 
     fn knows(&self, spec: &JobSpec) -> bool {
-        let is_new = |(queue, kind): &(QueueName, Kind)| *queue == spec.queue && *kind == spec.kind;
-        self.lines.of(spec).is_some() || self.new_lines.iter().any(is_new)
+        let is_same = |(queue, kind)| (queue, kind) == (&spec.queue, &spec.kind);
+        // Jobs that come together are mostly of one line.
+        self.taken.last().is_some_and(|last| is_same((&last.queue, &last.kind)))
+            || self.lines.of(spec).is_some()
+            || self.new_lines.iter().any(|(queue, kind)| is_same((queue, kind)))
     }
 
     pub fn take(&mut self, item: &Submission) {

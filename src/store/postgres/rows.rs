@@ -56,7 +56,7 @@ pub struct JobRow {
     pub live: Option<LiveRow>,
     /// Its place in the feed, if it is final.
     pub seq: Option<i64>,
-    pub job: Job,
+    pub job: Arc<Job>,
 }
 
 impl JobRow {
@@ -185,7 +185,7 @@ pub fn job(row: &Row, lines: &Lines, view: View) -> Result<Option<JobRow>> {
         job.attempts = failures(row)?;
     }
     let (line, fence) = (some(row, "line")?, some(row, "fence")?);
-    Ok(Some(JobRow { num, line, fence, live, seq, job }))
+    Ok(Some(JobRow { num, line, fence, live, seq, job: job.into() }))
 }
 
 /// A final job, of `jobs.sql` or `outcomes.sql`.

@@ -105,7 +105,7 @@ impl Database {
 
     /// The job of a settlement as it was leased, the first time that it is asked for.
     fn held_job(&self, settlement: &Settlement) -> Option<JobRow> {
-        let job = settlement.job.as_deref()?.clone();
+        let job = settlement.job.clone()?;
         let live = self.held.take(settlement.lease)?;
         Some(JobRow {
             num: live.num,

@@ -12,7 +12,7 @@ use super::{
     block::{self, Blocks, Numbers, Span, lowest_with, named},
     database::Database,
     hints::Hint,
-    pool::{Failure, Result},
+    pool::Result,
     room::Room,
     rows::{JobRow, get, millis},
     standing,
@@ -213,17 +213,13 @@ impl Database {
             return Ok(());
         }
         let specs: Vec<_> = plan.accepted.iter().map(|new| &*new.submission.spec).collect();
-        self.lines.make(&self.pools.write, &specs).await?;
+        let lines = self.lines.make(&self.pools.write, &specs).await?;
 
         let new = || plan.accepted.iter();
         let count = plan.accepted.len();
         let ids: Vec<&str> = new().map(|new| new.submission.job_id.as_str()).collect();
         let bodies: Vec<_> = specs.iter().map(|spec| spec.payload.bytes()).collect();
         let payloads: Vec<&[u8]> = bodies.iter().map(|body| &body[..]).collect();
-        let lines: Vec<i32> = specs
-            .iter()
-            .map(|spec| self.lines.of(spec).ok_or(Failure::Damaged("the lines")))
-            .collect::<Result<_>>()?;
         let options: Vec<_> =
             new().map(|new| written::options(&new.submission.spec, &new.submission.trace)).collect();
         let Blocks { blocks, places } = Blocks::of(&plan.accepted, &lines, &options);
@@ -240,7 +236,7 @@ impl Database {
         let low: Vec<_> = blocks.iter().map(|block| block.drawn.map(|drawn| drawn.low.as_str())).collect();
         let high: Vec<_> = blocks.iter().map(|block| block.drawn.map(|drawn| drawn.high.as_str())).collect();
 
-        let grant = self.grant(plan.now, &plan.accepted);
+        let grant = self.grant(plan.now, &plan.accepted, &lines);
         let mut states: Vec<LiveState> = new().map(|new| new.live.state).collect();
         grant.iter().flat_map(|grant| &grant.jobs).for_each(|&at| states[at] = LiveState::Running);
         let lease = grant.as_ref().map(|grant| &grant.lease);
@@ -283,8 +279,10 @@ impl Database {
             Found::New(at) => Some(places[at]),
             Found::There(_) => None,
         };
-        let request_block: Vec<_> = requests().map(|known| place_of(known).map(|place| place.block)).collect();
-        let request_place: Vec<_> = requests().map(|known| place_of(known).map(|place| place.place)).collect();
+        let request_block: Vec<_> =
+            requests().map(|known| place_of(known).map(|place| place.block)).collect();
+        let request_place: Vec<_> =
+            requests().map(|known| place_of(known).map(|place| place.place)).collect();
         let nums: Vec<Option<i64>> = requests()
             .map(|known| match known.found {
                 Found::New(_) => None,
@@ -377,9 +375,7 @@ impl Database {
         let hint = Hint { due, ..Hint::standing(standing) };
         self.news(hint, new().map(|new| new.submission.job_id.clone()));
         match grant {
-            Some(grant) => {
-                self.hand_out(grant, &plan.accepted, &lines, &Numbers::of(&rows, places)).await
-            }
+            Some(grant) => self.hand_out(grant, &plan.accepted, &lines, &Numbers::of(&rows, places)).await,
             None => Ok(()),
         }
     }
@@ -594,7 +590,7 @@ impl<'a> Plan<'a> {
     fn job(&self, found: Found) -> Answer<Arc<Job>> {
         let job = match found {
             Found::New(at) => (*self.accepted[at].job).clone(),
-            Found::There(num) => self.row(num)?.job.clone(),
+            Found::There(num) => (*self.row(num)?.job).clone(),
         };
         Ok(Arc::new(Job { spec: job.spec.omit_payload(), ..job }))
     }

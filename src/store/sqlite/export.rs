@@ -117,7 +117,7 @@ impl Stopped {
         mut take: impl AsyncFnMut(Vec<Value>) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut statement = self.connection.prepare(query).map_err(MaintenanceError::from)?;
-        let is_id: Vec<bool> = statement.column_names().into_iter().map(|name| name == "job_id").collect();
+        let is_id: Vec<bool> = statement.column_names().map(|name| name == "job_id").collect();
         let mut found = statement.query([]).map_err(MaintenanceError::from)?;
         while let Some(row) = found.next().map_err(MaintenanceError::from)? {
             let value = |at| match row.get_ref(at)? {

@@ -16,7 +16,8 @@ use crate::{
 };
 
 /// Rows of jobs, rows of outcomes, and how many jobs these hold.
-const ROWS: &str = "select (select count(*) from job), (select count(*) from done), (select count(*) from accepted)";
+const ROWS: &str =
+    "select (select count(*) from job), (select count(*) from done), (select count(*) from accepted)";
 
 async fn rows(replicas: &Replicas) -> (i64, i64, i64) {
     let client = replicas.schema.connect().await;
@@ -74,7 +75,8 @@ async fn what_is_alike_shares_a_row() {
     run(&store, 30).await;
     assert_eq!(rows(&replicas).await, (1, 1, 30));
     // Another queue, a job of its own, more than has room.
-    submit(&store, [job("a").queue("else"), job("b").label("x", "y"), job("c").payload(vec![b'-'; 5000])]).await;
+    submit(&store, [job("a").queue("else"), job("b").label("x", "y"), job("c").payload(vec![b'-'; 5000])])
+        .await;
     submit(&store, (0..33).map(|n| job(&format!("more-{n}")))).await;
     assert_eq!(rows(&replicas).await, (1 + 3 + 2, 1, 66));
 
@@ -136,8 +138,11 @@ async fn one_of_a_row_can_leave() {
         assert!(find(&other, gone).await.is_none());
     }
     let left = ["job-00", "job-01", "job-02", "job-04", "job-05", "job-06", "job-08", "job-09"];
-    let told: Vec<_> =
-        outcomes(&other, Position(0)).await.iter().map(|one| (one.position.0, one.job.id.to_string())).collect();
+    let told: Vec<_> = outcomes(&other, Position(0))
+        .await
+        .iter()
+        .map(|one| (one.position.0, one.job.id.to_string()))
+        .collect();
     assert_eq!(told.iter().map(|(_, id)| id.as_str()).collect::<Vec<_>>(), left);
     assert_eq!(told.iter().map(|(position, _)| *position).collect::<Vec<_>>(), [1, 2, 3, 5, 6, 7, 9, 10]);
     assert_eq!(list(&other, &[State::SUCCEEDED], true, 3).await, left);
@@ -194,7 +199,8 @@ async fn an_id_is_found_among_those_that_were_drawn_at_the_same_time() {
     let replicas = Replicas::new().await;
     let [store, other] = replicas.pair().await;
     let id = |millis: u64| {
-        let time = uuid::Timestamp::from_unix(uuid::NoContext, millis / 1000, (millis % 1000) as u32 * 1_000_000);
+        let time =
+            uuid::Timestamp::from_unix(uuid::NoContext, millis / 1000, (millis % 1000) as u32 * 1_000_000);
         JobId::from(uuid::Uuid::new_v7(time)).to_string()
     };
     // Of clocks that differ, and one after the other in no order.
@@ -222,7 +228,11 @@ async fn leases_of_very_many_blocks_have_rows_of_their_own() {
     submit(&store, [job("first")]).await;
     pool.next().await;
     tokio::time::sleep(secs(1) / 20).await;
-    submit(&store, (0..COUNT).map(|n| job(&format!("job-{n}")).priority(n as i32 % 2).payload(vec![1; n % 3]))).await;
+    submit(
+        &store,
+        (0..COUNT).map(|n| job(&format!("job-{n}")).priority(n as i32 % 2).payload(vec![1; n % 3])),
+    )
+    .await;
     let mut leased = Vec::new();
     while leased.len() < COUNT {
         leased.extend(pool.next().await);
