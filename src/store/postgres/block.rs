@@ -20,12 +20,12 @@ const DRAWN_WITHIN_MS: u64 = 100;
 
 /// Numbers of a run of things that share a row, as PostgreSQL counts: the first and the last, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
+pub struct Slice {
     pub beginning: i32,
     pub ending: i32,
 }
 
-impl Span {
+impl Slice {
     pub fn of(first: usize, count: usize) -> Self {
         Self { beginning: first as i32 + 1, ending: (first + count) as i32 }
     }
@@ -82,7 +82,7 @@ impl<'a> Drawn<'a> {
 /// A block that is to be written.
 #[derive(Clone, Copy, Debug)]
 pub struct Block<'a> {
-    pub span: Span,
+    pub slice: Slice,
     /// None: callers have named the jobs.
     pub drawn: Option<Drawn<'a>>,
 }
@@ -116,7 +116,7 @@ impl<'a> Blocks<'a> {
             let submission = job.submission;
             let sizes = [submission.job_id.as_str().len(), submission.spec.payload.size];
             let last =
-                blocks.last().filter(|last| fill.has_room(&sizes) && alike(last.span.first()) == alike(at));
+                blocks.last().filter(|last| fill.has_room(&sizes) && alike(last.slice.first()) == alike(at));
             let drawn = |last: &Block<'a>| match last.drawn {
                 Some(drawn) => drawn.with(&submission.job_id).map(Some),
                 None => Some(None),
@@ -124,14 +124,14 @@ impl<'a> Blocks<'a> {
             match last.and_then(drawn) {
                 Some(drawn) => {
                     if let Some(last) = blocks.last_mut() {
-                        last.span.ending += 1;
+                        last.slice.ending += 1;
                         last.drawn = drawn;
                     }
                 }
                 None => {
                     fill = Fill::default();
                     let drawn = (!submission.own_id).then(|| Drawn::one(&submission.job_id));
-                    blocks.push(Block { span: Span::of(at, 1), drawn });
+                    blocks.push(Block { slice: Slice::of(at, 1), drawn });
                 }
             }
             places.push(Place { block: blocks.len() as i32, place: fill.count as i32 });
@@ -184,14 +184,18 @@ impl Numbers {
 
 /// What the lowest id of a block is not below that has this one.
 pub fn lowest_with(id: &JobId) -> String {
-    let Some(uuid) = drawn(id) else { return id.to_string() };
+    let Some(uuid) = uuid_v7(id) else { return id.to_string() };
     let millis = (uuid.as_u128() >> 80) as u64;
     let earliest = u128::from(millis.saturating_sub(DRAWN_WITHIN_MS)) << 80;
     Uuid::from_u128(earliest).hyphenated().to_string()
 }
 
-/// An id as servers draw them. Callers may name it nevertheless.
-pub fn drawn(id: &JobId) -> Option<Uuid> {
+/// Whether a server may have drawn it. Callers may name it nevertheless.
+pub fn is_drawn(id: &JobId) -> bool {
+    uuid_v7(id).is_some()
+}
+
+fn uuid_v7(id: &JobId) -> Option<Uuid> {
     let uuid = Uuid::try_parse(id.as_str()).ok()?;
     (uuid.get_version_num() == 7 && JobId::from(uuid) == *id).then_some(uuid)
 }

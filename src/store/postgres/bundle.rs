@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio_postgres::Row;
 
 use super::{
-    block::{Fill, Span},
+    block::{Fill, Slice},
     database::Database,
     moves::{Moved, Unit},
     pool::Result,
@@ -144,11 +144,11 @@ fn alike(ends: Vec<End<'_>>) -> Vec<Alike<'_>> {
 impl Columns {
     fn push(&mut self, row: &Alike<'_>) {
         let Some(first) = row.ends.first() else { return };
-        let span = Span::of(self.nums.len(), row.ends.len());
+        let slice = Slice::of(self.nums.len(), row.ends.len());
         let output = first.ending.output.as_ref();
         let r = &mut self.rows;
-        r.beginning.push(span.beginning);
-        r.ending.push(span.ending);
+        r.beginning.push(slice.beginning);
+        r.ending.push(slice.ending);
         r.fence.push(first.fence);
         r.block.push(first.was.block);
         r.becomes.push(first.ending.state as i32);

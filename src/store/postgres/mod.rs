@@ -18,6 +18,7 @@ mod fresh;
 mod held;
 mod hints;
 mod import;
+mod insert;
 mod lines;
 mod link;
 mod list;
