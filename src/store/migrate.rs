@@ -31,10 +31,10 @@ const TABLES: [(&str, &str, Option<&str>); 11] = [
     ),
     (
         "job",
-        "first, ids, line, priority, submitted, content_type, payloads, options, low, high",
+        "first, ids, line, priority, submitted, content_type, payloads, sizes, options, low, high",
         // A block of its own for each.
         Some(const_format::concatcp!(
-            "SELECT num, id AS job_id, line, priority, submitted, content_type, payload, options, ",
+            "SELECT num, id AS job_id, line, priority, submitted, content_type, payload, length(payload), options, ",
             DRAWN,
             " FROM job"
         )),
@@ -67,10 +67,10 @@ const TABLES: [(&str, &str, Option<&str>); 11] = [
     (
         "done",
         "seq, block, nums, run, attempt, version, state, line, fence, worker, started, finished, keep_until, error, \
-         content_type, outputs",
+         content_type, outputs, sizes",
         Some(
             "SELECT seq, num, num, run, attempt, version, state, job.line, fence, worker, started, finished, keep_until, error, \
-             done.content_type, output FROM done JOIN job USING (num)",
+             done.content_type, output, coalesce(length(output), 0) FROM done JOIN job USING (num)",
         ),
     ),
     ("failure", "num, run, attempt, worker, started, finished, error", None),

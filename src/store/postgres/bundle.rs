@@ -76,6 +76,7 @@ pub fn may_be_bundled(spec: &JobSpec, live: &Live) -> bool {
 struct Columns {
     nums: Vec<i64>,
     outputs: Vec<Option<Bytes>>,
+    sizes: Vec<i32>,
     rows: Rows,
     keyed: Vec<i64>,
     keyed_fence: Vec<i64>,
@@ -159,6 +160,7 @@ impl Columns {
         r.content_type.push(output.map(|output| output.content_type.clone()));
         for end in &row.ends {
             self.nums.push(end.row.num);
+            self.sizes.push(end.size() as i32);
             self.outputs.push(end.ending.output.as_ref().map(Payload::bytes));
             if end.row.job.spec.unique_key.is_some() {
                 self.keyed.push(end.row.num);
@@ -238,6 +240,7 @@ impl Database {
                     &now.0,
                     &c.keyed,
                     &c.keyed_fence,
+                    &c.sizes,
                 ],
             )
             .await?;

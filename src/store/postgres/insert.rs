@@ -31,6 +31,7 @@ impl Database {
         let count = plan.accepted.len();
         let ids: Vec<&str> = new().map(|new| new.submission.job_id.as_str()).collect();
         let bodies: Vec<_> = specs.iter().map(|spec| spec.payload.bytes()).collect();
+        let sizes: Vec<i32> = bodies.iter().map(|body| body.len() as i32).collect();
         let payloads: Vec<&[u8]> = bodies.iter().map(|body| &body[..]).collect();
         let options: Vec<_> =
             new().map(|new| written::options(&new.submission.spec, &new.submission.trace)).collect();
@@ -168,6 +169,7 @@ impl Database {
                     &tally.queued,
                     &tally.running,
                     &tally.bytes,
+                    &sizes,
                 ],
             )
             .await;

@@ -34,31 +34,38 @@ const UNSUCCESSFUL: (&str, &str) = (
     "select distinct nums[1] as num from done where state <> 5 and nums[1] > $1 order by num limit $2",
     "select distinct nums[1] as num from done where state <> 5 and nums[1] < $1 order by num desc limit $2",
 );
-/// Of the first block there may be nothing.
+/// Of the blocks before the number there may be nothing: as many as have their first number near it. They come in order, no
+/// more of them than it takes.
 const FINAL: (&str, &str) = (
-    "select distinct num from (
-       select distinct block from done where block > $1::int8 - 32 order by block limit $2::int8 + 1) b,
-       lateral (select nums from done where block = b.block offset 0) d, unnest(d.nums) as u (num)
-     where num > $1 order by num limit $2",
-    "select distinct num from (
+    "select num from (
+       select distinct block from done where block > $1::int8 - 32 order by block limit $2::int8 + 32) b,
+       lateral (select distinct num from done d, unnest(d.nums) as u (num)
+         where d.block = b.block and num > $1 order by num) n
+     limit $2",
+    "select num from (
        select distinct block from done where block < $1 order by block desc limit $2::int8 + 1) b,
-       lateral (select nums from done where block = b.block offset 0) d, unnest(d.nums) as u (num)
-     where num < $1 order by num desc limit $2",
+       lateral (select distinct num from done d, unnest(d.nums) as u (num)
+         where d.block = b.block and num < $1 order by num desc) n
+     limit $2",
 );
 /// From the first one on that is there: what is left of those before goes with its partition.
 const ALL: (&str, &str) = (
-    "select first + place - 1 as num from (
+    "select num from (
        select first, ids from job
        where first > $1::int8 - 32 and first > least((select num from live order by num limit 1),
          (select min(first) from bundle), (select block from done order by block limit 1)) - 32
-       order by first limit $2::int8 + 1) b, unnest(ids) with ordinality as u (id, place)
-     where id is not null and first + place - 1 > $1 order by num limit $2",
-    "select first + place - 1 as num from (
+       order by first limit $2::int8 + 32) b,
+       lateral (select b.first + place - 1 as num from unnest(b.ids) with ordinality as u (id, place)
+         where id is not null and b.first + place - 1 > $1 order by place) n
+     limit $2",
+    "select num from (
        select first, ids from job
        where first < $1 and first > least((select num from live order by num limit 1),
          (select min(first) from bundle), (select block from done order by block limit 1)) - 32
-       order by first desc limit $2::int8 + 1) b, unnest(ids) with ordinality as u (id, place)
-     where id is not null and first + place - 1 < $1 order by num desc limit $2",
+       order by first desc limit $2::int8 + 1) b,
+       lateral (select b.first + place - 1 as num from unnest(b.ids) with ordinality as u (id, place)
+         where id is not null and b.first + place - 1 < $1 order by place desc) n
+     limit $2",
 );
 
 impl Database {

@@ -31,7 +31,7 @@ const TRIES: usize = 10;
 /// Nothing breaks off a statement that waits for its commit to be replicated. What is looked at under a lock is what there is
 /// once the lock is had.
 pub const SESSION: &str = "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; \
-     set enable_nestloop = off; set jit = off; set statement_timeout = 0; set lock_timeout = 0; \
+     set enable_nestloop = off; set enable_bitmapscan = off; set jit = off; set statement_timeout = 0; set lock_timeout = 0; \
      set idle_in_transaction_session_timeout = '10s'; set client_min_messages = warning; \
      set default_transaction_isolation = 'read committed'";
 

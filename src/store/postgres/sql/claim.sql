@@ -59,7 +59,7 @@ counted as (
 select t.turn, t.upto, l.num, l.line, l.state, l.run, l.attempt, l.version, l.priority, l.due, null::int8 as start_by,
        l.end_by, l.retention, l.fence, l.place, l.places,
        $6 as worker, $4::int8 as started, $8::int8 as until, null as cancel_reason,
-       j.block, j.id, j.submitted, j.content_type, j.payload, length(j.payload)::int8 as size, j.options,
+       j.block, j.id, j.submitted, j.content_type, j.payload, j.size::int8 as size, j.options,
        n.at, n.fraction, n.note, n.details_type, n.details,
        f.failures
 from reach t

@@ -29,9 +29,9 @@ ended as materialized (
     order by ord) j),
 to_done as (
   insert into done (seq, block, nums, run, attempt, version, state, line, fence, worker, started, finished, keep_until, error,
-                    content_type, outputs)
+                    content_type, outputs, sizes)
   select seq, block, ($3::int8[])[beginning:ending], 1, 1, 3, becomes, line, fence, worker, started, $15, keep_until, error,
-         content_type, ($4::bytea[])[beginning:ending]
+         content_type, ($4::bytea[])[beginning:ending], ($18::int4[])[beginning:ending]
   from ended),
 unheld as (
   delete from uniq where num = any (array (

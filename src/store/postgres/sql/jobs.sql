@@ -3,14 +3,14 @@
 -- otherwise only the last of the present run. $7: below which
 -- no first id of a block can be that has this one, if a server has drawn it.
 select h.head, q.at, j.block, j.num, j.id, j.line, j.priority, j.submitted, j.content_type,
-       case when $3 then j.payload end as payload, length(j.payload)::int8 as size, j.options,
+       case when $3 then j.payload end as payload, j.size::int8 as size, j.options,
        l.num is not null as is_live, coalesce(l.state, d.state) as state, coalesce(l.run, d.run) as run,
        coalesce(l.attempt, d.attempt) as attempt, coalesce(l.version, d.version) as version,
        coalesce(l.fence, d.fence) as fence, coalesce(l.worker, d.worker) as worker,
        coalesce(l.started, d.started) as started, l.due, l.start_by, l.end_by, l.retention, l.until,
        l.cancel_reason, l.place, l.places,
        d.seq - cardinality(d.nums) + d.spot as seq, d.finished, d.keep_until, d.error, d.content_type as output_type,
-       case when $4 then d.outputs[d.spot] end as output, length(d.outputs[d.spot])::int8 as output_size,
+       case when $4 then d.outputs[d.spot] end as output, d.sizes[d.spot]::int8 as output_size,
        n.at as progress_at, n.fraction, n.note, n.details_type, n.details,
        f.failures
 from (select greatest(last, coalesce((select seq from done order by seq desc limit 1), 0)) as head from feed) h
@@ -28,7 +28,7 @@ left join job_of(q.num) j on true
 left join lateral (
   select live.*, null::int4 as place, null::int4 as places from live where num = j.num
   union all
-  select j.num, j.line, 3, 1, 1, 2, j.priority, j.submitted, 0, null, null, null, length(j.payload), null, fence,
+  select j.num, j.line, 3, 1, 1, 2, j.priority, j.submitted, 0, null, null, null, j.size, null, fence,
          worker, started, until, null, place, places
   from seat_of(j.num)
   limit 1) l on true

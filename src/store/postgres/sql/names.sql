@@ -20,7 +20,7 @@ select 3, q.at, j.num, null, null, null,
     (select fence from seat_of(j.num))) is not null
 from unnest($10::int8[], $11::text[], $12::text[]) as q (at, id, lowest), lateral (
   select first, first + array_position(ids, q.id) - 1 as num from job
-  where low <= q.id and low >= q.lowest and high >= q.id and q.id = any (ids) order by first desc limit 1) j
+  where low <= q.id and low >= q.lowest and high >= q.id and q.id = any (ids) order by first + 0 desc limit 1) j
 union all
 select 4, q.at, u.num, null, null, null, true
 from unnest($6::int8[], $7::text[], $8::text[]) as q (at, queue, key), lateral (

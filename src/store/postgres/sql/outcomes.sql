@@ -7,13 +7,12 @@ with whole as materialized (
          (select finished from done where seq > feed.start order by seq limit 1) as oldest
   from feed),
 page as materialized (
-  
-  -- As the rows come: in their order, and no more of them than it takes.
-  select d.seq - cardinality(d.nums) + place as position, u.num, u.output, coalesce(length(u.output), 0) as bytes, d.block, d.run,
-         d.attempt, d.version, d.state, d.line, d.worker, d.started, d.finished, d.keep_until, d.error, d.content_type
-  from (select * from done where seq > $1 order by seq) d,
-    unnest(d.nums, d.outputs) with ordinality as u (num, output, place)
-  where d.seq - cardinality(d.nums) + place > $1 and u.num is not null limit $2),
+  -- As the rows come: in their order, and no more of them than it takes. Of each but the first there is an outcome.
+  select d.seq - cardinality(d.nums) + spot as position, u.spot, u.num, u.bytes, d.seq, d.block, d.run, d.attempt, d.version,
+         d.state, d.line, d.worker, d.started, d.finished, d.keep_until, d.error, d.content_type
+  from (select * from done where seq > $1 order by seq limit $2::int8 + 1) d,
+    unnest(d.nums, d.sizes) with ordinality as u (num, bytes, spot)
+  where d.seq - cardinality(d.nums) + spot > $1 and u.num is not null limit $2),
 chosen as materialized (select * from page where $4::int4[] is null or line = any ($4) or line > $5),
 short as materialized (
   select * from (
@@ -21,12 +20,13 @@ short as materialized (
   where coalesce(before, 0) < $3::int8)
 select w.*, (select count(*) from page) as looked, (select max(position) from page) as seen,
        (select count(*) from chosen) as wanted, s.position as place,
-       s.*, s.content_type as output_type, length(s.output)::int8 as output_size,
+       s.*, s.content_type as output_type, o.output, s.bytes::int8 as output_size,
        j.ids[s.num - j.first + 1] as id, j.priority, j.submitted, j.content_type as input_type,
-       length(j.payloads[s.num - j.first + 1])::int8 as size, j.options,
+       j.sizes[s.num - j.first + 1]::int8 as size, j.options,
        f.failures
 from whole w
 left join short s on true
+left join lateral (select outputs[s.spot] as output from done where seq = s.seq limit 1) o on true
 left join lateral (select * from job where first = s.block limit 1) j on true
 left join lateral (
   select json_agg(x)::text as failures from (

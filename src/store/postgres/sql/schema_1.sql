@@ -80,6 +80,7 @@ create table job (
   submitted    int8 not null,
   content_type text not null,
   payloads     bytea[] not null,
+  sizes        int4[] not null,            -- of payloads: these need not be read for it
   options      text,                       -- JSON of what is seldom set
   low          text collate "C",           -- if servers have drawn the ids: the first and the last of them
   high         text collate "C"
@@ -89,8 +90,9 @@ create index job_drawn on job (low, high) where low is not null;
 -- The job of a number, and its block.
 create function job_of(of_num int8)
 returns table (block int8, num int8, id text, line int4, priority int4, submitted int8, content_type text, payload bytea,
-               options text) language sql stable as $$
-  select first, of_num, ids[of_num - first + 1], line, priority, submitted, content_type, payloads[of_num - first + 1], options
+               size int4, options text) language sql stable as $$
+  select first, of_num, ids[of_num - first + 1], line, priority, submitted, content_type, payloads[of_num - first + 1],
+         sizes[of_num - first + 1], options
   from (select * from job where first <= of_num and first > of_num - 32 order by first desc limit 1) b
   where ids[of_num - first + 1] is not null
 $$;
@@ -225,7 +227,8 @@ create table done (
   keep_until   int8 not null,
   error        text,                       -- JSON
   content_type text,
-  outputs      bytea[] not null
+  outputs      bytea[] not null,
+  sizes        int4[] not null             -- of outputs
 ) partition by range (seq);
 create index done_block on done (block);
 create index done_keep_until on done (keep_until);

@@ -10,9 +10,9 @@ with blocks as materialized (
   with ordinality as u (beginning, ending, line, priority, content_type, options, low, high, ord)),
 drawn as materialized (select array_agg(first order by ord) as firsts, max(first) - min(first) < 65000 as is_near from blocks),
 jobs as (
-  insert into job (first, ids, line, priority, submitted, content_type, payloads, options, low, high)
-  select first, ($1::text[])[beginning:ending], line, priority, $11, content_type, ($2::bytea[])[beginning:ending], options, low,
-         high
+  insert into job (first, ids, line, priority, submitted, content_type, payloads, sizes, options, low, high)
+  select first, ($1::text[])[beginning:ending], line, priority, $11, content_type, ($2::bytea[])[beginning:ending],
+         ($53::int4[])[beginning:ending], options, low, high
   from blocks),
 bundled as (
   insert into bundle (fence, first, last, nums, open, running, worker, replica, started, until, claim)
@@ -32,7 +32,7 @@ apart as materialized (
   union all
   -- Numbers too far apart for one bundle.
   select first + place, block, place, line, 3, priority, $11, 0, null, null, null,
-         length(($2::bytea[])[beginning + place]), null
+         ($53::int4[])[beginning + place], null
   from unnest($16::int4[], $17::int4[]) as u (block, place) join blocks on ord = block
   where not (select is_near from drawn)),
 to_ready as (

@@ -8,7 +8,7 @@ gone as materialized (
   delete from bundle where fence = any (array (select fence from locked)) returning *)
 insert into lease (num, line, state, run, attempt, version, priority, due, rank, wake, start_by, end_by, bytes,
                    retention, fence, worker, replica, started, until, claim)
-select j.num, j.line, 3, 1, 1, 2, j.priority, j.submitted, 0, null, null, null, length(j.payload),
+select j.num, j.line, 3, 1, 1, 2, j.priority, j.submitted, 0, null, null, null, j.size,
        null, g.fence, g.worker, g.replica, g.started, g.until, g.claim
 from gone g, unnest(g.nums) with ordinality as u (num, place), job_of(u.num) j
 where get_bit(g.open, u.place::int4 - 1) = 1

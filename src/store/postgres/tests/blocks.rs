@@ -8,7 +8,7 @@ use super::{
     *,
 };
 use crate::{
-    job::{Error, Filter, JobError, JobId, Payload, Report, State, View},
+    job::{Error, Filter, JobError, JobId, NamePattern, Payload, Report, State, View},
     store::{
         Delete, ListQuery, Position, Queues,
         suite::{New, World, drawn, job, secs},
@@ -244,4 +244,98 @@ async fn leases_of_very_many_blocks_have_rows_of_their_own() {
     assert!(settled.iter().all(Result::is_ok));
     let ended = outcomes(&store, Position(0)).await;
     assert_eq!(ended.iter().map(|one| one.job.id.clone()).collect::<BTreeSet<_>>().len(), COUNT);
+}
+
+/// What was taken over has blocks of one job each, and numbers without gaps.
+#[tokio::test]
+async fn a_list_of_what_was_taken_over_is_whole() {
+    let replicas = Replicas::new().await;
+    let store = replicas.open().await;
+    submit(&store, [job("first"), job("else").queue("else")]).await;
+    run(&store, 2).await;
+    // More than one page looks at; the last one is of the second line.
+    let fill = "
+        insert into job select n, array['taken-' || n], 1 + n / 12999, 0, 1, 't', array['in'::bytea], array[2], null, null, null
+          from generate_series(1000, 12999) n;
+        insert into own select 'taken-' || n, n from generate_series(1000, 12999) n;
+        insert into done select n, n, array[n], 1, 1, 3, 5, 1 + n / 12999, 1, null, 1, 1, 9e15, null, 't', array['out'::bytea],
+          array[3] from generate_series(1000, 12999) n";
+    replicas.schema.execute(fill).await;
+    let filter = Filter { queues: vec![NamePattern::Exact("else".into())], ..Filter::default() };
+    for states in [vec![], vec![State::SUCCEEDED]] {
+        for oldest_first in [true, false] {
+            let (mut after, mut all) = (None, Vec::new());
+            loop {
+                let filter = Filter { states: states.clone(), ..filter.clone() };
+                let query = ListQuery { filter, view: View::Basic, limit: 10, oldest_first, after };
+                let page = store.list(query).await.unwrap();
+                all.extend(page.jobs.iter().map(|job| job.id.to_string()));
+                after = page.next;
+                if after.is_none() {
+                    break;
+                }
+            }
+            all.sort_unstable();
+            assert_eq!(all, ["else", "taken-12999"], "{states:?} {oldest_first}");
+        }
+    }
+}
+
+/// The cut of a feed that begins within a row is the time of that row.
+#[tokio::test]
+async fn a_feed_may_begin_within_a_row() {
+    let mut config = Config::default();
+    config.watch.max_events = 5;
+    let replicas = Replicas { config: Arc::new(config), ..Replicas::new().await };
+    let store = replicas.open().await;
+    submit(&store, named(10)).await;
+    run(&store, 10).await;
+    store.tick(NOW).await.unwrap();
+    let start = store.feed_start().await.unwrap();
+    assert_eq!((start.position, start.cut), (Position(5), NOW));
+    let page = store.outcomes(start.position, 100, &Queues::All).await.unwrap();
+    assert_eq!(page.outcomes.len(), 5);
+}
+
+/// Large bodies stay where they are until somebody wants them.
+#[tokio::test]
+async fn a_page_reads_no_more_outputs_than_it_has() {
+    const SIZE: usize = 1 << 20;
+    const COUNT: usize = 12;
+    let replicas = Replicas::new().await;
+    let store = replicas.open().await;
+    submit(&store, (0..COUNT).map(|n| job(&format!("large-{n}")))).await;
+    let report = |leased: &crate::store::Leased| {
+        let noise: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(SIZE).collect();
+        World::report(leased, Report::Succeeded(Payload::new(Payload::TEXT, noise)))
+    };
+    for leased in &store.claim(NOW, World::wish(COUNT)).await.unwrap() {
+        assert!(store.settle(NOW, vec![report(leased)]).await.unwrap()[0].is_ok());
+    }
+    store.close().await;
+    let before = chunks(&replicas, 0).await;
+    let store = replicas.open().await;
+    let page = store.outcomes(Position(0), 100, &Queues::All).await.unwrap();
+    assert_eq!((page.outcomes.len(), page.upto), (1, Position(1)));
+    assert_eq!(list(&store, &[], true, 100).await.len(), COUNT);
+    store.close().await;
+    // A body is in more than 500 of them, each of which is looked at a few times.
+    let read = chunks(&replicas, before).await - before;
+    assert!(read < 500 * COUNT as i64, "{read}");
+}
+
+/// Blocks of bodies and of their indexes that were read so far: sessions tell when they end, or a second later.
+async fn chunks(replicas: &Replicas, before: i64) -> i64 {
+    let client = replicas.schema.connect().await;
+    let read = "select coalesce(sum(toast_blks_read + toast_blks_hit), 0)::int8
+        from pg_statio_user_tables where schemaname = current_schema()";
+    let mut last = before;
+    loop {
+        tokio::time::sleep(secs(1)).await;
+        let now: i64 = client.query_one(read, &[]).await.unwrap().get(0);
+        if now == last && now > before {
+            return now;
+        }
+        last = now;
+    }
 }

@@ -15,13 +15,13 @@ const NOW: Timestamp = Timestamp(1_700_000_000_000);
 /// Jobs in each state, far away from those of the test: later, and in lines of their own.
 const FILL: &str = "
     insert into line (queue, kind) select 'full/' || n, 'full' from generate_series(1, 20) n;
-    insert into job select n, array['full-' || n], 2 + n % 20, 0, 1, 't', array['in'::bytea], null, 'full-' || n, 'full-' || n
+    insert into job select n, array['full-' || n], 2 + n % 20, 0, 1, 't', array['in'::bytea], array[2], null, 'full-' || n, 'full-' || n
       from generate_series(1000001, 1180000) n;
     insert into ready select n, 2 + n % 20, 2, 1, 0, 1, 0, 1, n, 9e15, null, 9e15, 2, null, 0
       from generate_series(1000001, 1060000) n;
     insert into waiting select n, 2 + n % 20, 1, 1, 0, 1, 0, 9e15, 9e15, 9e15, null, null, 2, null, 0
       from generate_series(1060001, 1120000) n;
-    insert into done select n - 1000000, n, array[n], 1, 1, 3, 5, 2 + n % 20, 1, 'w', 1, 1, 9e15, null, 't', array['out'::bytea]
+    insert into done select n - 1000000, n, array[n], 1, 1, 3, 5, 2 + n % 20, 1, 'w', 1, 1, 9e15, null, 't', array['out'::bytea], array[3]
       from generate_series(1120001, 1180000) n;
     insert into bundle select n, n - 2000000, n - 2000000, array[n - 2000000], B'1', 1, 'w', 0, 1, 9e15, 0
       from generate_series(1000001, 1001000) n;
@@ -65,6 +65,9 @@ async fn use_all(store: &PostgresStore, name: &str) {
             .unwrap()
             .remove(0)
             .unwrap();
+        let time = uuid::Timestamp::from_unix(uuid::NoContext, 1_800_000_000 + round as u64, 0);
+        let like_drawn = uuid::Uuid::new_v7(time).to_string();
+        store.submit(NOW, of(job(&like_drawn).delay(secs(1000)))).await.unwrap().remove(0).unwrap();
         let leased = store.claim(NOW, World::wish(1)).await.unwrap().remove(0);
         let progress = Progress { fraction: 0.5, note: String::new(), details: None, update_time: NOW };
         let renewal =
@@ -88,6 +91,9 @@ async fn use_all(store: &PostgresStore, name: &str) {
         let page = store.outcomes(Position(head.0 - 2), 10, &Queues::All).await.unwrap();
         assert_eq!(page.upto, head);
         store.existing(Position(head.0 - 2), head, &Filter::default(), 10).await.unwrap();
+        // From the beginning, however much comes after that.
+        assert!(!store.outcomes(Position(0), 10, &Queues::All).await.unwrap().outcomes.is_empty());
+        store.existing(Position(0), head, &Filter::default(), 10).await.unwrap();
         assert_eq!(store.position_at(NOW).await.unwrap(), head);
         let filter = Filter { job_ids: [later.clone()].into(), ..Filter::default() };
         let query = ListQuery { filter, view: View::Full, limit: 5, oldest_first: false, after: None };
