@@ -18,9 +18,9 @@ use crate::config::StoreUrl;
 const LIVE: &str = "num, line, state, run, attempt, version, priority, due, rank, wake, start_by, end_by, bytes, \
      retention, fence";
 
-/// A job's id, twice, if it is a UUID of version 7: these servers draw.
-const DRAWN: &str = "CASE WHEN typeof(id) <> 'text' AND hex(substr(id, 7, 1)) LIKE '7%' THEN id END AS job_id, \
-     CASE WHEN typeof(id) <> 'text' AND hex(substr(id, 7, 1)) LIKE '7%' THEN id END AS job_id";
+/// Whether a job's id is a UUID of version 7, which servers draw.
+const IS_DRAWN: &str = "(typeof(id) <> 'text' AND hex(substr(id, 7, 1)) LIKE '7%')";
+const IF_DRAWN: &str = const_format::concatcp!("CASE WHEN ", IS_DRAWN, " THEN id END AS job_id");
 
 /// Each table of PostgreSQL with its columns, and the query for them in SQLite where it is not of the same names.
 const TABLES: [(&str, &str, Option<&str>); 11] = [
@@ -35,17 +35,16 @@ const TABLES: [(&str, &str, Option<&str>); 11] = [
         // A block of its own for each.
         Some(const_format::concatcp!(
             "SELECT num, id AS job_id, line, priority, submitted, content_type, payload, length(payload), options, ",
-            DRAWN,
+            IF_DRAWN,
+            ", ",
+            IF_DRAWN,
             " FROM job"
         )),
     ),
     (
         "own",
         "id, num",
-        // All but UUIDs of version 7, which servers draw.
-        Some(
-            "SELECT id AS job_id, num FROM job WHERE typeof(id) = 'text' OR hex(substr(id, 7, 1)) NOT LIKE '7%'",
-        ),
+        Some(const_format::concatcp!("SELECT id AS job_id, num FROM job WHERE NOT ", IS_DRAWN)),
     ),
     ("ready", LIVE, Some(const_format::concatcp!("SELECT ", LIVE, " FROM live WHERE state = 2"))),
     ("waiting", LIVE, Some(const_format::concatcp!("SELECT ", LIVE, " FROM live WHERE state IN (1, 4)"))),

@@ -7,9 +7,12 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::{rows::get, submit::Accepted};
-use crate::job::{Fence, JobId};
+use crate::{
+    job::{Fence, JobId},
+    store::Submission,
+};
 
-/// Jobs of a block, at most: their numbers are drawn at once (`job_num`).
+/// Jobs of a block, at most: their numbers are drawn at once (`job_num`), and statements look no further for one.
 pub const MOST: usize = 32;
 
 /// Bytes of what differs within a row, about: two rows fit into a page of 8 KiB.
@@ -18,7 +21,7 @@ const ROOM: usize = 3600;
 /// How far apart servers may have drawn the ids of one block. Whoever looks for one looks through the blocks of that time.
 const DRAWN_WITHIN_MS: u64 = 100;
 
-/// Numbers of a run of things that share a row, as PostgreSQL counts: the first and the last, from 1.
+/// What shares a row, in the arrays of a statement: its first and its last place there, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slice {
     pub beginning: i32,
@@ -87,6 +90,23 @@ pub struct Block<'a> {
     pub drawn: Option<Drawn<'a>>,
 }
 
+impl<'a> Block<'a> {
+    fn one(at: usize, submission: &'a Submission) -> Self {
+        let drawn = (!submission.own_id).then(|| Drawn::one(&submission.job_id));
+        Self { slice: Slice::of(at, 1), drawn }
+    }
+
+    /// With the next one of the batch, unless that was drawn at another time.
+    fn with_next(self, id: &'a JobId) -> Option<Self> {
+        let drawn = match self.drawn {
+            Some(drawn) => Some(drawn.with(id)?),
+            None => None,
+        };
+        let Slice { beginning, ending } = self.slice;
+        Some(Self { slice: Slice { beginning, ending: ending + 1 }, drawn })
+    }
+}
+
 /// A job's block among those of its batch, from 1, and its place there, from 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
@@ -115,24 +135,15 @@ impl<'a> Blocks<'a> {
         for (at, job) in jobs.iter().enumerate() {
             let submission = job.submission;
             let sizes = [submission.job_id.as_str().len(), submission.spec.payload.size];
-            let last =
-                blocks.last().filter(|last| fill.has_room(&sizes) && alike(last.slice.first()) == alike(at));
-            let drawn = |last: &Block<'a>| match last.drawn {
-                Some(drawn) => drawn.with(&submission.job_id).map(Some),
-                None => Some(None),
-            };
-            match last.and_then(drawn) {
-                Some(drawn) => {
-                    if let Some(last) = blocks.last_mut() {
-                        last.slice.ending += 1;
-                        last.drawn = drawn;
-                    }
-                }
-                None => {
-                    fill = Fill::default();
-                    let drawn = (!submission.own_id).then(|| Drawn::one(&submission.job_id));
-                    blocks.push(Block { slice: Slice::of(at, 1), drawn });
-                }
+            if let Some(last) = blocks.last_mut()
+                && fill.has_room(&sizes)
+                && alike(last.slice.first()) == alike(at)
+                && let Some(more) = last.with_next(&submission.job_id)
+            {
+                *last = more;
+            } else {
+                fill = Fill::default();
+                blocks.push(Block::one(at, submission));
             }
             places.push(Place { block: blocks.len() as i32, place: fill.count as i32 });
             fill.add(&sizes);

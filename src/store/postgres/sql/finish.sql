@@ -38,7 +38,8 @@ unheld as (
     select num from unnest($16::int8[], $17::int8[]) as u (num, fence) where fence in (select fence from cleared)))),
 counted as (
   insert into tally (line, running, succeeded, failed, cancelled, expired, bytes)
-  select line, -sum(count), coalesce(sum(count) filter (where becomes = 5), 0), coalesce(sum(count) filter (where becomes = 6), 0),
+  select line, -sum(count),
+         coalesce(sum(count) filter (where becomes = 5), 0), coalesce(sum(count) filter (where becomes = 6), 0),
          coalesce(sum(count) filter (where becomes = 7), 0), coalesce(sum(count) filter (where becomes = 8), 0), -sum(bytes)
   from (select *, ending - beginning + 1 as count from ended) x group by line)
 select ord, seq from ended

@@ -1,7 +1,7 @@
 -- Jobs as they are in one snapshot, by number or by id, and the head of the feed in it. `at` is the place in the arrays,
 -- the numbers first. Bodies only if asked for: of the input ($3), of the output ($4); $5: the failures of all attempts,
--- otherwise only the last of the present run. $7: below which
--- no first id of a block can be that has this one, if a server has drawn it.
+-- otherwise only the last of the present run. $7: of each id the lowest that a block with it may begin with, if a server has
+-- drawn it.
 select h.head, q.at, j.block, j.num, j.id, j.line, j.priority, j.submitted, j.content_type,
        case when $3 then j.payload end as payload, j.size::int8 as size, j.options,
        l.num is not null as is_live, coalesce(l.state, d.state) as state, coalesce(l.run, d.run) as run,

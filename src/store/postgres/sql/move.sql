@@ -80,8 +80,8 @@ ended as materialized (
 to_done as (
   insert into done (seq, block, nums, run, attempt, version, state, line, fence, worker, started, finished, keep_until, error,
                     content_type, outputs, sizes)
-  select seq, block, array[num], last_run, last_attempt, last_version + 1, becomes, line, last_fence, worker, started, $26, keep_until,
-         error, content_type, array[output], array[coalesce(length(output), 0)]
+  select seq, block, array[num], last_run, last_attempt, last_version + 1, becomes, line, last_fence, worker, started, $26,
+         keep_until, error, content_type, array[output], array[coalesce(length(output), 0)]
   from ended),
 unheld as (delete from uniq where num = any (array (select num from ended))),
 done_with as (delete from progress where num = any (array (select num from ended))),

@@ -7,7 +7,8 @@ with asked as materialized (
 meant as materialized (
   select a.num, a.block, a.upto,
     (select num from live where num = a.num limit 1) is null
-    and coalesce((select max(seq - cardinality(nums)) from done where block = a.block and a.num = any (nums)) < a.upto, true) as is_last
+    and coalesce((
+      select max(seq - cardinality(nums)) from done where block = a.block and a.num = any (nums)) < a.upto, true) as is_last
   from asked a
   where a.version is null or (
     (select num from live where num = a.num limit 1) is null
@@ -37,7 +38,7 @@ failures as (delete from failure where num = any (array (select num from over)))
 told as (delete from progress where num = any (array (select num from over))),
 owned as (delete from own where num = any (array (select num from over))),
 blocks as materialized (
-  select block, array_agg(distinct num - block + 1) as places from over group by block),
+  select block, array_agg(num - block + 1) as places from over group by block),
 left_over as materialized (
   select block, places, exists (
     select from unnest(ids) with ordinality as u (id, place) where id is not null and place <> all (places)) as is_some

@@ -298,7 +298,8 @@ create table replica (
 );
 
 -- The partitions of `job` (by first) and `done` (by seq). Each holds the numbers from `low` up to before `high`: of `job`
--- multiples of 32, so that all jobs of a block are in one. Several are always there beyond the numbers in use. There is none for numbers that were left out, and none for all others.
+-- multiples of 32, so that all jobs of a block are in one. Several are always there beyond the numbers in use. There is none
+-- for numbers that were left out, and none for all others.
 create view part as
   select parent.relname::text as of, child.oid::regclass as part, bounds[1]::int8 as low, bounds[2]::int8 as high
   from pg_inherits i join pg_class parent on parent.oid = i.inhparent join pg_class child on child.oid = i.inhrelid,
@@ -354,7 +355,8 @@ begin
   lock table done in access share mode;
   for p in select * from part where of = 'done' and low <> all (spared) order by low loop
     return query execute format(
-      'select num, seq from (select nums, seq from %s where keep_until <= $1 order by keep_until limit $2) d, unnest(nums) as u (num)
+      'select num, seq
+       from (select nums, seq from %s where keep_until <= $1 order by keep_until limit $2) d, unnest(nums) as u (num)
        where num is not null limit $2', p.part) using at, most;
     get diagnostics told = row_count;
     most := most - told;
@@ -400,7 +402,8 @@ create function rest_of(low int8, high int8) returns table (block int8) language
 $$;
 
 -- Drops a partition of `job`, if no more will come and nothing is left of its jobs; so many of
--- them and so many outcomes may be ($2) that another one takes its place for the rest, if that is by far smaller. Waits as the one above.
+-- them and so many outcomes may be ($2) that another one takes its place for the rest, if that is by far smaller. Waits as
+-- the one above.
 create function drop_job(first int8, most int8) returns bool language plpgsql security definer
 set lock_timeout = '100ms' as $$
 declare

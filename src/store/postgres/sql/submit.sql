@@ -1,6 +1,6 @@
 -- Accepts new jobs, in their order, as blocks, and remembers the request ids of these and of repeats. Some are leased at
--- once, as claim.sql does: those in a bundle ($16, $17), and those of state 3 ($18 to $30, which have a row of their own
--- besides). A job is named by its block, from 1, and its place there, from 0. Answers with the blocks in their order, each with
+-- once, as claim.sql does: those in a bundle ($16, $17), and of those that have a row of their own ($18 to $29) the ones in
+-- state 3. A job is named by its block, from 1, and its place there, from 0. Answers with the blocks in their order, each with
 -- its first number and the fence of the bundle if there is one, and with the leases beside that. Whoever took a name meanwhile
 -- makes it fail as a whole (unique_violation): then the names are looked up again.
 with blocks as materialized (
@@ -8,7 +8,8 @@ with blocks as materialized (
   select nextval('job_num') as first, u.* from unnest(
     $3::int4[], $4::int4[], $5::int4[], $6::int4[], $7::text[], $8::text[], $9::text[], $10::text[])
   with ordinality as u (beginning, ending, line, priority, content_type, options, low, high, ord)),
-drawn as materialized (select array_agg(first order by ord) as firsts, max(first) - min(first) < 65000 as is_near from blocks),
+drawn as materialized (
+  select array_agg(first order by ord) as firsts, max(first) - min(first) <= 65536 - 32 as is_near from blocks),
 jobs as (
   insert into job (first, ids, line, priority, submitted, content_type, payloads, sizes, options, low, high)
   select first, ($1::text[])[beginning:ending], line, priority, $11, content_type, ($2::bytea[])[beginning:ending],

@@ -18,6 +18,7 @@ upto as materialized (
 moved as (
   update feed set start = (select seq from upto), cut = greatest(cut, coalesce((
       select finished from done
-      where seq < (select seq from upto) + 32 and seq - cardinality(nums) < (select seq from upto) order by seq desc limit 1), 0))
+      where seq < (select seq from upto) + 32 and seq - cardinality(nums) < (select seq from upto)
+      order by seq desc limit 1), 0))
   where start < (select seq from upto))
 select count(*) as old from old

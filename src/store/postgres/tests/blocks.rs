@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 
 use super::{
     fresh::Pool,
+    parts::{find, list},
     replicas::{NOW, Replicas, outcomes, submit, success},
     *,
 };
 use crate::{
-    job::{Error, Filter, JobError, JobId, NamePattern, Payload, Report, State, View},
+    job::{Error, Filter, JobError, JobId, NamePattern, Payload, Report, State},
     store::{
-        Delete, ListQuery, Position, Queues,
+        Delete, Position, Queues,
         suite::{New, World, drawn, job, secs},
     },
 };
@@ -41,23 +42,8 @@ async fn run(store: &PostgresStore, count: usize) {
     assert!(settled.iter().all(Result::is_ok), "{settled:?}");
 }
 
-async fn find(store: &PostgresStore, id: &str) -> Option<crate::job::Job> {
-    store.get(vec![id.parse().unwrap()], View::Full).await.unwrap().0.remove(0)
-}
-
-async fn list(store: &PostgresStore, states: &[State], oldest_first: bool, limit: usize) -> Vec<String> {
-    let (mut after, mut all) = (None, Vec::new());
-    loop {
-        let filter = Filter { states: states.to_vec(), ..Filter::default() };
-        let query = ListQuery { filter, view: View::Basic, limit, oldest_first, after };
-        let page = store.list(query).await.unwrap();
-        assert!(page.jobs.len() <= limit);
-        all.extend(page.jobs.iter().map(|job| job.id.to_string()));
-        after = page.next;
-        if after.is_none() {
-            return all;
-        }
-    }
+fn of(states: &[State]) -> Filter {
+    Filter { states: states.to_vec(), ..Filter::default() }
 }
 
 async fn delete(store: &PostgresStore, ids: &[&str]) {
@@ -110,9 +96,9 @@ async fn pages_may_end_within_a_row() {
         }
         for (states, count) in [(&[][..], 30), (&[State::SUCCEEDED], 25), (&[State::QUEUED], 5)] {
             let expected = if states == [State::QUEUED] { &ids[25..] } else { &ids[..count] };
-            assert_eq!(list(&store, states, true, limit).await, expected);
+            assert_eq!(list(&store, of(states), true, limit).await, expected);
             let reversed: Vec<_> = expected.iter().rev().cloned().collect();
-            assert_eq!(list(&store, states, false, limit).await, reversed);
+            assert_eq!(list(&store, of(states), false, limit).await, reversed);
         }
     }
 }
@@ -145,8 +131,8 @@ async fn one_of_a_row_can_leave() {
         .collect();
     assert_eq!(told.iter().map(|(_, id)| id.as_str()).collect::<Vec<_>>(), left);
     assert_eq!(told.iter().map(|(position, _)| *position).collect::<Vec<_>>(), [1, 2, 3, 5, 6, 7, 9, 10]);
-    assert_eq!(list(&other, &[State::SUCCEEDED], true, 3).await, left);
-    assert_eq!(list(&other, &[], true, 3).await, left);
+    assert_eq!(list(&other, of(&[State::SUCCEEDED]), true, 3).await, left);
+    assert_eq!(list(&other, of(&[]), true, 3).await, left);
     // Its name is free.
     submit(&other, [job("job-03").payload("again")]).await;
     assert_eq!(find(&store, "job-03").await.unwrap().state, State::QUEUED);
@@ -187,9 +173,9 @@ async fn what_fails_has_a_row_of_its_own() {
     let settled = store.settle(NOW, reports.collect()).await.unwrap();
     assert!(settled.iter().all(Result::is_ok), "{settled:?}");
     for limit in [1, 9] {
-        assert_eq!(list(&store, &[State::FAILED], true, limit).await, ["job-00", "job-05"]);
-        assert_eq!(list(&store, &[State::FAILED], false, limit).await, ["job-05", "job-00"]);
-        assert_eq!(list(&store, &[State::SUCCEEDED], true, limit).await.len(), 8);
+        assert_eq!(list(&store, of(&[State::FAILED]), true, limit).await, ["job-00", "job-05"]);
+        assert_eq!(list(&store, of(&[State::FAILED]), false, limit).await, ["job-05", "job-00"]);
+        assert_eq!(list(&store, of(&[State::SUCCEEDED]), true, limit).await.len(), 8);
     }
     assert_eq!(outcomes(&store, Position(0)).await.len(), 10);
 }
@@ -264,17 +250,8 @@ async fn a_list_of_what_was_taken_over_is_whole() {
     let filter = Filter { queues: vec![NamePattern::Exact("else".into())], ..Filter::default() };
     for states in [vec![], vec![State::SUCCEEDED]] {
         for oldest_first in [true, false] {
-            let (mut after, mut all) = (None, Vec::new());
-            loop {
-                let filter = Filter { states: states.clone(), ..filter.clone() };
-                let query = ListQuery { filter, view: View::Basic, limit: 10, oldest_first, after };
-                let page = store.list(query).await.unwrap();
-                all.extend(page.jobs.iter().map(|job| job.id.to_string()));
-                after = page.next;
-                if after.is_none() {
-                    break;
-                }
-            }
+            let filter = Filter { states: states.clone(), ..filter.clone() };
+            let mut all = list(&store, filter, oldest_first, 10).await;
             all.sort_unstable();
             assert_eq!(all, ["else", "taken-12999"], "{states:?} {oldest_first}");
         }
@@ -317,7 +294,7 @@ async fn a_page_reads_no_more_outputs_than_it_has() {
     let store = replicas.open().await;
     let page = store.outcomes(Position(0), 100, &Queues::All).await.unwrap();
     assert_eq!((page.outcomes.len(), page.upto), (1, Position(1)));
-    assert_eq!(list(&store, &[], true, 100).await.len(), COUNT);
+    assert_eq!(list(&store, of(&[]), true, 100).await.len(), COUNT);
     store.close().await;
     // A body is in more than 500 of them, each of which is looked at a few times.
     let read = chunks(&replicas, before).await - before;

@@ -76,15 +76,16 @@ async fn tick(store: &PostgresStore, now: Timestamp) {
     while store.database().tick_now(now).await.unwrap().more {}
 }
 
-async fn find(store: &PostgresStore, id: &str) -> Option<crate::job::Job> {
+pub async fn find(store: &PostgresStore, id: &str) -> Option<crate::job::Job> {
     store.get(vec![id.parse().unwrap()], View::Full).await.unwrap().0.remove(0)
 }
 
-async fn list(store: &PostgresStore, filter: Filter, oldest_first: bool) -> Vec<String> {
+pub async fn list(store: &PostgresStore, filter: Filter, oldest_first: bool, limit: usize) -> Vec<String> {
     let (mut after, mut all) = (None, Vec::new());
     loop {
-        let query = ListQuery { filter: filter.clone(), view: View::Basic, limit: 100, oldest_first, after };
+        let query = ListQuery { filter: filter.clone(), view: View::Basic, limit, oldest_first, after };
         let page = store.list(query).await.unwrap();
+        assert!(page.jobs.len() <= limit);
         all.extend(page.jobs.iter().map(|job| job.id.to_string()));
         after = page.next;
         if after.is_none() {
@@ -103,9 +104,9 @@ async fn is_gone(store: &PostgresStore, now: Timestamp, id: &str) {
     let name: JobId = id.parse().unwrap();
     assert!(find(store, id).await.is_none());
     for oldest_first in [false, true] {
-        assert!(!list(store, Filter::default(), oldest_first).await.contains(&id.into()));
+        assert!(!list(store, Filter::default(), oldest_first, 100).await.contains(&id.into()));
         let filter = Filter { job_ids: [name.clone()].into(), ..Filter::default() };
-        assert!(list(store, filter, oldest_first).await.is_empty());
+        assert!(list(store, filter, oldest_first, 100).await.is_empty());
     }
     let retry = Retry { job_id: name.clone(), delay: secs(0), etag: None };
     let retried = store.retry(now, vec![retry]).await.unwrap().remove(0);
@@ -156,7 +157,7 @@ async fn many_outcomes_leave_with_their_partition() {
     assert!(outcomes(&store, Position(0)).await.is_empty());
     assert_eq!(store.feed_start().await.unwrap().position, Position(0));
     assert_eq!(store.outcomes(Position(0), 10, &Queues::All).await.unwrap().upto, head);
-    assert_eq!(list(&store, Filter::default(), true).await, ["job-3"]);
+    assert_eq!(list(&store, Filter::default(), true, 100).await, ["job-3"]);
     let again = submit_one(&store, now, drawn("other").request("r-3")).await;
     assert!(matches!(again, Err(Error::JobDeleted { .. })), "{again:?}");
     finish(&store, now, 1).await;
@@ -233,7 +234,7 @@ async fn the_rest_of_a_partition_takes_its_place() {
     replicas.schema.execute("delete from ready where num > 96; select setval('job_num', 65536)").await;
     let rows = "select count(*) from accepted where num < 65536";
     assert_eq!(replicas.number(rows).await, 1503);
-    assert_eq!(list(&store, Filter::default(), true).await, ["final", "later", "kept"]);
+    assert_eq!(list(&store, Filter::default(), true, 100).await, ["final", "later", "kept"]);
     keep(&store, NOW).await;
     assert_eq!(replicas.number(rows).await, 3);
     assert_eq!(replicas.number("select count(*) from own").await, 1503);
