@@ -55,7 +55,9 @@ const TABLES: [(&str, &str, Option<&str>); 11] = [
         Some(const_format::concatcp!(
             "SELECT ",
             LIVE,
-            ", worker, started, until, cancel_reason, 0 FROM live WHERE state = 3"
+            ", worker, started, until, cancel_reason, 0 FROM live WHERE state = 3 UNION ALL SELECT ",
+            LIVE,
+            ", worker, started, until, cancel_reason, 0 FROM seat"
         )),
     ),
     (

@@ -11,7 +11,7 @@ use super::{
     tx::Tx,
 };
 use crate::{
-    job::{Cause, Ending, FinalState, Job, JobError, Lease, Live, QueueName, State, Timestamp},
+    job::{Cause, Ending, FinalState, Job, JobError, Lease, QueueName, State, Timestamp},
     store::{Claim, LeaseId, Leased, fixed::Fixed, turns::turns},
 };
 
@@ -113,7 +113,7 @@ fn lease(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, num: i64) -> Result<Opt
         }
         fixed => fixed?.ok_or_else(|| rows::damaged("a job without its spec"))?,
     };
-    let live = grant(tx, now, claim, &row);
+    let live = row.live.claim(tx.fences.next(), lease_of(now, claim));
     tx.update_live(&row, &live)?;
     let is_new = row.live.version == 1;
     let row = LiveRow { live, ..row };
@@ -126,15 +126,17 @@ fn lease(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, num: i64) -> Result<Opt
 
 /// Leases a job that was accepted in the same transaction.
 fn lease_fresh(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: LiveRow, fixed: Fixed) -> Result<Leased> {
-    let row = LiveRow { live: grant(tx, now, claim, &row), ..row };
-    tx.insert_leased(&row)?;
+    let lease = lease_of(now, claim);
+    let bundled = tx.bundle(&row, &fixed, &lease);
+    let fence = bundled.unwrap_or_else(|| tx.fences.next());
+    let row = LiveRow { live: row.live.claim(fence, lease), ..row };
+    tx.insert_leased(&row, bundled.is_some())?;
     let job = fixed.clone().live(&row.live);
     hand_out(tx, row, fixed, job)
 }
 
-fn grant(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: &LiveRow) -> Live {
-    let lease = Lease { worker: claim.worker.clone(), started: now, until: now.after(claim.lease) };
-    row.live.claim(tx.fences.next(), lease)
+fn lease_of(now: Timestamp, claim: &Claim) -> Lease {
+    Lease { worker: claim.worker.clone(), started: now, until: now.after(claim.lease) }
 }
 
 fn hand_out(tx: &mut Tx<'_>, row: LiveRow, fixed: Fixed, job: Job) -> Result<Leased> {

@@ -46,7 +46,7 @@ pub fn list(connection: &Connection, query: &ListQuery) -> Result<ListPage> {
     Ok(page)
 }
 
-/// Numbers of jobs after the page before, from the smallest index that holds every match.
+/// Numbers of jobs after the page before, from the smallest indexes that hold every match.
 fn candidates(connection: &Connection, query: &ListQuery) -> Result<Vec<i64>> {
     let filter = &query.filter;
     if !filter.job_ids.is_empty() {
@@ -68,20 +68,32 @@ fn candidates(connection: &Connection, query: &ListQuery) -> Result<Vec<i64>> {
     let only = |allowed: fn(State) -> bool| {
         !filter.states.is_empty() && filter.states.iter().all(|&state| allowed(state))
     };
-    let source = if only(|state| state == State::Live(LiveState::Running)) {
-        "live INDEXED BY live_running WHERE state = 3 AND"
+    let sources: &[&str] = if only(|state| state == State::Live(LiveState::Running)) {
+        &["live INDEXED BY live_running WHERE state = 3 AND num", "seat WHERE +num"]
     } else if only(|state| matches!(state, State::Live(_))) {
-        "live WHERE"
+        &["live WHERE num", "seat WHERE +num"]
     } else if only(|state| state.is_final() && state != State::Final(FinalState::Succeeded)) {
-        "done INDEXED BY done_unsuccessful WHERE state <> 5 AND"
+        &["done INDEXED BY done_unsuccessful WHERE state <> 5 AND num"]
     } else if only(State::is_final) {
-        "done INDEXED BY done_num WHERE"
+        &["done INDEXED BY done_num WHERE num"]
     } else {
-        "job WHERE"
+        &["job WHERE num"]
     };
     let (compare, order, from) =
         if query.oldest_first { (">", "ASC", i64::MIN) } else { ("<", "DESC", i64::MAX) };
-    let sql = format!("SELECT DISTINCT num FROM {source} num {compare} ?1 ORDER BY num {order} LIMIT ?2");
-    let mut statement = connection.prepare_cached(&sql)?;
-    statement.query_map(params![query.after.unwrap_or(from), SCAN], |row| row.get(0))?.collect()
+    let mut nums: Vec<i64> = Vec::new();
+    for source in sources {
+        let sql = format!("SELECT DISTINCT num FROM {source} {compare} ?1 ORDER BY num {order} LIMIT ?2");
+        let mut statement = connection.prepare_cached(&sql)?;
+        let found =
+            statement.query_map(params![query.after.unwrap_or(from), SCAN], |row| row.get::<_, i64>(0))?;
+        for num in found {
+            nums.push(num?);
+        }
+    }
+    if sources.len() > 1 {
+        nums.sort_unstable_by_key(|num| if query.oldest_first { *num } else { -num });
+        nums.truncate(SCAN as usize);
+    }
+    Ok(nums)
 }

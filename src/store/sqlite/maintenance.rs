@@ -124,7 +124,7 @@ pub fn verify(data: &Path) -> Result<VerifyReport, MaintenanceError> {
     drop(pages);
     let count = |sql: &str| -> SqlResult<u64> { snapshot.query_row(sql, [], |row| row.get(0)) };
     report.jobs = count("SELECT count(*) FROM job")?;
-    report.unfinished = count("SELECT count(*) FROM live")?;
+    report.unfinished = count("SELECT count(*) FROM unfinished")?;
     report.outcomes = count("SELECT count(*) FROM done")?;
     check_bodies(&snapshot, &mut report)?;
     check_places(&snapshot, &mut report)?;
@@ -152,13 +152,14 @@ fn check_bodies(connection: &Connection, report: &mut VerifyReport) -> SqlResult
     Ok(())
 }
 
-/// An unfinished job has a row in `live`; any other has an outcome. Nothing is left of a job that is gone.
+/// An unfinished job has a row in `live`, or a seat in a bundle; any other has an outcome. Nothing is left of a job that is gone.
 fn check_places(connection: &Connection, report: &mut VerifyReport) -> SqlResult<()> {
     for (what, sql) in [
         (
             "is in no state",
             "SELECT num FROM job WHERE NOT EXISTS (SELECT 1 FROM live WHERE live.num = job.num) \
-             AND NOT EXISTS (SELECT 1 FROM done WHERE done.num = job.num)",
+             AND NOT EXISTS (SELECT 1 FROM done WHERE done.num = job.num) \
+             AND NOT EXISTS (SELECT 1 FROM bundle WHERE job.num BETWEEN first AND last)",
         ),
         (
             "is unfinished, but gone",
@@ -194,7 +195,7 @@ fn check_counts(connection: &Connection, report: &mut VerifyReport) -> SqlResult
     let mut statement = connection.prepare(
         "SELECT queue, kind FROM line LEFT JOIN (SELECT line, count(*) FILTER (WHERE state = 1) AS a, \
          count(*) FILTER (WHERE state = 2) AS b, count(*) FILTER (WHERE state = 3) AS c, \
-         count(*) FILTER (WHERE state = 4) AS d, sum(bytes) AS e FROM live GROUP BY line) ON line = id \
+         count(*) FILTER (WHERE state = 4) AS d, sum(bytes) AS e FROM unfinished GROUP BY line) ON line = id \
          WHERE (scheduled, queued, running, backing_off, bytes) \
          <> (coalesce(a, 0), coalesce(b, 0), coalesce(c, 0), coalesce(d, 0), coalesce(e, 0))",
     )?;

@@ -3,6 +3,7 @@
 //! One thread writes ([`writer`]), with group commit and a full sync; a few connections read beside it ([`readers`]);
 //! a duty of its own writes the log back ([`checkpoint`]).
 
+mod bundle;
 mod change;
 mod checkpoint;
 mod claim;
@@ -234,7 +235,8 @@ fn newest_time(connection: &Connection) -> rusqlite::Result<Timestamp> {
     connection.query_row(
         "SELECT max(coalesce((SELECT submitted FROM job ORDER BY num DESC LIMIT 1), 0), \
          coalesce((SELECT finished FROM done ORDER BY seq DESC LIMIT 1), 0), \
-         coalesce((SELECT max(started) FROM live WHERE state = 3), 0))",
+         coalesce((SELECT max(started) FROM live WHERE state = 3), 0), \
+         coalesce((SELECT max(started) FROM bundle), 0))",
         [],
         |row| row.get(0).map(Timestamp),
     )

@@ -73,14 +73,28 @@ pub fn spec_without_payload(connection: &Connection, num: i64) -> Result<Arc<Job
     Ok(fixed(connection, num, false)?.ok_or_else(|| rows::damaged("a job without its spec"))?.spec)
 }
 
+/// The row of an unfinished job that has one.
+pub fn live(connection: &Connection, num: i64) -> Result<Option<LiveRow>> {
+    let sql = const_format::concatcp!("SELECT ", LIVE_COLUMNS, " FROM live WHERE num = ?1");
+    connection.prepare_cached(sql)?.query_row([num], rows::live_row).optional()
+}
+
+/// What would be the row of a job that is in a bundle.
+pub fn seat(connection: &Connection, num: i64) -> Result<Option<LiveRow>> {
+    let sql = const_format::concatcp!("SELECT ", LIVE_COLUMNS, " FROM seat WHERE num = ?1");
+    connection.prepare_cached(sql)?.query_row([num], rows::live_row).optional()
+}
+
 /// A job as it is in the snapshot.
 pub fn job(connection: &Connection, num: i64, view: View) -> Result<Option<Job>> {
     let Some(fixed) = fixed(connection, num, view == View::Full)? else { return Ok(None) };
-    let sql = const_format::concatcp!("SELECT ", LIVE_COLUMNS, " FROM live WHERE num = ?1");
-    let live = connection.prepare_cached(sql)?.query_row([num], rows::live_row).optional()?;
-    let mut job = match live {
-        Some(row) => live_job(connection, fixed, &row)?,
-        None => done_job(connection, num, fixed, view)?,
+    let mut job = if let Some(row) = live(connection, num)? {
+        live_job(connection, fixed, &row)?
+    } else if let Some(job) = done_job(connection, num, &fixed, view)? {
+        job
+    } else {
+        let row = seat(connection, num)?.ok_or_else(|| rows::damaged("a job that is in no state"))?;
+        live_job(connection, fixed, &row)?
     };
     if view == View::Full {
         job.attempts = attempts(connection, num)?;
@@ -90,8 +104,10 @@ pub fn job(connection: &Connection, num: i64, view: View) -> Result<Option<Job>>
 
 /// The job of a lease that is not over, without its history.
 pub fn leased(connection: &Connection, lease: &LeaseId, with_input: bool) -> Result<Option<Job>> {
-    let sql = const_format::concatcp!("SELECT ", LIVE_COLUMNS, " FROM live WHERE num = ?1");
-    let live = connection.prepare_cached(sql)?.query_row([lease.job], rows::live_row).optional()?;
+    let live = match live(connection, lease.job)? {
+        None => seat(connection, lease.job)?,
+        live => live,
+    };
     let Some(row) = live.filter(|row| row.live.fence == lease.fence && row.live.lease.is_some()) else {
         return Ok(None);
     };
@@ -121,7 +137,7 @@ pub fn live_job(connection: &Connection, fixed: Fixed, row: &LiveRow) -> Result<
     })
 }
 
-fn done_job(connection: &Connection, num: i64, fixed: Fixed, view: View) -> Result<Job> {
+fn done_job(connection: &Connection, num: i64, fixed: &Fixed, view: View) -> Result<Option<Job>> {
     // Of `*` SQLite reads all, also what nobody looks at.
     let sql = match view {
         View::Basic => {
@@ -132,11 +148,11 @@ fn done_job(connection: &Connection, num: i64, fixed: Fixed, view: View) -> Resu
     };
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query([num])?;
-    let row = rows.next()?.ok_or_else(|| rows::damaged("a job that is in no state"))?;
+    let Some(row) = rows.next()? else { return Ok(None) };
     if row.get::<_, i64>("num")? != num {
         return Err(rows::damaged("the index of outcomes"));
     }
-    of_done(connection, fixed, row, view)
+    of_done(connection, fixed.clone(), row, view).map(Some)
 }
 
 /// A final job, from its row in `done`.

@@ -38,7 +38,7 @@ CREATE TABLE job (
   options      TEXT                         -- JSON of what is seldom set
 ) STRICT;
 
--- The part of an unfinished job that changes. Its state is in no other place.
+-- The part of an unfinished job that changes. Its state is in no other place, but for jobs in bundles.
 CREATE TABLE live (
   num           INTEGER PRIMARY KEY,
   line          INTEGER NOT NULL,
@@ -66,6 +66,17 @@ CREATE INDEX live_ready ON live (line, rank, num) WHERE state = 2;
 CREATE INDEX live_running ON live (until) WHERE state = 3;
 CREATE INDEX live_wake ON live (wake) WHERE wake IS NOT NULL;
 CREATE UNIQUE INDEX live_unique ON live (unique_queue, unique_key) WHERE unique_key IS NOT NULL;
+
+-- First attempts that the pool was given in the transaction that accepted their jobs: those of these numbers that are
+-- neither in `live` nor in `done`.
+CREATE TABLE bundle (
+  first   INTEGER PRIMARY KEY,
+  last    INTEGER NOT NULL,
+  fence   INTEGER NOT NULL,                 -- of all
+  worker  TEXT    NOT NULL,
+  started INTEGER NOT NULL,
+  until   INTEGER NOT NULL
+) STRICT;
 
 -- The result store and the feed: seq is the position, in commit order.
 CREATE TABLE done (
@@ -123,3 +134,14 @@ CREATE TABLE request (
   PRIMARY KEY (caller, request_id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX request_until ON request (until);
+
+-- What the jobs of bundles would have in `live`. There are few bundles: they are looked through first.
+CREATE VIEW seat AS
+  SELECT num, line, 3 AS state, 1 AS run, 1 AS attempt, 2 AS version, priority, submitted AS due,
+    submitted - priority * 60000 AS rank, NULL AS wake, NULL AS start_by, NULL AS end_by, length(payload) AS bytes,
+    NULL AS retention, fence, worker, started, until, NULL AS cancel_reason
+  FROM bundle CROSS JOIN job ON num BETWEEN first AND last
+  WHERE NOT EXISTS (SELECT 1 FROM live WHERE live.num = job.num)
+    AND NOT EXISTS (SELECT 1 FROM done WHERE done.num = job.num);
+
+CREATE VIEW unfinished AS SELECT num, line, state, bytes FROM live UNION ALL SELECT num, line, state, bytes FROM seat;

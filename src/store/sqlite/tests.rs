@@ -1,3 +1,4 @@
+mod bundles;
 mod commands;
 mod damage;
 mod maintenance;

@@ -18,6 +18,7 @@ const SLICE: i64 = 500;
 /// Ends what is over by `now`. That happens `at` a time that may be later: the store has been told of it meanwhile.
 pub fn tick(tx: &mut Tx<'_>, now: Timestamp, at: Timestamp) -> Result<Tick> {
     let mut tick = Tick::default();
+    tx.unbundle_old(now)?;
     let due = "SELECT num FROM live WHERE wake IS NOT NULL AND wake <= ?1 ORDER BY wake LIMIT ?2";
     let expired = "SELECT num FROM live WHERE state = 3 AND until <= ?1 ORDER BY until LIMIT ?2";
     for sql in [due, expired] {
@@ -39,6 +40,7 @@ pub fn tick(tx: &mut Tx<'_>, now: Timestamp, at: Timestamp) -> Result<Tick> {
 /// Every attempt that a process before this one was running is spent: a job that kills the server must not loop. Those
 /// of workers beyond it go on: their leases live long enough for them to come back.
 pub fn recover(tx: &mut Tx<'_>, now: Timestamp) -> Result<usize> {
+    tx.unbundle_all()?;
     let nums: Vec<i64> = tx
         .connection
         .prepare_cached("SELECT num FROM live WHERE state = 3 ORDER BY until")?
@@ -149,5 +151,6 @@ fn next(tx: &Tx<'_>) -> Result<Option<Timestamp>> {
     };
     let wake = first("SELECT wake FROM live WHERE wake IS NOT NULL ORDER BY wake LIMIT 1")?;
     let until = first("SELECT until FROM live WHERE state = 3 ORDER BY until LIMIT 1")?;
-    Ok([wake, until].into_iter().flatten().min().map(Timestamp))
+    let of_bundles = tx.bundles.until().map(|until| until.0);
+    Ok([wake, until, of_bundles].into_iter().flatten().min().map(Timestamp))
 }

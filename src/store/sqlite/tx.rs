@@ -1,13 +1,14 @@
 //! One transaction of the writer: what every command is made of.
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
+use rusqlite::{CachedStatement, Connection, params};
 
 use super::{
     Shared,
+    bundle::{Bundles, Gathered},
     fresh::Fresh,
     lines::Lines,
     recent::Recent,
-    rows::{self, LIVE_COLUMNS, LiveRow, Result, as_millis},
+    rows::{self, LiveRow, Result, as_millis},
 };
 use crate::{
     config::Config,
@@ -24,10 +25,13 @@ pub struct Tx<'a> {
     pub config: &'a Config,
     pub lines: &'a mut Lines,
     pub recent: &'a mut Recent,
+    pub bundles: &'a mut Bundles,
     pub numbers: &'a mut Numbers,
     pub fences: &'a mut Fences,
     pub shared: &'a Shared,
     pub fresh: Fresh,
+    /// Leases on some of those.
+    pub gathered: Option<Gathered>,
     pub effects: Effects,
     /// Somebody listens to changes.
     pub tell_changes: bool,
@@ -126,8 +130,10 @@ impl Tx<'_> {
     }
 
     fn read_live(&self, num: i64) -> Result<Option<LiveRow>> {
-        let sql = const_format::concatcp!("SELECT ", LIVE_COLUMNS, " FROM live WHERE num = ?1");
-        self.connection.prepare_cached(sql)?.query_row([num], rows::live_row).optional()
+        match self.bundles.hold(num) {
+            true => super::read::seat(self.connection, num),
+            false => super::read::live(self.connection, num),
+        }
     }
 
     /// The number of a job.
@@ -158,9 +164,11 @@ impl Tx<'_> {
         self.moved(num, line, None, State::QUEUED, bytes)
     }
 
-    /// Leases a job that [`Fresh::take`] has given.
-    pub fn insert_leased(&mut self, row: &LiveRow) -> Result<()> {
-        self.write_live(row, None)?;
+    /// Leases a job that [`Fresh::take`] has given. `bundled`: see [`Tx::bundle`].
+    pub fn insert_leased(&mut self, row: &LiveRow, bundled: bool) -> Result<()> {
+        if !bundled {
+            self.write_live(row, None)?;
+        }
         self.moved(row.num, row.line, Some(State::QUEUED), State::Live(row.live.state), row.bytes)
     }
 
@@ -210,6 +218,7 @@ impl Tx<'_> {
     }
 
     pub fn update_live(&mut self, row: &LiveRow, live: &Live) -> Result<()> {
+        self.unbundle(row.num)?;
         let lease = live.lease.as_ref();
         self.statements
             .update_live
@@ -297,10 +306,11 @@ impl Tx<'_> {
             output: body.as_deref(),
         };
         self.recent.forget(row.num);
-        self.statements
-            .delete_live
-            .get(self.connection, "DELETE FROM live WHERE num = ?1")?
-            .execute([row.num])?;
+        let was_bundled = self.leave_bundle(row.num)?;
+        if !was_bundled {
+            let sql = "DELETE FROM live WHERE num = ?1";
+            self.statements.delete_live.get(self.connection, sql)?.execute([row.num])?;
+        }
         self.effects.head.0 += 1;
         self.statements
             .insert_done
@@ -327,7 +337,7 @@ impl Tx<'_> {
                 ended.output,
                 ended.crc(),
             ])?;
-        if live.version > 1 {
+        if live.version > 1 && !was_bundled {
             self.connection.prepare_cached("DELETE FROM progress WHERE num = ?1")?.execute([row.num])?;
         }
         self.moved(row.num, row.line, Some(State::Live(live.state)), State::Final(ending.state), row.bytes)

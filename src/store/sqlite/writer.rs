@@ -11,6 +11,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
+    bundle::Bundles,
     fresh::Fresh,
     lines::Lines,
     recent::Recent,
@@ -211,6 +212,7 @@ pub struct State {
     config: Arc<Config>,
     lines: Lines,
     recent: Recent,
+    bundles: Bundles,
     numbers: Numbers,
     fences: Fences,
     signals: Arc<Signals>,
@@ -236,6 +238,7 @@ impl State {
             config,
             lines,
             recent: Recent::default(),
+            bundles: Bundles::default(),
             fences: Fences::new(),
             signals,
             shared,
@@ -335,16 +338,19 @@ impl State {
             config: &self.config,
             lines: &mut self.lines,
             recent: &mut self.recent,
+            bundles: &mut self.bundles,
             numbers: &mut self.numbers,
             fences: &mut self.fences,
             shared: &self.shared,
             fresh: Fresh::default(),
+            gathered: None,
             effects: Effects { head, ..Effects::default() },
             tell_changes: self.signals.changed.receiver_count() > 0,
             removed: false,
         };
         let reply = run(&mut tx)?;
         tx.land()?;
+        tx.land_bundle()?;
         tx.save_numbers()?;
         let mut effects = std::mem::take(&mut tx.effects);
         drop(tx);

@@ -74,11 +74,12 @@ async fn what_does_not_fit_together_is_found() {
         ),
         ("UPDATE line SET bytes = bytes + 1", "the counts of queue default, kind echo differ from a recount"),
         ("DELETE FROM done WHERE state = 7", "is in no state"),
+        ("DELETE FROM bundle", "is in no state"),
         ("DELETE FROM job WHERE id = 'SUCCEEDED'", "has an outcome, but is gone"),
         ("DELETE FROM job WHERE id = 'QUEUED'", "is unfinished, but gone"),
         ("DELETE FROM job WHERE id = 'BACKING_OFF'", "failed, but is gone"),
         ("UPDATE done SET run = 1 WHERE run = 2", "has two outcomes of one run"),
-        ("UPDATE live SET until = NULL WHERE state = 3", "runs without a lease"),
+        ("UPDATE live SET state = 3 WHERE state = 2", "runs without a lease"),
         (
             "INSERT INTO done (num, run, attempt, version, state, fence, finished, keep_until, crc) \
              SELECT num, 1, 0, 9, 7, 0, 0, 0, 0 FROM live WHERE state = 2",

@@ -15,7 +15,7 @@ use rusqlite::{
 
 use crate::{
     config::Config,
-    job::{Filter, JobError, Payload, Progress, Report, Timestamp, View},
+    job::{Filter, JobError, Payload, Progress, Report, Timestamp, View, WorkerId},
     store::{
         Cancel, Claim, Delete, LeaseId, OnlyIf, Position, Queues, Renewal, Retry, Settlement, Signals,
         sqlite::{
@@ -62,23 +62,17 @@ impl Writer {
     }
 
     fn claim(&mut self, limit: usize) -> Vec<LeaseId> {
-        let claim = Claim {
-            worker: "w".parse().unwrap(),
-            queues: None,
-            kinds: vec![KIND.parse().unwrap(), "else".parse().unwrap()],
-            limit,
-            max_bytes: usize::MAX,
-            caps: HashMap::new(),
-            lease: Duration::from_secs(30),
-            wait: None,
-        };
+        self.run(|tx, now| lease(tx, now, "w", limit))
+    }
+
+    /// Leases jobs as they are accepted.
+    fn bundle(&mut self, group: Vec<New>) -> Vec<LeaseId> {
+        let group: Vec<_> = group.into_iter().map(Into::into).collect();
         self.run(|tx, now| {
-            let mut given = Vec::new();
-            claim::claim(tx, now, &claim, limit, &mut given).map(|()| given)
+            let count = group.len();
+            submit::submit(tx, now, vec![group])?;
+            lease(tx, now, WorkerId::of_pool("p").unwrap().as_str(), count)
         })
-        .into_iter()
-        .map(|leased| leased.lease)
-        .collect()
     }
 
     fn settle(&mut self, leases: &[LeaseId], report: Report) {
@@ -138,6 +132,11 @@ impl Writer {
         self.run(|tx, now| change::retry(tx, now, &retry)).unwrap();
         let last = self.claim(1);
         self.settle(&last, Report::Succeeded(Payload::none()));
+        let bundled = self.bundle(["f", "g", "h"].map(|letter| job(&name(letter)).queue(queue)).into());
+        self.settle(&bundled[..1], Report::Succeeded(Payload::none()));
+        self.settle(&bundled[1..2], Report::Failed(JobError::permanent("broken", "")));
+        self.tick_after(2);
+        self.settle(&bundled[2..], Report::Succeeded(Payload::none()));
         let delete = Delete { job_id: id(&name("a")), etag: None, allow_missing: false };
         self.run(|tx, _| change::delete(tx, &delete)).unwrap();
     }
@@ -155,6 +154,22 @@ impl Writer {
             feed::position_at(tx.connection, now)
         });
     }
+}
+
+fn lease(tx: &mut Tx<'_>, now: Timestamp, worker: &str, limit: usize) -> rusqlite::Result<Vec<LeaseId>> {
+    let claim = Claim {
+        worker: worker.parse().unwrap(),
+        queues: None,
+        kinds: vec![KIND.parse().unwrap(), "else".parse().unwrap()],
+        limit,
+        max_bytes: usize::MAX,
+        caps: HashMap::new(),
+        lease: Duration::from_secs(30),
+        wait: None,
+    };
+    let mut given = Vec::new();
+    claim::claim(tx, now, &claim, limit, &mut given)?;
+    Ok(given.into_iter().map(|leased| leased.lease).collect())
 }
 
 /// What SQLite would do for a statement, step by step.
