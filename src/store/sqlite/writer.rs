@@ -8,7 +8,7 @@ use std::{
 };
 
 use rusqlite::{Connection, TransactionBehavior};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use super::{
     bundle::Bundles,
@@ -22,7 +22,7 @@ use super::{
 use crate::{
     config::Config,
     job::Error,
-    store::{Claim, Leased, Position, Signals},
+    store::{Claim, ClaimWait, Handover, Leased, Position, Signals},
 };
 
 /// Commands that wait in front of the writer. Callers beyond it wait too: the engine bounds them.
@@ -46,15 +46,42 @@ enum Command {
     Wake,
 }
 
-/// A claim without an answer yet. It is looked at after the writes of a group, so that it finds what they bring.
+/// A claim without an answer yet. It is looked at after the writes of a group, so that it finds what they bring. One that
+/// waits on is answered at its end only: jobs are handed over beside it, so that none comes while nobody waits.
 struct Parked {
     claim: Claim,
     reply: oneshot::Sender<Vec<Leased>>,
+    /// It may have had too little room for what there was.
+    is_behind: bool,
+    /// Told when it has no room at all.
+    full: Arc<Notify>,
 }
 
 impl Parked {
     fn is_over(&self) -> bool {
         self.claim.wait.as_ref().is_none_or(|wait| wait.end.is_cancelled())
+    }
+
+    /// Whether there may be something for it though nothing has come.
+    fn has_room_again(&self) -> bool {
+        self.is_behind && self.claim.wanted() > 0
+    }
+
+    fn park(self, parked: &mut Vec<Self>) {
+        if self.is_behind && self.claim.wanted() == 0 {
+            self.full.notify_one();
+        }
+        parked.push(self);
+    }
+
+    /// Makes these leases the business of whoever takes jobs while the claim waits on.
+    fn hand_over(&mut self, leased: &mut Vec<Leased>) -> Option<Answer> {
+        let wait = self.claim.wait.as_ref().filter(|wait| !wait.end.is_cancelled())?;
+        let handover = wait.handover.clone()?;
+        let slots = wait.slots.clone().try_acquire_many_owned(leased.len() as u32).ok()?;
+        self.is_behind = leased.len() == self.claim.limit || wait.slots.available_permits() == 0;
+        let leased = std::mem::take(leased);
+        Some(Box::new(move || drop(handover.send(Handover { leased, slots }))))
     }
 }
 
@@ -82,14 +109,24 @@ fn serve(tx: &mut Tx<'_>, parked: &mut Vec<Parked>, answers: &mut Vec<Answer>) -
     waiting.retain(|waiting| !waiting.reply.is_closed());
     let claims: Vec<_> = waiting.iter().map(|waiting| &waiting.claim).collect();
     let given = share(tx, tx.shared.now(), &claims)?;
-    for (waiting, leased) in waiting.into_iter().zip(given) {
+    for (mut waiting, mut leased) in waiting.into_iter().zip(given) {
         if leased.is_empty() && !waiting.is_over() {
-            parked.push(waiting);
+            waiting.is_behind = waiting.claim.wanted() == 0;
+            waiting.park(parked);
+        } else if let Some(handed_over) = waiting.hand_over(&mut leased) {
+            answers.push(handed_over);
+            waiting.park(parked);
         } else {
             answers.push(Box::new(move || drop(waiting.reply.send(leased))));
         }
     }
     Ok(())
+}
+
+/// Waits until a claim that had no room has some. Its slots may all come free without any write.
+async fn room_again(full: &Notify, slots: &Semaphore) {
+    full.notified().await;
+    drop(slots.acquire().await);
 }
 
 /// When a command may be answered.
@@ -172,18 +209,21 @@ impl Writer {
     /// As [`Writer::call`].
     pub async fn claim(&self, claim: Claim) -> std::result::Result<Vec<Leased>, Error> {
         let (reply, mut receiver) = oneshot::channel();
-        let end = claim.wait.as_ref().map(|wait| wait.end.clone());
-        drop(self.claims.send(Parked { claim, reply }).await);
+        let (wait, full) = (claim.wait.clone(), Arc::new(Notify::new()));
+        drop(self.claims.send(Parked { claim, reply, is_behind: false, full: full.clone() }).await);
         // If there is no room, commands wait whose group looks at the claims too.
         let _ = self.commands.try_send(Command::Wake);
-        let leased = match end {
+        let leased = match wait {
             None => receiver.await,
-            Some(end) => tokio::select! {
-                biased;
-                leased = &mut receiver => leased,
-                () = end.cancelled() => {
-                    self.send(Command::Wake).await;
-                    receiver.await
+            Some(ClaimWait { slots, end, .. }) => loop {
+                tokio::select! {
+                    biased;
+                    leased = &mut receiver => break leased,
+                    () = end.cancelled() => {
+                        self.send(Command::Wake).await;
+                        break receiver.await;
+                    }
+                    () = room_again(&full, &slots) => self.send(Command::Wake).await,
                 }
             },
         };
@@ -250,7 +290,7 @@ impl State {
     fn run(&mut self, mut queue: mpsc::Receiver<Command>, mut claims: mpsc::Receiver<Parked>) {
         loop {
             // Claims that the last group had no room for have used up their wake-ups.
-            let first = match claims.is_empty() {
+            let first = match claims.is_empty() && !self.parked.iter().any(Parked::has_room_again) {
                 true => queue.blocking_recv(),
                 false => Some(Command::Wake),
             };
@@ -286,7 +326,8 @@ impl State {
     /// another place.
     fn commit(&mut self, mut group: Vec<Command>, claims: &mut mpsc::Receiver<Parked>) -> Result<bool> {
         let only_woken = group.iter().all(|command| matches!(command, Command::Wake));
-        if only_woken && claims.is_empty() && !self.parked.iter().any(Parked::is_over) {
+        let is_looked_at = |claim: &Parked| claim.is_over() || claim.has_room_again();
+        if only_woken && claims.is_empty() && !self.parked.iter().any(is_looked_at) {
             return Ok(true);
         }
         let durable = match group.iter().any(Command::is_synced) {
@@ -313,7 +354,7 @@ impl State {
                 parked.push(waiting);
                 tx.effects.look = true;
             }
-            if tx.effects.look || tx.effects.due {
+            if tx.effects.look || tx.effects.due || parked.iter().any(Parked::has_room_again) {
                 serve(tx, &mut parked, &mut answers)?;
             }
             Ok(answers)
