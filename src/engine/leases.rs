@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{
-    sync::watch,
+    sync::{Notify, oneshot},
     time::{Instant, MissedTickBehavior},
 };
 
@@ -23,6 +23,32 @@ pub enum Revocation {
     Lost,
 }
 
+/// How far an attempt has come: only the newest is kept. Each attempt has one, and most never tell anything.
+#[derive(Debug, Default)]
+pub struct NewestProgress {
+    newest: Mutex<Option<Progress>>,
+    told: Notify,
+}
+
+impl NewestProgress {
+    pub fn get(&self) -> Option<Progress> {
+        self.newest.lock().clone()
+    }
+
+    /// Makes a newer one of the one there is.
+    pub fn tell(&self, newer: impl FnOnce(Option<Progress>) -> Progress) {
+        let mut newest = self.newest.lock();
+        *newest = Some(newer(newest.take()));
+        drop(newest);
+        self.told.notify_one();
+    }
+
+    /// Waits until something was told since the last wait. For one waiter.
+    pub async fn told(&self) {
+        self.told.notified().await;
+    }
+}
+
 /// All leases held here.
 #[derive(Debug, Default)]
 pub struct Leases {
@@ -32,8 +58,8 @@ pub struct Leases {
 #[derive(Debug)]
 struct Entry {
     job: JobId,
-    revoked: watch::Sender<Option<Revocation>>,
-    progress: watch::Receiver<Option<Progress>>,
+    revoked: Option<oneshot::Sender<Revocation>>,
+    progress: Arc<NewestProgress>,
     stored: Option<Progress>,
     renewed: Instant,
 }
@@ -42,33 +68,29 @@ struct Entry {
 pub struct Held {
     leases: Arc<Leases>,
     lease: LeaseId,
-    revoked: watch::Receiver<Option<Revocation>>,
+    revoked: oneshot::Receiver<Revocation>,
 }
 
 impl Leases {
     /// Takes a lease into care. `progress` is the newest that its attempt tells.
-    pub fn hold(
-        self: &Arc<Self>,
-        lease: LeaseId,
-        job: JobId,
-        progress: watch::Receiver<Option<Progress>>,
-    ) -> Held {
-        let (sender, revoked) = watch::channel(None);
-        let entry = Entry { job, revoked: sender, progress, stored: None, renewed: Instant::now() };
+    pub fn hold(self: &Arc<Self>, lease: LeaseId, job: JobId, progress: Arc<NewestProgress>) -> Held {
+        let (sender, revoked) = oneshot::channel();
+        let entry = Entry { job, revoked: Some(sender), progress, stored: None, renewed: Instant::now() };
         self.held.lock().insert(lease, entry);
         Held { leases: self.clone(), lease, revoked }
     }
 
-    /// Tells the holder to stop, if the lease is held here.
+    /// Tells the holder to stop, if the lease is held here. The first word counts.
     pub fn revoke(&self, lease: LeaseId, why: Revocation) {
-        if let Some(entry) = self.held.lock().get(&lease) {
-            entry.revoked.send_replace(Some(why));
+        if let Some(revoked) = self.held.lock().get_mut(&lease).and_then(|entry| entry.revoked.take()) {
+            // Its attempt may have just ended.
+            let _ = revoked.send(why);
         }
     }
 
     /// The newest progress of a job that runs here.
     pub fn progress(&self, job: &JobId) -> Option<Progress> {
-        self.held.lock().values().find(|entry| entry.job == *job)?.progress.borrow().clone()
+        self.held.lock().values().find(|entry| entry.job == *job)?.progress.get()
     }
 
     /// Renews, forever, what is held for longer than `every`, and stores new progress.
@@ -106,7 +128,7 @@ impl Leases {
         let due = held.iter_mut().filter(|(_, entry)| now.duration_since(entry.renewed) >= every);
         due.map(|(&lease, entry)| {
             entry.renewed = now;
-            let newest = entry.progress.borrow().clone();
+            let newest = entry.progress.get();
             let progress = if newest == entry.stored { None } else { newest.clone() };
             entry.stored = newest;
             Renewal { lease, until: Some(until), progress }
@@ -127,16 +149,9 @@ impl Leases {
 }
 
 impl Held {
-    /// Waits until the attempt must stop.
+    /// Waits until the attempt must stop. Answers once.
     pub async fn revoked(&mut self) -> Revocation {
-        loop {
-            if let Some(why) = *self.revoked.borrow_and_update() {
-                return why;
-            }
-            if self.revoked.changed().await.is_err() {
-                return Revocation::Lost;
-            }
-        }
+        (&mut self.revoked).await.unwrap_or(Revocation::Lost)
     }
 }
 

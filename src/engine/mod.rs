@@ -29,7 +29,7 @@ use uuid::{ContextV7, Uuid};
 
 pub use batcher::Pressure;
 pub use clock::Clock;
-pub use leases::{Held, Leases, Revocation};
+pub use leases::{Held, Leases, NewestProgress, Revocation};
 pub use remote::{Granted, LeaseRequest, Named, Session, Stopped};
 pub use watch::{Event, GapReason, Message, OnGap, Start, Watch, WatchRequest};
 
@@ -68,7 +68,7 @@ struct Inner {
     clock: Arc<Clock>,
     ids: Mutex<ContextV7>,
     submits: Batcher<Vec<Group>, Vec<GroupReply>>,
-    settles: Batcher<Settlement, Result<(), Error>>,
+    settles: Batcher<Box<Settlement>, Result<(), Error>>,
     cancels: Batcher<Cancel, Result<Change, Error>>,
     retries: Batcher<Retry, Result<Change, Error>>,
     deletes: Batcher<Delete, Result<Position, Error>>,
@@ -106,7 +106,7 @@ impl Engine {
         let feed = Arc::new(Feed::new(store.clone(), config.watch.ring_bytes));
         let inner = Inner {
             submits: submits(submit_capacity, &store, &clock),
-            settles: batcher!(settle, submit_capacity),
+            settles: settles(submit_capacity, &store, &clock),
             cancels: batcher!(cancel, writes),
             retries: retries(writes, &store, &clock, &feed),
             deletes: deletes(writes, &store, &clock, &feed),
@@ -448,12 +448,13 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::LeaseLost`] if the lease is over: drop the result.
-    pub async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
+    pub fn settle(&self, settlement: Settlement) -> impl Future<Output = Result<(), Error>> + Send {
         let size = match &settlement.report {
             crate::job::Report::Succeeded(output) => output.size + 512,
             _ => 1024,
         };
-        self.0.settles.call(settlement, size, Pressure::Wait).await?
+        let settled = self.0.settles.call(Box::new(settlement), size, Pressure::Wait);
+        async move { settled.await? }
     }
 
     /// Tells those who watch how far an attempt has come.
@@ -525,6 +526,19 @@ fn submits(
             let mut replies = store.submit(now, calls.into_iter().flatten().collect()).await?.into_iter();
             Ok(lengths.into_iter().map(|length| replies.by_ref().take(length).collect()).collect())
         }
+    })
+}
+
+/// In boxes, because each is moved many times on its way.
+fn settles(
+    capacity: usize,
+    store: &Arc<dyn Store>,
+    clock: &Arc<Clock>,
+) -> Batcher<Box<Settlement>, Result<(), Error>> {
+    let (store, clock) = (store.clone(), clock.clone());
+    Batcher::spawn(capacity, bounds(&*store), move |batch: Vec<Box<Settlement>>| {
+        let (store, now) = (store.clone(), clock.now());
+        async move { store.settle(now, batch.into_iter().map(|settlement| *settlement).collect()).await }
     })
 }
 

@@ -26,8 +26,9 @@ pub fn context() -> (Context, CancellationToken) {
         last_progress: None,
         clock: Default::default(),
     };
-    let cancelled = CancellationToken::new();
-    (Context::new(parts, cancelled.clone()).0, cancelled)
+    let context = Context::new(parts);
+    let cancelled = context.cancelled().clone();
+    (context, cancelled)
 }
 
 pub fn json_payload(json: Value) -> Payload {

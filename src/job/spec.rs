@@ -50,6 +50,46 @@ impl JobSpec {
         })
     }
 
+    /// As [`JobSpec::omit_payload`], or the `last` one if it says the same: jobs that end one after the other are often
+    /// alike.
+    pub fn omit_payload_like(&self, last: &mut Option<Arc<Self>>) -> Arc<Self> {
+        match last {
+            Some(last) if last.is_like(self) => last.clone(),
+            last => last.insert(self.omit_payload()).clone(),
+        }
+    }
+
+    /// Whether all is the same but the bodies of the payloads.
+    fn is_like(&self, other: &Self) -> bool {
+        let Self {
+            queue,
+            kind,
+            payload,
+            labels,
+            priority,
+            start,
+            start_timeout,
+            attempt_timeout,
+            total_timeout,
+            retry,
+            retention,
+            unique_key,
+        } = self;
+        *queue == other.queue
+            && *kind == other.kind
+            && payload.size == other.payload.size
+            && payload.content_type == other.payload.content_type
+            && *labels == other.labels
+            && *priority == other.priority
+            && *start == other.start
+            && *start_timeout == other.start_timeout
+            && *attempt_timeout == other.attempt_timeout
+            && *total_timeout == other.total_timeout
+            && *retry == other.retry
+            && *retention == other.retention
+            && *unique_key == other.unique_key
+    }
+
     /// A job of `kind` in the default queue, due at once, everything else left to the queue.
     pub fn new(kind: Kind, payload: Payload) -> Self {
         Self {

@@ -88,11 +88,18 @@ impl Job {
         self.output.as_ref().filter(|output| output.body.is_none()).map(|output| output.size)
     }
 
-    /// The job at the end of its run, in [`View::Result`].
-    pub fn ended(&self, ending: &Ending, version: i64, finish: Timestamp, delete: Timestamp) -> Self {
+    /// The job at the end of its run, in [`View::Result`]. `last`: see [`JobSpec::omit_payload_like`].
+    pub fn ended(
+        &self,
+        ending: &Ending,
+        version: i64,
+        finish: Timestamp,
+        delete: Timestamp,
+        last: &mut Option<Arc<JobSpec>>,
+    ) -> Self {
         Self {
             id: self.id.clone(),
-            spec: self.spec.omit_payload(),
+            spec: self.spec.omit_payload_like(last),
             state: State::Final(ending.state),
             attempt: self.attempt,
             run: self.run,

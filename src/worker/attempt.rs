@@ -1,18 +1,21 @@
 //! One attempt, from its lease to its settlement.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
-
-use futures_util::FutureExt as _;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep, timeout},
+use std::{
+    panic::AssertUnwindSafe,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
 };
+
+use futures_util::{FutureExt as _, poll};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{Context, ContextParts, Handler, panic_message};
 use crate::{
     config::Limits,
-    engine::{Engine, Held, Revocation},
+    engine::{Engine, Held, NewestProgress, Revocation},
     job::{Cause, Error, Job, JobError, Payload, Progress, Report},
     store::{Leased, OnlyIf, ProgressHint, Settlement},
 };
@@ -29,6 +32,9 @@ const NEXT_TURN: Duration = Duration::from_secs(1);
 /// What is to be reported, if anything: nobody wants the result of a lost lease.
 type Verdict = Option<Report>;
 
+/// What a handler has returned, or how it panicked.
+type Ended = std::thread::Result<Result<Payload, JobError>>;
+
 /// Runs a handler and settles what comes of it. `stop` is the end of the server's patience: the attempt is then given
 /// back. `slot` is freed when the handler has ended, whatever the store still has to do.
 pub async fn run(
@@ -39,7 +45,6 @@ pub async fn run(
     slot: impl Send + 'static,
 ) {
     let Leased { lease, job, attempt_timeout } = leased;
-    let cancelled = CancellationToken::new();
     let parts = ContextParts {
         job_id: job.id.clone(),
         run: job.run,
@@ -50,21 +55,21 @@ pub async fn run(
         last_progress: job.progress.clone(),
         clock: engine.clock().clone(),
     };
-    let (context, progress) = Context::new(parts, cancelled.clone());
+    let context = Context::new(parts);
+    let progress = context.newest_progress().clone();
     let held = engine.leases().hold(lease, job.id.clone(), progress.clone());
-    let attempt = Attempt { engine: &engine, job: &job, context, cancelled, stop, held };
-    let verdict = attempt.supervise(handler, progress.clone()).await;
+    let attempt = Attempt { engine: &engine, job: &job, context, stop, held };
+    let verdict = attempt.supervise(handler).await;
     drop(slot);
 
     let Some(report) = verdict else { return };
     let report = bounded(report, &engine.config().limits);
-    let newest = progress.borrow().clone();
     let settlement = Settlement {
         lease,
         report,
         only_if: OnlyIf::Held,
         jitter: fastrand::f64(),
-        progress: newest,
+        progress: progress.get(),
         job: Some(job.clone()),
     };
     match settle(&engine, settlement).await {
@@ -93,36 +98,35 @@ struct Attempt<'a> {
     engine: &'a Engine,
     job: &'a Job,
     context: Context,
-    cancelled: CancellationToken,
     stop: CancellationToken,
     held: Held,
 }
 
 impl Attempt<'_> {
-    async fn supervise(
-        mut self,
-        handler: Arc<dyn Handler>,
-        mut progress: watch::Receiver<Option<Progress>>,
-    ) -> Verdict {
+    async fn supervise(self, handler: Arc<dyn Handler>) -> Verdict {
         let (context, payload) = (self.context.clone(), self.job.spec.payload.clone());
         // A handler that panics before its first await must be caught too.
         let mut work =
-            AssertUnwindSafe(async move { handler.run(context, payload).await }).catch_unwind().boxed();
+            pin!(AssertUnwindSafe(async move { handler.run(context, payload).await }).catch_unwind());
+        match poll!(&mut work) {
+            Poll::Ready(result) => Some(self.ended(result)),
+            // By itself, so that little is set up for those that have nothing to wait for.
+            Poll::Pending => Box::pin(self.wait_for(work)).await,
+        }
+    }
+
+    async fn wait_for(mut self, mut work: Pin<&mut impl Future<Output = Ended>>) -> Verdict {
         let grace = self.engine.config().workers.grace;
         loop {
             tokio::select! {
                 biased;
-                // Handlers know the deadline too: one that gives in to it has not failed by itself.
-                result = &mut work => return Some(match Instant::now() < self.context.deadline() {
-                    true => self.report(result),
-                    false => self.report_timeout(Some(result)),
-                }),
+                result = &mut work => return Some(self.ended(result)),
                 () = self.context.timed_out() => {
-                    self.cancelled.cancel();
+                    self.context.cancelled().cancel();
                     return Some(self.report_timeout(timeout(grace, &mut work).await.ok()));
                 }
                 why = self.held.revoked() => {
-                    self.cancelled.cancel();
+                    self.context.cancelled().cancel();
                     let late = timeout(grace, &mut work).await;
                     return match why {
                         Revocation::Cancelled => Some(self.report_late(late.ok(), Cause::Cancelled, "the job was cancelled")),
@@ -130,7 +134,7 @@ impl Attempt<'_> {
                     };
                 }
                 () = self.stop.cancelled() => {
-                    self.cancelled.cancel();
+                    self.context.cancelled().cancel();
                     // A handler that is just done may say so.
                     let late = timeout(Duration::from_millis(100), &mut work).await;
                     return match late {
@@ -138,12 +142,20 @@ impl Attempt<'_> {
                         _ => Some(Report::Released { delay: Duration::ZERO }),
                     };
                 }
-                newest = next_progress(&mut progress) => self.tell(newest),
+                newest = next_progress(self.context.newest_progress()) => self.tell(newest),
             }
         }
     }
 
-    fn report(&self, result: std::thread::Result<Result<Payload, JobError>>) -> Report {
+    fn ended(&self, result: Ended) -> Report {
+        // Handlers know the deadline too: one that gives in to it has not failed by itself.
+        match Instant::now() < self.context.deadline() {
+            true => self.report(result),
+            false => self.report_timeout(Some(result)),
+        }
+    }
+
+    fn report(&self, result: Ended) -> Report {
         match result {
             Ok(Ok(output)) => Report::Succeeded(output),
             Ok(Err(error)) => Report::Failed(error),
@@ -155,7 +167,7 @@ impl Attempt<'_> {
         }
     }
 
-    fn report_timeout(&self, result: Option<std::thread::Result<Result<Payload, JobError>>>) -> Report {
+    fn report_timeout(&self, result: Option<Ended>) -> Report {
         match self.report_late(result, Cause::Timeout, "the attempt took longer than its attempt_timeout") {
             Report::Failed(_) if self.context.waited_in_vain() => Report::Released { delay: NEXT_TURN },
             report => report,
@@ -163,12 +175,7 @@ impl Attempt<'_> {
     }
 
     /// Success within the grace still counts; anything else is what the attempt was stopped for.
-    fn report_late(
-        &self,
-        result: Option<std::thread::Result<Result<Payload, JobError>>>,
-        cause: Cause,
-        message: &str,
-    ) -> Report {
+    fn report_late(&self, result: Option<Ended>, cause: Cause, message: &str) -> Report {
         match result {
             Some(Ok(Ok(output))) => Report::Succeeded(output),
             _ => {
@@ -185,13 +192,11 @@ impl Attempt<'_> {
     }
 }
 
-async fn next_progress(progress: &mut watch::Receiver<Option<Progress>>) -> Progress {
+async fn next_progress(progress: &NewestProgress) -> Progress {
     loop {
-        if progress.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-        tokio::time::sleep(PROGRESS_INTERVAL).await;
-        if let Some(newest) = progress.borrow_and_update().clone() {
+        progress.told().await;
+        sleep(PROGRESS_INTERVAL).await;
+        if let Some(newest) = progress.get() {
             return newest;
         }
     }

@@ -6,13 +6,13 @@ use std::{
 
 use serde::Serialize;
 use tokio::{
-    sync::{AcquireError, watch},
+    sync::AcquireError,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    engine::Clock,
+    engine::{Clock, NewestProgress},
     job::{JobError, JobId, JobSpec, Kind, Payload, Progress, QueueName, cut},
 };
 
@@ -23,8 +23,9 @@ pub struct Context(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     parts: ContextParts,
-    cancelled: CancellationToken,
-    progress: watch::Sender<Option<Progress>>,
+    /// Made when it is first asked for: most attempts end without.
+    cancelled: OnceLock<CancellationToken>,
+    progress: Arc<NewestProgress>,
     /// How long the attempt stood in line before its turn came; None if it did not come.
     waited: OnceLock<Option<Duration>>,
 }
@@ -47,13 +48,15 @@ pub struct ContextParts {
 }
 
 impl Context {
-    /// The context of one attempt, and where its newest progress can be read: conflated.
-    pub fn new(
-        parts: ContextParts,
-        cancelled: CancellationToken,
-    ) -> (Self, watch::Receiver<Option<Progress>>) {
-        let (progress, newest) = watch::channel(None);
-        (Self(Arc::new(Inner { parts, cancelled, progress, waited: OnceLock::new() })), newest)
+    /// The context of one attempt.
+    pub fn new(parts: ContextParts) -> Self {
+        let (cancelled, progress) = (OnceLock::new(), Arc::default());
+        Self(Arc::new(Inner { parts, cancelled, progress, waited: OnceLock::new() }))
+    }
+
+    /// What the attempt reports.
+    pub(crate) fn newest_progress(&self) -> &Arc<NewestProgress> {
+        &self.0.progress
     }
 
     /// The same in every attempt and run.
@@ -95,13 +98,13 @@ impl Context {
 
     /// Fires when the attempt is to stop: the job was cancelled, its time is over, or the server stops.
     pub fn cancelled(&self) -> &CancellationToken {
-        &self.0.cancelled
+        self.0.cancelled.get_or_init(CancellationToken::new)
     }
 
     /// Waits until the attempt is to stop, or its deadline has passed.
     pub async fn stopped(&self) {
         tokio::select! {
-            () = self.0.cancelled.cancelled() => {}
+            () = self.cancelled().cancelled() => {}
             () = self.timed_out() => {}
         }
     }
@@ -188,10 +191,10 @@ impl Context {
     fn report(&self, fraction: f64, note: &str, details: Option<Payload>) {
         let fraction = if fraction.is_nan() { 0.0 } else { fraction.clamp(0.0, 1.0) };
         let note = cut(note, Progress::NOTE_MAX);
-        self.0.progress.send_modify(|newest| {
-            let checkpoint = newest.take().or_else(|| self.last_progress().cloned()).and_then(|p| p.details);
+        self.0.progress.tell(|newest| {
+            let checkpoint = newest.or_else(|| self.last_progress().cloned()).and_then(|p| p.details);
             let details = details.or(checkpoint);
-            *newest = Some(Progress { fraction, note, details, update_time: self.0.parts.clock.now() });
+            Progress { fraction, note, details, update_time: self.0.parts.clock.now() }
         });
     }
 }
@@ -202,7 +205,7 @@ mod tests {
 
     use super::*;
 
-    fn context(last_progress: Option<Progress>) -> (Context, watch::Receiver<Option<Progress>>) {
+    fn context(last_progress: Option<Progress>) -> Context {
         let spec = JobSpec::new("echo".parse().unwrap(), Payload::none());
         let parts = ContextParts {
             job_id: "job-1".parse().unwrap(),
@@ -214,17 +217,21 @@ mod tests {
             last_progress,
             clock: Arc::default(),
         };
-        Context::new(parts, CancellationToken::new())
+        Context::new(parts)
+    }
+
+    fn newest(context: &Context) -> Progress {
+        context.newest_progress().get().unwrap()
     }
 
     #[test]
     fn only_the_newest_progress_is_kept_within_its_limits() {
-        let (context, newest) = context(None);
+        let context = context(None);
         context.progress(0.1, "first");
         context.progress(f64::NAN, "second");
-        assert_eq!(newest.borrow().as_ref().unwrap().fraction, 0.0);
+        assert_eq!(newest(&context).fraction, 0.0);
         context.progress(7.0, &"ü".repeat(Progress::NOTE_MAX));
-        let progress = newest.borrow().clone().unwrap();
+        let progress = newest(&context);
         assert_eq!(progress.fraction, 1.0);
         assert_eq!(progress.note.len(), Progress::NOTE_MAX);
         assert_eq!(progress.details, None);
@@ -232,21 +239,21 @@ mod tests {
 
     #[test]
     fn a_checkpoint_outlives_plain_progress_and_attempts() {
-        let (first, newest) = context(None);
+        let first = context(None);
         first.checkpoint(0.5, "half", [1, 2]).unwrap();
         first.progress(0.6, "more");
-        let last = newest.borrow().clone().unwrap();
+        let last = newest(&first);
         assert_eq!(last.details, Some(Payload::new(Payload::JSON, "[1,2]")));
 
-        let (second, newest) = context(Some(last.clone()));
+        let second = context(Some(last.clone()));
         assert_eq!(second.last_progress(), Some(&last));
         second.progress(0.1, "again");
-        assert_eq!(newest.borrow().as_ref().unwrap().details, last.details);
+        assert_eq!(newest(&second).details, last.details);
     }
 
     #[tokio::test(start_paused = true)]
     async fn standing_in_line_takes_no_time_of_the_attempt() {
-        let (context, line) = (context(None).0, Arc::new(Semaphore::new(0)));
+        let (context, line) = (context(None), Arc::new(Semaphore::new(0)));
         let end = context.deadline();
         let come = async {
             sleep(Duration::from_secs(40)).await;
@@ -265,7 +272,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_turn_that_does_not_come_is_known() {
-        let context = context(None).0;
+        let context = context(None);
         assert!(!context.waited_in_vain());
         let never = Arc::new(Semaphore::new(0)).acquire_owned();
         assert_eq!(context.in_line(never).await.unwrap_err().code, "interrupted");
@@ -274,10 +281,10 @@ mod tests {
 
     #[test]
     fn a_checkpoint_that_is_too_large_is_refused() {
-        let (context, newest) = context(None);
+        let context = context(None);
         let error = context.checkpoint(0.5, "", "x".repeat(Progress::DETAILS_MAX)).unwrap_err();
         assert_eq!(error.code, "checkpoint.invalid");
         assert!(!error.retryable);
-        assert!(newest.borrow().is_none());
+        assert!(context.newest_progress().get().is_none());
     }
 }

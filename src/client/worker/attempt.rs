@@ -3,10 +3,10 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use crate::{
-    job::{JobError, Payload, Progress},
+    job::{JobError, Payload},
     worker::{Context, Handler, panic_message},
 };
 
@@ -27,7 +27,6 @@ pub async fn run(
     handler: Arc<dyn Handler>,
     context: Context,
     payload: Payload,
-    mut progress: watch::Receiver<Option<Progress>>,
     events: mpsc::Sender<Event>,
 ) {
     let (cancelled, own) = (context.cancelled().clone(), context.clone());
@@ -42,7 +41,7 @@ pub async fn run(
                 cancelled.cancel();
                 continue;
             }
-            Ok(()) = progress.changed() => {}
+            () = own.newest_progress().told() => {}
         }
         // Nobody hears once the worker has ended.
         let _ = events.send(Event::Progress(lease_id.clone())).await;

@@ -8,11 +8,10 @@ use std::{
 use futures_util::future::BoxFuture;
 use prost::Message as _;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep, sleep_until},
 };
-use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use super::{
@@ -23,7 +22,7 @@ use super::{
 };
 use crate::{
     client::{Error, MAX_MESSAGE_BYTES, backoff::Backoff, resume::worth_resuming},
-    job::{Cause, JobError, Kind, Payload, Progress},
+    job::{Cause, JobError, Kind, Payload},
     proto::{
         Finish, FinishAck, Lease, PayloadFormat, WorkerCapacity, WorkerHeartbeat, WorkerHello, WorkerWelcome,
         finish::Outcome, lease_revoked::Reason, work_request::Message as Said,
@@ -74,8 +73,7 @@ struct Held {
 
 /// A handler under way, or that was.
 struct Work {
-    cancelled: CancellationToken,
-    progress: watch::Receiver<Option<Progress>>,
+    context: Context,
     task: AbortHandle,
 }
 
@@ -215,7 +213,7 @@ impl Run {
             held.sent = false;
             // The number of another stream.
             held.lease.iter_mut().for_each(|lease| lease.sequence = 0);
-            if held.work.as_ref().is_some_and(|work| work.progress.borrow().is_some()) {
+            if held.work.as_ref().is_some_and(|work| work.context.newest_progress().get().is_some()) {
                 posts.push(Post::Progress(lease_id.clone()));
             }
             if held.finish.is_some() {
@@ -302,13 +300,11 @@ impl Run {
         let Some(handler) = self.worker.handlers.get(kind).cloned() else {
             return self.release(lease_id, "no handler for this kind");
         };
-        let cancelled = CancellationToken::new();
-        let (context, progress) = Context::new(parts, cancelled.clone());
-        let work =
-            attempt::run(lease_id.clone(), handler, context, payload, progress.clone(), self.events.clone());
+        let context = Context::new(parts);
+        let work = attempt::run(lease_id.clone(), handler, context.clone(), payload, self.events.clone());
         let task = self.attempts.spawn(work);
         if let Some(held) = self.held.get_mut(&lease_id) {
-            held.work = Some(Work { cancelled, progress, task });
+            held.work = Some(Work { context, task });
         }
     }
 
@@ -323,7 +319,7 @@ impl Run {
     fn done(&mut self, lease_id: String, result: Result<Payload, JobError>) {
         let Some(held) = self.held.get(&lease_id) else { return };
         // The newest checkpoint goes with the result.
-        if held.work.as_ref().is_some_and(|work| work.progress.borrow().is_some()) {
+        if held.work.as_ref().is_some_and(|work| work.context.newest_progress().get().is_some()) {
             self.post(Post::Progress(lease_id.clone()));
         }
         if result.is_err() && self.phase >= Phase::Stopping {
@@ -383,7 +379,7 @@ impl Run {
     /// The job was cancelled, or the attempt's time is over. A handler that has not begun need not.
     fn interrupt(&mut self, lease_id: &str) {
         match self.held.get(lease_id) {
-            Some(Held { work: Some(work), .. }) => work.cancelled.cancel(),
+            Some(Held { work: Some(work), .. }) => work.context.cancelled().cancel(),
             Some(_) => self.release(lease_id.to_owned(), "stopped before it began"),
             None => {}
         }
@@ -396,8 +392,8 @@ impl Run {
             return;
         }
         tracing::warn!(lease_id, "lost a lease");
-        if let Some(Held { work: Some(Work { cancelled, task, .. }), .. }) = self.held.remove(lease_id) {
-            cancelled.cancel();
+        if let Some(Held { work: Some(Work { context, task }), .. }) = self.held.remove(lease_id) {
+            context.cancelled().cancel();
             self.attempts.spawn(async move {
                 sleep(LAST_WORDS).await;
                 task.abort();
@@ -420,7 +416,7 @@ impl Run {
         for lease_id in self.held.keys().cloned().collect::<Vec<_>>() {
             match &self.held[&lease_id].work {
                 None => self.release(lease_id, ENDS),
-                Some(work) if phase == Phase::Stopping => work.cancelled.cancel(),
+                Some(work) if phase == Phase::Stopping => work.context.cancelled().cancel(),
                 Some(_) if phase == Phase::Leaving => self.release(lease_id, "the handler did not end"),
                 Some(_) => {}
             }
@@ -465,8 +461,7 @@ impl Run {
                 })
             }
             Post::Progress(lease_id) => {
-                let work = self.held.get_mut(&lease_id)?.work.as_mut()?;
-                let progress = work.progress.borrow_and_update().clone()?;
+                let progress = self.held.get(&lease_id)?.work.as_ref()?.context.newest_progress().get()?;
                 Said::Progress(messages::step(lease_id, progress))
             }
             Post::Finish(lease_id) => {

@@ -13,7 +13,10 @@ use super::{
     standing::Span,
 };
 use crate::{
-    job::{Attempt, Ending, FinalState, JobError, Live, LiveState, Next, Progress, State, Step, Timestamp},
+    job::{
+        Attempt, Ending, FinalState, JobError, JobSpec, Live, LiveState, Next, Progress, State, Step,
+        Timestamp,
+    },
     store::{Outcome, Position, written},
 };
 
@@ -73,18 +76,24 @@ impl Job {
                 ..(**job).clone()
             },
             (Present::Final { version, .. }, Some(ending)) => {
-                job.ended(ending, *version, now, was.keep_until(&*lines.get(was.line)?, now))
+                job.ended(ending, *version, now, was.keep_until(&*lines.get(was.line)?, now), &mut None)
             }
             (Present::Final { .. }, None) => (**job).clone(),
         })
     }
 
-    /// The outcome that this unit has made, if the job is known as its worker got it.
-    fn outcome(&self, lines: &Lines, position: Position, now: Timestamp) -> Option<Outcome> {
+    /// The outcome that this unit has made, if the job is known as its worker got it. `last`: as in [`crate::job::Job::ended`].
+    fn outcome(
+        &self,
+        lines: &Lines,
+        position: Position,
+        now: Timestamp,
+        last: &mut Option<Arc<JobSpec>>,
+    ) -> Option<Outcome> {
         let (was, change) = (self.row.live.as_ref()?, self.change.as_ref()?);
         let (leased, ending) = (change.leased.as_ref()?, change.ending.as_ref()?);
         let keep_until = was.keep_until(&*lines.get(was.line).ok()?, now);
-        let job = leased.ended(ending, self.present.version(), now, keep_until);
+        let job = leased.ended(ending, self.present.version(), now, keep_until, last);
         Some(Outcome { position, job: Arc::new(job) })
     }
 }
@@ -367,7 +376,9 @@ impl Database {
             return;
         }
         let ends = || moved.0.iter().filter_map(|(&num, &seq)| Some((num, Position(seq?))));
-        let outcomes = ends().map(|(num, position)| unit.job(num)?.outcome(&self.lines, position, now));
+        let mut last = None;
+        let outcomes =
+            ends().map(|(num, position)| unit.job(num)?.outcome(&self.lines, position, now, &mut last));
         // All or none: those who follow the feed must not take a part for the whole.
         if let Some(mut outcomes) = outcomes.collect::<Option<Vec<_>>>() {
             outcomes.sort_unstable_by_key(|outcome| outcome.position);

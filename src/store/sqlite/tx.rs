@@ -1,5 +1,7 @@
 //! One transaction of the writer: what every command is made of.
 
+use std::sync::Arc;
+
 use rusqlite::{CachedStatement, Connection, params};
 
 use super::{
@@ -13,8 +15,8 @@ use super::{
 use crate::{
     config::Config,
     job::{
-        Attempt, Ending, Fence, Job, JobError, JobId, Live, LiveState, Next, Policy, Progress, State, Step,
-        Timestamp,
+        Attempt, Ending, Fence, Job, JobError, JobId, JobSpec, Live, LiveState, Next, Policy, Progress,
+        State, Step, Timestamp,
     },
     store::{Outcome, Position, fixed::Fixed, written},
 };
@@ -33,6 +35,8 @@ pub struct Tx<'a> {
     /// Leases on some of those.
     pub gathered: Option<Gathered>,
     pub effects: Effects,
+    /// The spec of the last outcome that is told.
+    pub told: Option<Arc<JobSpec>>,
     /// Somebody listens to changes.
     pub tell_changes: bool,
     /// Rows whose numbers must not come again were removed.
@@ -345,7 +349,8 @@ impl Tx<'_> {
 
     /// Keeps the outcome that was just appended, for those who follow the feed. `leased`: the job as its worker got it.
     pub fn tell_end(&mut self, row: &LiveRow, leased: &Job, ending: &Ending, now: Timestamp) -> Result<()> {
-        let job = leased.ended(ending, row.live.version + 1, now, self.keep_until(row, now)?);
+        let keep_until = self.keep_until(row, now)?;
+        let job = leased.ended(ending, row.live.version + 1, now, keep_until, &mut self.told);
         self.effects.outcomes.push(Outcome { position: self.effects.head, job: job.into() });
         Ok(())
     }

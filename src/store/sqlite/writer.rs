@@ -386,6 +386,7 @@ impl State {
             fresh: Fresh::default(),
             gathered: None,
             effects: Effects { head, ..Effects::default() },
+            told: None,
             tell_changes: self.signals.changed.receiver_count() > 0,
             removed: false,
         };
