@@ -25,6 +25,8 @@ pub struct Line {
     pub kind: Kind,
     /// What holds for its jobs unless they say otherwise.
     pub policy: Arc<Policy>,
+    /// Its queue's place in [`Lines::queues`].
+    at_queue: usize,
     counts: [u64; STATES],
     /// Payloads of unfinished jobs.
     bytes: u64,
@@ -44,12 +46,16 @@ impl Line {
 /// All lines.
 #[derive(Debug, Default)]
 pub struct Lines {
+    /// By id: a new one gets a larger one than all before it.
     all: Vec<Line>,
     by_name: HashMap<(QueueName, Kind), usize>,
-    by_id: HashMap<i64, usize>,
+    /// The line that was last asked for by its names.
+    last: usize,
     unfinished: u64,
     bytes: u64,
-    unfinished_by_queue: HashMap<QueueName, u64>,
+    /// Unfinished jobs of each queue.
+    queues: Vec<u64>,
+    queue_by_name: HashMap<QueueName, usize>,
     touched: BTreeSet<usize>,
     journal: Vec<Move>,
 }
@@ -97,35 +103,50 @@ impl Lines {
     ) {
         let at = self.all.len();
         self.by_name.insert((queue.clone(), kind.clone()), at);
-        self.by_id.insert(id, at);
+        let at_queue = *self.queue_by_name.entry(queue.clone()).or_insert_with(|| {
+            self.queues.push(0);
+            self.queues.len() - 1
+        });
         let policy = Arc::new(config.queue_policy(&queue));
-        let line = Line { id, queue, kind, policy, counts, bytes };
+        let line = Line { id, queue, kind, policy, at_queue, counts, bytes };
         self.unfinished += line.unfinished();
         self.bytes += bytes;
-        *self.unfinished_by_queue.entry(line.queue.clone()).or_default() += line.unfinished();
+        self.queues[at_queue] += line.unfinished();
         self.all.push(line);
     }
 
     /// The line of a spec; a new one is written at once.
     pub fn of(&mut self, connection: &Connection, config: &Config, spec: &JobSpec) -> Result<i64> {
-        let name = (spec.queue.clone(), spec.kind.clone());
-        if let Some(&at) = self.by_name.get(&name) {
+        if let Some(at) = self.find(spec) {
+            self.last = at;
             return Ok(self.all[at].id);
         }
         connection
             .prepare_cached("INSERT INTO line (queue, kind) VALUES (?1, ?2)")?
             .execute(params![spec.queue.as_str(), spec.kind.as_str()])?;
         let id = connection.last_insert_rowid();
-        self.add(config, id, name.0, name.1, [0; STATES], 0);
+        self.add(config, id, spec.queue.clone(), spec.kind.clone(), [0; STATES], 0);
         Ok(id)
     }
 
     pub fn known(&self, spec: &JobSpec) -> bool {
-        self.by_name.contains_key(&(spec.queue.clone(), spec.kind.clone()))
+        self.find(spec).is_some()
+    }
+
+    fn find(&self, spec: &JobSpec) -> Option<usize> {
+        // Jobs of one line often come one after the other.
+        if self.all.get(self.last).is_some_and(|line| line.queue == spec.queue && line.kind == spec.kind) {
+            return Some(self.last);
+        }
+        self.by_name.get(&(spec.queue.clone(), spec.kind.clone())).copied()
     }
 
     pub fn get(&self, id: i64) -> Result<&Line> {
-        self.by_id.get(&id).map(|&at| &self.all[at]).ok_or_else(|| rows::damaged("the line of a job"))
+        Ok(&self.all[self.place(id)?])
+    }
+
+    fn place(&self, id: i64) -> Result<usize> {
+        self.all.binary_search_by_key(&id, |line| line.id).map_err(|_| rows::damaged("the line of a job"))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Line> {
@@ -142,12 +163,12 @@ impl Lines {
     }
 
     pub fn unfinished_of(&self, queue: &QueueName) -> u64 {
-        self.unfinished_by_queue.get(queue).copied().unwrap_or(0)
+        self.queue_by_name.get(queue).map_or(0, |&at| self.queues[at])
     }
 
     /// Counts a job's move from one state to another. `bytes` is the size of its payload.
     pub fn shift(&mut self, id: i64, from: Option<State>, to: Option<State>, bytes: u64) -> Result<()> {
-        let line = *self.by_id.get(&id).ok_or_else(|| rows::damaged("the line of a job"))?;
+        let line = self.place(id)?;
         let step = Move { line, from, to, bytes };
         self.apply(step);
         self.journal.push(step);
@@ -166,7 +187,7 @@ impl Lines {
         }
         let was = from.is_some_and(|state| !state.is_final());
         let is = to.is_some_and(|state| !state.is_final());
-        let of_queue = self.unfinished_by_queue.entry(line.queue.clone()).or_default();
+        let of_queue = &mut self.queues[line.at_queue];
         if is && !was {
             line.bytes += bytes;
             self.bytes += bytes;
@@ -191,12 +212,14 @@ impl Lines {
             assert!(from.is_none(), "only a submit is rolled back");
             self.apply(Move { line, from: to, to: None, bytes });
         }
-        for line in self.all.split_off(mark.lines) {
-            self.by_id.remove(&line.id);
-            if self.unfinished_of(&line.queue) == 0 {
-                // Or names stay that are in no line.
-                self.unfinished_by_queue.remove(&line.queue);
-            }
+        let gone = self.all.split_off(mark.lines);
+        if !gone.is_empty() {
+            // Queues came with their first lines, and leave with them: or names stay that are in no line.
+            let queues = self.all.iter().map(|line| line.at_queue + 1).max().unwrap_or(0);
+            self.queues.truncate(queues);
+            self.queue_by_name.retain(|_, at| *at < queues);
+        }
+        for line in gone {
             self.by_name.remove(&(line.queue, line.kind));
         }
         self.touched.retain(|&at| at < mark.lines);
@@ -257,6 +280,6 @@ mod tests {
         }
         lines.roll_back(mark);
         assert_eq!((lines.len(), lines.backlog()), (1, (1, 1)));
-        assert_eq!(lines.unfinished_by_queue, HashMap::from([("kept".parse().unwrap(), 1)]));
+        assert_eq!((&lines.queues, lines.queue_by_name.len()), (&vec![1], 1));
     }
 }

@@ -1,5 +1,7 @@
 //! What workers say: leases prolonged, attempts reported.
 
+use std::sync::Arc;
+
 use rusqlite::params;
 
 use super::{rows::Result, tx::Tx};
@@ -56,8 +58,8 @@ fn settle_one(
     };
     // Only a failure asks for the job's own retries, which are another read.
     let policy = match report {
-        Report::Failed(_) => tx.policy(&row)?,
-        _ => (*tx.lines.get(row.line)?.policy).clone(),
+        Report::Failed(_) => Arc::new(tx.policy(&row)?),
+        _ => tx.lines.get(row.line)?.policy.clone(),
     };
     let step = match row.live.settle(lease.fence, report, &policy, now, jitter) {
         Ok(step) => step,
