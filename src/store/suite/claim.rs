@@ -278,7 +278,10 @@ pub async fn a_claim_may_wait_for_jobs(open: Open) {
 
 pub async fn a_job_that_is_claimed_as_it_comes_is_like_any_other(open: Open) {
     let mut world = World::new(open).await;
-    world.add(job("there").delay(secs(60))).await;
+    // Both queues are known: a look must not find one before it knows of the other.
+    for queue in ["default", "two"] {
+        world.add(job(queue).queue(queue).delay(secs(60))).await;
+    }
     let wait =
         ClaimWait { slots: Arc::new(Semaphore::new(4)), end: CancellationToken::new(), handover: None };
     let claim = Claim { wait: Some(wait), ..World::wish(10) };
