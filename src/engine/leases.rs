@@ -26,19 +26,32 @@ pub enum Revocation {
 /// How far an attempt has come: only the newest is kept. Each attempt has one, and most never tell anything.
 #[derive(Debug, Default)]
 pub struct NewestProgress {
-    newest: Mutex<Option<Progress>>,
+    newest: Mutex<Newest>,
     told: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Newest {
+    progress: Option<Progress>,
+    is_new: bool,
 }
 
 impl NewestProgress {
     pub fn get(&self) -> Option<Progress> {
-        self.newest.lock().clone()
+        self.newest.lock().progress.clone()
+    }
+
+    /// The same, once: none if it was taken before.
+    pub fn take_new(&self) -> Option<Progress> {
+        let mut newest = self.newest.lock();
+        std::mem::take(&mut newest.is_new).then(|| newest.progress.clone())?
     }
 
     /// Makes a newer one of the one there is.
     pub fn tell(&self, newer: impl FnOnce(Option<Progress>) -> Progress) {
         let mut newest = self.newest.lock();
-        *newest = Some(newer(newest.take()));
+        let last = newest.progress.take();
+        *newest = Newest { progress: Some(newer(last)), is_new: true };
         drop(newest);
         self.told.notify_one();
     }
@@ -158,5 +171,24 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.leases.held.lock().remove(&self.lease);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Timestamp;
+
+    #[tokio::test]
+    async fn what_was_told_twice_is_new_once() {
+        let progress = NewestProgress::default();
+        let at =
+            |fraction| Progress { fraction, note: String::new(), details: None, update_time: Timestamp(0) };
+        progress.tell(|_| at(0.1));
+        progress.told().await;
+        progress.tell(|last| at(last.unwrap().fraction + 0.4));
+        assert_eq!(progress.take_new(), Some(at(0.5)));
+        progress.told().await;
+        assert_eq!((progress.take_new(), progress.get()), (None, Some(at(0.5))));
     }
 }

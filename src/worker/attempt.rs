@@ -196,7 +196,7 @@ async fn next_progress(progress: &NewestProgress) -> Progress {
     loop {
         progress.told().await;
         sleep(PROGRESS_INTERVAL).await;
-        if let Some(newest) = progress.get() {
+        if let Some(newest) = progress.take_new() {
             return newest;
         }
     }

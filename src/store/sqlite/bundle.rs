@@ -39,9 +39,14 @@ impl Bundle {
 
 impl Bundles {
     pub fn hold(&self, num: i64) -> bool {
-        self.0.range(..=num).next_back().is_some_and(|(first, bundle)| {
-            usize::try_from(num - first).is_ok_and(|at| bundle.holds.get(at).copied().unwrap_or(false))
-        })
+        self.of(num).is_some()
+    }
+
+    /// The bundle that holds a job.
+    fn of(&self, num: i64) -> Option<i64> {
+        let (&first, bundle) = self.0.range(..=num).next_back()?;
+        let at = usize::try_from(num - first).ok()?;
+        bundle.holds.get(at).is_some_and(|holds| *holds).then_some(first)
     }
 
     /// When the first of their leases is over.
@@ -49,20 +54,22 @@ impl Bundles {
         self.0.values().map(|bundle| bundle.until).min()
     }
 
-    /// Takes a job out, if it is in one. Answers with the bundle that is empty now.
-    fn remove(&mut self, num: i64) -> Option<i64> {
-        let (&first, bundle) = self.0.range_mut(..=num).next_back()?;
+    /// Takes a job out of the bundle that holds it. Whether that is empty now.
+    fn remove(&mut self, first: i64, num: i64) -> bool {
+        let Some(bundle) = self.0.get_mut(&first) else { return false };
         bundle.holds[(num - first) as usize] = false;
         bundle.count -= 1;
-        (bundle.count == 0).then(|| {
+        let is_empty = bundle.count == 0;
+        if is_empty {
             self.0.remove(&first);
-            first
-        })
+        }
+        is_empty
     }
 
-    fn first_before(&self, time: Timestamp) -> Option<(i64, i64)> {
-        let old = self.0.iter().find(|(_, bundle)| bundle.started <= time);
-        old.map(|(&first, bundle)| (first, bundle.last(first)))
+    /// One that is old, or whose leases are over.
+    fn old(&self, now: Timestamp) -> Option<i64> {
+        let is_old = |bundle: &Bundle| bundle.started.0 <= now.0 - AGE || bundle.until <= now;
+        self.0.iter().find(|(_, bundle)| is_old(bundle)).map(|(&first, _)| first)
     }
 }
 
@@ -112,32 +119,36 @@ impl Tx<'_> {
 
     /// The job of a bundle has ended. False if it is in none.
     pub fn leave_bundle(&mut self, num: i64) -> Result<bool> {
-        if !self.bundles.hold(num) {
-            return Ok(false);
-        }
-        if let Some(empty) = self.bundles.remove(num) {
-            self.delete_bundle(empty)?;
+        let Some(first) = self.bundles.of(num) else { return Ok(false) };
+        if self.bundles.remove(first, num) {
+            self.delete_bundle(first)?;
         }
         Ok(true)
     }
 
     /// Gives a job a row in `live`, if it is in a bundle.
     pub fn unbundle(&mut self, num: i64) -> Result<()> {
-        if self.bundles.hold(num) {
-            self.give_rows(num, num)?;
+        if let Some(first) = self.bundles.of(num) {
+            self.give_rows(first, num, num)?;
             self.leave_bundle(num)?;
         }
         Ok(())
     }
 
-    /// Gives up the bundles that are old.
-    pub fn unbundle_old(&mut self, now: Timestamp) -> Result<()> {
-        while let Some((first, last)) = self.bundles.first_before(Timestamp(now.0 - AGE)) {
-            self.give_rows(first, last)?;
-            self.bundles.0.remove(&first);
+    /// Gives up bundles that are old, until about so many jobs have got rows. Whether there are more.
+    pub fn unbundle_old(&mut self, now: Timestamp, most: usize) -> Result<bool> {
+        let mut count = 0;
+        while let Some(first) = self.bundles.old(now) {
+            if count >= most {
+                return Ok(true);
+            }
+            if let Some(bundle) = self.bundles.0.remove(&first) {
+                count += bundle.count;
+                self.give_rows(first, first, bundle.last(first))?;
+            }
             self.delete_bundle(first)?;
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Gives up all bundles that a process before this one has written.
@@ -146,17 +157,19 @@ impl Tx<'_> {
         let bundles: Vec<(i64, i64)> =
             bundles.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_>>()?;
         for (first, last) in bundles {
-            self.give_rows(first, last)?;
+            self.give_rows(first, first, last)?;
             self.delete_bundle(first)?;
         }
         Ok(())
     }
 
-    fn give_rows(&self, first: i64, last: i64) -> Result<()> {
+    /// To those of a bundle that have these numbers.
+    fn give_rows(&self, bundle: i64, low: i64, high: i64) -> Result<()> {
         let sql = const_format::formatcp!(
-            "INSERT INTO live ({LIVE_COLUMNS}, rank) SELECT {LIVE_COLUMNS}, rank FROM seat WHERE num BETWEEN ?1 AND ?2"
+            "INSERT INTO live ({LIVE_COLUMNS}, rank) SELECT {LIVE_COLUMNS}, rank FROM seat \
+             WHERE bundle = ?1 AND num BETWEEN ?2 AND ?3"
         );
-        self.connection.prepare_cached(sql)?.execute([first, last]).map(drop)
+        self.connection.prepare_cached(sql)?.execute([bundle, low, high]).map(drop)
     }
 
     fn delete_bundle(&self, first: i64) -> Result<()> {

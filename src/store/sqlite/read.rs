@@ -81,7 +81,11 @@ pub fn live(connection: &Connection, num: i64) -> Result<Option<LiveRow>> {
 
 /// What would be the row of a job that is in a bundle.
 pub fn seat(connection: &Connection, num: i64) -> Result<Option<LiveRow>> {
-    let sql = const_format::concatcp!("SELECT ", LIVE_COLUMNS, " FROM seat WHERE num = ?1");
+    let sql = const_format::concatcp!(
+        "SELECT ",
+        LIVE_COLUMNS,
+        " FROM seat WHERE num = ?1 AND bundle = (SELECT max(first) FROM bundle WHERE first <= ?1)"
+    );
     connection.prepare_cached(sql)?.query_row([num], rows::live_row).optional()
 }
 

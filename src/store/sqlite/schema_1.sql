@@ -137,7 +137,7 @@ CREATE INDEX request_until ON request (until);
 
 -- What the jobs of bundles would have in `live`. There are few bundles: they are looked through first.
 CREATE VIEW seat AS
-  SELECT num, line, 3 AS state, 1 AS run, 1 AS attempt, 2 AS version, priority, submitted AS due,
+  SELECT first AS bundle, num, line, 3 AS state, 1 AS run, 1 AS attempt, 2 AS version, priority, submitted AS due,
     submitted - priority * 60000 AS rank, NULL AS wake, NULL AS start_by, NULL AS end_by, length(payload) AS bytes,
     NULL AS retention, fence, worker, started, until, NULL AS cancel_reason
   FROM bundle CROSS JOIN job ON num BETWEEN first AND last

@@ -6,37 +6,49 @@ use crate::{
     store::{Claim, Leased},
 };
 
-/// What each claim gets, at its place. The first in line leaves something for those behind it: what there is, is
-/// divided evenly among those who may have it, and what somebody does not need goes to the others.
-pub fn share(tx: &mut Tx<'_>, now: Timestamp, claims: &[&Claim]) -> Result<Vec<Vec<Leased>>> {
+/// What each claim gets of what stands in the lines that are [`due`], at its place, and at most so many jobs. The first in
+/// line leaves something for those behind it: what there is, is divided evenly among those who may have it, and what
+/// somebody does not need goes to the others.
+pub fn share(
+    tx: &mut Tx<'_>,
+    now: Timestamp,
+    due: &[i64],
+    claims: &[(&Claim, usize)],
+) -> Result<Vec<Vec<Leased>>> {
     let mut given = vec![Vec::new(); claims.len()];
-    let due: Vec<i64> = tx.lines.iter().filter(|line| queued(line) > 0).map(|line| line.id).collect();
     if due.is_empty() {
         return Ok(given);
     }
     let mut hungry = Vec::new();
-    for (at, claim) in claims.iter().enumerate() {
-        if claim.wanted() > 0 && available(tx, &due, claim)? > 0 {
+    for (at, &(claim, wanted)) in claims.iter().enumerate() {
+        if wanted > 0 && available(tx, due, claim)? > 0 {
             hungry.push(at);
         }
     }
     for (served, &at) in hungry.iter().enumerate() {
-        let most = available(tx, &due, claims[at])?.div_ceil(hungry.len() - served);
-        claim(tx, now, claims[at], most.min(claims[at].wanted()), &mut given[at])?;
+        let (asking, wanted) = claims[at];
+        let most = available(tx, due, asking)?.div_ceil(hungry.len() - served);
+        claim(tx, now, asking, most.min(wanted), &mut given[at])?;
     }
     if hungry.len() > 1 {
         for at in hungry {
-            let most = claims[at].wanted().saturating_sub(given[at].len());
-            if most > 0 && available(tx, &due, claims[at])? > 0 {
-                claim(tx, now, claims[at], most, &mut given[at])?;
+            let (asking, wanted) = claims[at];
+            let most = wanted.saturating_sub(given[at].len());
+            if most > 0 && available(tx, due, asking)? > 0 {
+                claim(tx, now, asking, most, &mut given[at])?;
             }
         }
     }
     Ok(given)
 }
 
-/// Jobs in line that a claim may have.
-fn available(tx: &Tx<'_>, due: &[i64], claim: &Claim) -> Result<usize> {
+/// The lines in which jobs stand.
+pub fn due(tx: &Tx<'_>) -> Vec<i64> {
+    tx.lines.iter().filter(|line| queued(line) > 0).map(|line| line.id).collect()
+}
+
+/// Jobs in these lines that a claim may have.
+pub fn available(tx: &Tx<'_>, due: &[i64], claim: &Claim) -> Result<usize> {
     let mut available = 0;
     for &id in due {
         let line = tx.lines.get(id)?;

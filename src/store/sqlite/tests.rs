@@ -1,4 +1,5 @@
 mod bundles;
+mod claims;
 mod commands;
 mod damage;
 mod maintenance;

@@ -18,7 +18,7 @@ const SLICE: i64 = 500;
 /// Ends what is over by `now`. That happens `at` a time that may be later: the store has been told of it meanwhile.
 pub fn tick(tx: &mut Tx<'_>, now: Timestamp, at: Timestamp) -> Result<Tick> {
     let mut tick = Tick::default();
-    tx.unbundle_old(now)?;
+    tick.more |= tx.unbundle_old(now, SLICE as usize)?;
     let due = "SELECT num FROM live WHERE wake IS NOT NULL AND wake <= ?1 ORDER BY wake LIMIT ?2";
     let expired = "SELECT num FROM live WHERE state = 3 AND until <= ?1 ORDER BY until LIMIT ?2";
     for sql in [due, expired] {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use rusqlite::{Connection, TransactionBehavior};
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
     bundle::Bundles,
@@ -16,7 +16,7 @@ use super::{
     lines::Lines,
     recent::Recent,
     rows::Result,
-    share::share,
+    share::{available, due, share},
     tx::{Effects, Fences, Numbers, Statements, Tx},
 };
 use crate::{
@@ -51,7 +51,7 @@ enum Command {
 struct Parked {
     claim: Claim,
     reply: oneshot::Sender<Vec<Leased>>,
-    /// It may have had too little room for what there was.
+    /// It had too little room for what there was, or may have had.
     is_behind: bool,
     /// Told when it has no room at all.
     full: Arc<Notify>,
@@ -74,14 +74,23 @@ impl Parked {
         parked.push(self);
     }
 
-    /// Makes these leases the business of whoever takes jobs while the claim waits on.
-    fn hand_over(&mut self, leased: &mut Vec<Leased>) -> Option<Answer> {
-        let wait = self.claim.wait.as_ref().filter(|wait| !wait.end.is_cancelled())?;
-        let handover = wait.handover.clone()?;
-        let slots = wait.slots.clone().try_acquire_many_owned(leased.len() as u32).ok()?;
-        self.is_behind = leased.len() == self.claim.limit || wait.slots.available_permits() == 0;
-        let leased = std::mem::take(leased);
-        Some(Box::new(move || drop(handover.send(Handover { leased, slots }))))
+    /// How many jobs it may have now; with the slots for them, if it takes them while it waits on. They are taken
+    /// beforehand, because others come free, or are had for a moment, while jobs are leased.
+    fn room(&self) -> (usize, Option<OwnedSemaphorePermit>) {
+        let wanted = self.claim.wanted();
+        match self.claim.wait.as_ref().filter(|wait| wait.handover.is_some() && !wait.end.is_cancelled()) {
+            None => (wanted, None),
+            Some(wait) => match wait.slots.clone().try_acquire_many_owned(wanted as u32) {
+                Ok(slots) => (wanted, Some(slots)),
+                Err(_) => (0, None),
+            },
+        }
+    }
+
+    /// Makes these leases, with a slot for each, the business of whoever takes jobs while the claim waits on.
+    fn hand_over(&self, leased: Vec<Leased>, slots: OwnedSemaphorePermit) -> Answer {
+        let handover = self.claim.wait.as_ref().and_then(|wait| wait.handover.clone());
+        Box::new(move || drop(handover.map(|handover| handover.send(Handover { leased, slots }))))
     }
 }
 
@@ -107,23 +116,31 @@ fn serve(tx: &mut Tx<'_>, parked: &mut Vec<Parked>, answers: &mut Vec<Answer>) -
     let mut waiting = std::mem::take(parked);
     // Nobody would hear of the leases.
     waiting.retain(|waiting| !waiting.reply.is_closed());
-    let claims: Vec<_> = waiting.iter().map(|waiting| &waiting.claim).collect();
-    let given = share(tx, tx.shared.now(), &claims)?;
-    for (mut waiting, mut leased) in waiting.into_iter().zip(given) {
-        if leased.is_empty() && !waiting.is_over() {
-            waiting.is_behind = waiting.claim.wanted() == 0;
-            waiting.park(parked);
-        } else if let Some(handed_over) = waiting.hand_over(&mut leased) {
-            answers.push(handed_over);
-            waiting.park(parked);
-        } else {
-            answers.push(Box::new(move || drop(waiting.reply.send(leased))));
+    let room: Vec<_> = waiting.iter().map(Parked::room).collect();
+    let claims: Vec<_> = waiting.iter().zip(&room).map(|(one, (wanted, _))| (&one.claim, *wanted)).collect();
+    let due = due(tx);
+    let given = share(tx, tx.shared.now(), &due, &claims)?;
+    // Whoever was given something stands behind the others: what comes one by one is for all of them in turn.
+    let mut served = Vec::new();
+    for ((mut waiting, (wanted, slots)), leased) in waiting.into_iter().zip(room).zip(given) {
+        let handed_over = slots.and_then(|mut slots| slots.split(leased.len()));
+        // Who had room and found nothing need not look at the same again.
+        let is_exhausted = wanted > 0 && leased.is_empty();
+        waiting.is_behind = !is_exhausted && available(tx, &due, &waiting.claim)? > 0;
+        match handed_over {
+            _ if leased.is_empty() && !waiting.is_over() => waiting.park(parked),
+            Some(slots) if !leased.is_empty() => {
+                answers.push(waiting.hand_over(leased, slots));
+                waiting.park(&mut served);
+            }
+            _ => answers.push(Box::new(move || drop(waiting.reply.send(leased)))),
         }
     }
+    parked.append(&mut served);
     Ok(())
 }
 
-/// Waits until a claim that had no room has some. Its slots may all come free without any write.
+/// Waits until a claim that had no room has some: its slots may come free without any write. Takes one for a moment.
 async fn room_again(full: &Notify, slots: &Semaphore) {
     full.notified().await;
     drop(slots.acquire().await);
@@ -215,7 +232,7 @@ impl Writer {
         let _ = self.commands.try_send(Command::Wake);
         let leased = match wait {
             None => receiver.await,
-            Some(ClaimWait { slots, end, .. }) => loop {
+            Some(ClaimWait { slots, end, handover }) => loop {
                 tokio::select! {
                     biased;
                     leased = &mut receiver => break leased,
@@ -223,7 +240,7 @@ impl Writer {
                         self.send(Command::Wake).await;
                         break receiver.await;
                     }
-                    () = room_again(&full, &slots) => self.send(Command::Wake).await,
+                    () = room_again(&full, &slots), if handover.is_some() => self.send(Command::Wake).await,
                 }
             },
         };

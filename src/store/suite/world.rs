@@ -239,11 +239,16 @@ impl World {
 
     /// Adds jobs that a pool waits for: nothing may be due before them.
     pub async fn wanted(&self, jobs: impl IntoIterator<Item = New>) -> Vec<Leased> {
+        self.wanted_by(Self::wish(usize::MAX), jobs).await
+    }
+
+    /// The same for another claim.
+    pub async fn wanted_by(&self, claim: Claim, jobs: impl IntoIterator<Item = New>) -> Vec<Leased> {
         let jobs: Vec<New> = jobs.into_iter().collect();
         let slots = Semaphore::new(jobs.len()).into();
         let wait = ClaimWait { slots, end: CancellationToken::new(), handover: None };
         let (store, now) = (self.store(), self.now);
-        let claim = Claim { wait: Some(wait), ..Self::wish(jobs.len()) };
+        let claim = Claim { wait: Some(wait), ..claim };
         let claimed = tokio::spawn(async move { store.claim(now, claim).await.unwrap() });
         tokio::task::yield_now().await;
         self.group(jobs).await.unwrap();

@@ -1,17 +1,15 @@
 //! Leases that share a row: whoever reads or changes one of their jobs does not notice.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use rusqlite::Connection;
-
-use tokio::sync::Semaphore;
 
 use super::OPEN;
 use crate::{
     config::Config,
     job::{Filter, JobId, Payload, Report, State, View, WorkerId},
     store::{
-        Claim, ClaimWait, Leased,
+        Claim, Leased,
         sqlite::{SqliteStore, backup, open::DATABASE, verify},
         suite::{World, busy, id, job, secs},
     },
@@ -110,6 +108,17 @@ async fn what_runs_for_longer_gets_a_row() {
 }
 
 #[tokio::test]
+async fn leases_that_are_over_sooner_end_in_time() {
+    let mut world = World::new(OPEN).await;
+    let lease = Duration::from_millis(300);
+    world.wanted_by(Claim { lease, ..World::wish(1) }, [job("a")]).await;
+    let tick = world.pass(Duration::from_millis(299)).await;
+    assert_eq!((rows(&world), tick.next), ((1, 0), Some(world.now.after(Duration::from_millis(1)))));
+    world.pass(Duration::from_millis(1)).await;
+    assert_eq!(world.state("a").await, State::BACKING_OFF);
+}
+
+#[tokio::test]
 async fn what_the_rows_of_a_bundle_do_not_say_has_rows() {
     let world = World::new(OPEN).await;
     let limited = job("limited").spec(|spec| spec.total_timeout = Some(secs(60)));
@@ -130,14 +139,8 @@ async fn what_the_rows_of_a_bundle_do_not_say_has_rows() {
 #[tokio::test]
 async fn only_the_pool_has_bundles() {
     let world = World::new(OPEN).await;
-    let (store, now) = (world.store(), world.now);
-    let wait = ClaimWait { slots: Semaphore::new(1).into(), end: Default::default(), handover: None };
     let worker = WorkerId::of_program("worker", "far").unwrap();
-    let claim = Claim { worker, wait: Some(wait), ..World::wish(1) };
-    let claimed = tokio::spawn(async move { store.claim(now, claim).await.unwrap() });
-    tokio::task::yield_now().await;
-    world.add(job("a")).await;
-    assert_eq!(claimed.await.unwrap().len(), 1);
+    assert_eq!(world.wanted_by(Claim { worker, ..World::wish(1) }, [job("a")]).await.len(), 1);
     assert_eq!(rows(&world), (0, 1));
 }
 

@@ -186,7 +186,7 @@ fn plan(connection: &Connection, sql: &str) -> Vec<String> {
 fn is_cheap(step: &str) -> bool {
     // In the order of the index, and only the first of them.
     let first = step == "SCAN live USING COVERING INDEX live_running";
-    let tables = ["job", "live", "done", "failure", "progress", "request"];
+    let tables = ["job", "live", "bundle", "done", "failure", "progress", "request"];
     let scans = tables.iter().any(|table| step.split(' ').take(2).eq(["SCAN", table]));
     !step.contains("TEMP B-TREE") && !step.contains("AUTOMATIC") && (first || !scans)
 }
