@@ -1,6 +1,10 @@
-//! SQLite as the store uses it, with nothing around it: the same tables, writes and syncs, on one thread.
+//! SQLite as the store uses it, with nothing around it, on one thread: a loop that puts every job in line, claims and ends
+//! it, in the store's tables; and a writer that does what the store does where a pool waits for the jobs.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use jobwire::bench::Error;
 use rusqlite::{Connection, params};
@@ -39,7 +43,7 @@ pub fn lifecycles(duration: Duration) -> Result<f64, Error> {
 }
 
 fn batch(connection: &Connection, from: i64) -> Result<(), rusqlite::Error> {
-    transaction(connection, "FULL", || insert(connection, WAITING, from + 1..from + 1 + BATCH))?;
+    transaction(connection, "FULL", || insert(connection, from + 1..from + 1 + BATCH))?;
     let mut claimed = Vec::with_capacity(BATCH as usize);
     transaction(connection, "NORMAL", || {
         let mut ready = connection.prepare_cached(
@@ -59,14 +63,14 @@ fn batch(connection: &Connection, from: i64) -> Result<(), rusqlite::Error> {
         }
         Ok(())
     })?;
-    transaction(connection, "FULL", || end(connection, claimed))
+    transaction(connection, "FULL", || end(connection, &claimed))
 }
 
 /// Writes jobs as a server does.
 pub struct Jobs {
     connection: Connection,
     next: i64,
-    running: std::ops::Range<i64>,
+    running: Range<i64>,
     _dir: TempDir,
 }
 
@@ -76,55 +80,68 @@ impl Jobs {
         Ok(Self { connection: open(&dir).map_err(failed)?, next: 1, running: 1..1, _dir: dir })
     }
 
-    /// Accepts so many that nobody runs. Of those that somebody waits for, it writes so many as running, and those of the
-    /// time before as done.
+    /// Accepts so many that nobody runs. Of those that a pool waits for, it writes so many as running, in one bundle, and
+    /// those of the time before as done.
     pub fn step(&mut self, waiting: usize, running: usize) -> Result<(), Error> {
         let waiting = self.next..self.next + waiting as i64;
         let running = waiting.end..waiting.end + running as i64;
         self.next = running.end;
         let before = std::mem::replace(&mut self.running, running.clone());
         let write = || {
-            insert(&self.connection, WAITING, waiting)?;
-            insert(&self.connection, RUNNING, running)?;
-            end(&self.connection, before)
+            insert(&self.connection, waiting)?;
+            self.connection.prepare_cached("DELETE FROM bundle WHERE first = ?1")?.execute([before.start])?;
+            finish(&self.connection, before)?;
+            insert_jobs(&self.connection, running.clone())?;
+            bundle(&self.connection, running)
         };
         transaction(&self.connection, "FULL", write).map_err(failed)
     }
 }
 
-/// The live row of a job that waits, and that of one that runs as soon as it comes.
-const WAITING: &str = "INSERT INTO live (num, line, state, run, attempt, version, priority, due, rank, bytes, fence) \
-                       VALUES (?1, 1, 2, 1, 0, 1, 0, ?2, ?2, 100, 0)";
-const RUNNING: &str = "INSERT INTO live (num, line, state, run, attempt, version, priority, due, rank, bytes, fence, \
-                       worker, started, until) VALUES (?1, 1, 3, 1, 1, 2, 0, ?2, ?2, 100, ?1, 'w', ?2, ?2)";
+/// Jobs that wait.
+fn insert(connection: &Connection, mut nums: Range<i64>) -> Result<(), rusqlite::Error> {
+    insert_jobs(connection, nums.clone())?;
+    let mut live = connection.prepare_cached(
+        "INSERT INTO live (num, line, state, run, attempt, version, priority, due, rank, bytes, fence) \
+         VALUES (?1, 1, 2, 1, 0, 1, 0, ?2, ?2, 100, 0)",
+    )?;
+    nums.try_for_each(|num| live.execute(params![num, NOW]).map(drop))
+}
 
-fn insert(
-    connection: &Connection,
-    live: &str,
-    mut nums: std::ops::Range<i64>,
-) -> Result<(), rusqlite::Error> {
+fn insert_jobs(connection: &Connection, mut nums: Range<i64>) -> Result<(), rusqlite::Error> {
     let mut job = connection.prepare_cached(
         "INSERT INTO job (id, line, priority, submitted, content_type, payload, crc, options) \
          VALUES (?1, 1, 0, ?2, 'application/octet-stream', ?3, 7, NULL)",
     )?;
-    let mut live = connection.prepare_cached(live)?;
-    nums.try_for_each(|num| {
-        job.execute(params![id(num), NOW, PAYLOAD])?;
-        live.execute(params![num, NOW]).map(drop)
-    })
+    nums.try_for_each(|num| job.execute(params![id(num), NOW, PAYLOAD]).map(drop))
 }
 
-fn end(connection: &Connection, nums: impl IntoIterator<Item = i64>) -> Result<(), rusqlite::Error> {
+fn bundle(connection: &Connection, nums: Range<i64>) -> Result<(), rusqlite::Error> {
+    if nums.is_empty() {
+        return Ok(());
+    }
+    connection
+        .prepare_cached(
+            "INSERT INTO bundle (first, last, fence, worker, started, until) \
+             VALUES (?1, ?2, ?1, 'w', ?3, ?3)",
+        )?
+        .execute(params![nums.start, nums.end - 1, NOW])
+        .map(drop)
+}
+
+fn end(connection: &Connection, nums: &[i64]) -> Result<(), rusqlite::Error> {
     let mut end = connection.prepare_cached("DELETE FROM live WHERE num = ?1")?;
+    nums.iter().try_for_each(|num| end.execute([num]).map(drop))?;
+    finish(connection, nums.iter().copied())
+}
+
+fn finish(connection: &Connection, nums: impl IntoIterator<Item = i64>) -> Result<(), rusqlite::Error> {
     let mut done = connection.prepare_cached(
         "INSERT INTO done (num, run, attempt, version, state, fence, worker, started, finished, keep_until, \
          content_type, output, crc) \
          VALUES (?1, 1, 1, 3, 5, 1, 'w', ?2, ?2, ?2, 'application/octet-stream', ?3, 7)",
     )?;
-    nums.into_iter().try_for_each(|num| {
-        end.execute([num])?;
-        done.execute(params![num, NOW, PAYLOAD]).map(drop)
-    })
+    nums.into_iter().try_for_each(|num| done.execute(params![num, NOW, PAYLOAD]).map(drop))
 }
 
 fn id(num: i64) -> [u8; 16] {

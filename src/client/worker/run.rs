@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     client::{Error, MAX_MESSAGE_BYTES, backoff::Backoff, resume::worth_resuming},
-    job::{Cause, JobError, Kind, Payload},
+    job::{Cause, JobError, Kind, Payload, Progress},
     proto::{
         Finish, FinishAck, Lease, PayloadFormat, WorkerCapacity, WorkerHeartbeat, WorkerHello, WorkerWelcome,
         finish::Outcome, lease_revoked::Reason, work_request::Message as Said,
@@ -69,6 +69,12 @@ struct Held {
     sent: bool,
     /// The server would not have the handler's own result.
     refused: bool,
+}
+
+impl Held {
+    fn progress(&self) -> Option<Progress> {
+        self.work.as_ref()?.context.newest_progress().get()
+    }
 }
 
 /// A handler under way, or that was.
@@ -213,7 +219,7 @@ impl Run {
             held.sent = false;
             // The number of another stream.
             held.lease.iter_mut().for_each(|lease| lease.sequence = 0);
-            if held.work.as_ref().is_some_and(|work| work.context.newest_progress().get().is_some()) {
+            if held.progress().is_some() {
                 posts.push(Post::Progress(lease_id.clone()));
             }
             if held.finish.is_some() {
@@ -319,7 +325,7 @@ impl Run {
     fn done(&mut self, lease_id: String, result: Result<Payload, JobError>) {
         let Some(held) = self.held.get(&lease_id) else { return };
         // The newest checkpoint goes with the result.
-        if held.work.as_ref().is_some_and(|work| work.context.newest_progress().get().is_some()) {
+        if held.progress().is_some() {
             self.post(Post::Progress(lease_id.clone()));
         }
         if result.is_err() && self.phase >= Phase::Stopping {
@@ -461,7 +467,7 @@ impl Run {
                 })
             }
             Post::Progress(lease_id) => {
-                let progress = self.held.get(&lease_id)?.work.as_ref()?.context.newest_progress().get()?;
+                let progress = self.held.get(&lease_id)?.progress()?;
                 Said::Progress(messages::step(lease_id, progress))
             }
             Post::Finish(lease_id) => {

@@ -82,7 +82,8 @@ impl Job {
         })
     }
 
-    /// The outcome that this unit has made, if the job is known as its worker got it. `last`: as in [`crate::job::Job::ended`].
+    /// The outcome that this unit has made, if the job is known as its worker got it. `last`: as in
+    /// [`crate::job::Job::ended`].
     fn outcome(
         &self,
         lines: &Lines,

@@ -152,7 +152,8 @@ fn check_bodies(connection: &Connection, report: &mut VerifyReport) -> SqlResult
     Ok(())
 }
 
-/// An unfinished job has a row in `live`, or a seat in a bundle; any other has an outcome. Nothing is left of a job that is gone.
+/// An unfinished job has a row in `live`, or a seat in a bundle; any other has an outcome. Nothing is left of a job that
+/// is gone.
 fn check_places(connection: &Connection, report: &mut VerifyReport) -> SqlResult<()> {
     for (what, sql) in [
         (

@@ -22,8 +22,9 @@ fn renew_one(tx: &mut Tx<'_>, renewal: &Renewal) -> Result<Renewed> {
     if row.live.state != LiveState::Running {
         return Ok(Renewed::Lost);
     }
+    // A bundle keeps neither.
+    tx.unbundle(row.num)?;
     if let Some(until) = renewal.until {
-        tx.unbundle(row.num)?;
         // Not a transition: the version stays.
         tx.connection
             .prepare_cached("UPDATE live SET until = ?2 WHERE num = ?1")?
@@ -31,8 +32,6 @@ fn renew_one(tx: &mut Tx<'_>, renewal: &Renewal) -> Result<Renewed> {
         tx.recent.renew(row.num, until);
     }
     if let Some(progress) = &renewal.progress {
-        // Nobody looks for progress of a job in a bundle.
-        tx.unbundle(row.num)?;
         tx.store_progress(row.num, progress)?;
     }
     Ok(if row.live.cancel_reason.is_some() { Renewed::Cancelled } else { Renewed::Held })

@@ -127,13 +127,15 @@ fn serve(tx: &mut Tx<'_>, parked: &mut Vec<Parked>, answers: &mut Vec<Answer>) -
         // Who had room and found nothing need not look at the same again.
         let is_exhausted = wanted > 0 && leased.is_empty();
         waiting.is_behind = !is_exhausted && available(tx, &due, &waiting.claim)? > 0;
-        match handed_over {
-            _ if leased.is_empty() && !waiting.is_over() => waiting.park(parked),
-            Some(slots) if !leased.is_empty() => {
-                answers.push(waiting.hand_over(leased, slots));
-                waiting.park(&mut served);
-            }
-            _ => answers.push(Box::new(move || drop(waiting.reply.send(leased)))),
+        if leased.is_empty() && !waiting.is_over() {
+            waiting.park(parked);
+        } else if let Some(slots) = handed_over
+            && !leased.is_empty()
+        {
+            answers.push(waiting.hand_over(leased, slots));
+            waiting.park(&mut served);
+        } else {
+            answers.push(Box::new(move || drop(waiting.reply.send(leased))));
         }
     }
     parked.append(&mut served);
