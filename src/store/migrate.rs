@@ -71,7 +71,7 @@ const TABLES: [(&str, &str, Option<&str>); 11] = [
          content_type, outputs, sizes",
         Some(
             "SELECT seq, num, num, run, attempt, version, state, job.line, fence, worker, started, finished, keep_until, error, \
-             done.content_type, output, coalesce(length(output), 0) FROM done JOIN job USING (num)",
+             outcome.content_type, output, coalesce(length(output), 0) FROM outcome JOIN job USING (num)",
         ),
     ),
     ("failure", "num, run, attempt, worker, started, finished, error", None),

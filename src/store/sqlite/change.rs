@@ -1,8 +1,9 @@
 //! What callers do to a job that is there: cancel, retry, delete.
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::OptionalExtension;
 
 use super::{
+    done::{self, Alike},
     read,
     rows::{self, LiveRow, Result},
     submit::holder,
@@ -29,7 +30,7 @@ pub fn cancel(tx: &mut Tx<'_>, now: Timestamp, cancel: &Cancel) -> Result<Answer
     let mut revoke = None;
     if let Place::Live(row) = place {
         match row.live.cancel(&cancel.reason) {
-            Cancelled::Now(ending) => tx.finish(&row, &ending, now)?,
+            Cancelled::Now(ending) => tx.finish(&row, &ending, now, None)?,
             Cancelled::Asked(live) => tx.update_live(&row, &live)?,
             Cancelled::Already => {}
         }
@@ -86,8 +87,8 @@ pub fn delete(tx: &mut Tx<'_>, delete: &Delete) -> Result<Answer<Position>> {
 /// Everything of a final job but its request ids.
 pub fn remove(tx: &mut Tx<'_>, num: i64) -> Result<()> {
     tx.removed = true;
+    tx.remove_outcomes(num, i64::MAX)?;
     for sql in [
-        "DELETE FROM done WHERE num = ?1",
         "DELETE FROM failure WHERE num = ?1",
         "DELETE FROM progress WHERE num = ?1",
         "DELETE FROM job WHERE num = ?1",
@@ -115,21 +116,16 @@ fn find(tx: &Tx<'_>, id: &JobId, etag: Option<&str>) -> Result<Answer<(i64, Plac
 }
 
 fn done(tx: &Tx<'_>, num: i64) -> Result<Place> {
-    tx.connection
-        .prepare_cached(
-            "SELECT job.line, state, run, version FROM done JOIN job USING (num) WHERE num = ?1 \
-             ORDER BY seq DESC LIMIT 1",
-        )?
-        .query_row(params![num], |row| {
-            Ok(Place::Done {
-                line: row.get(0)?,
-                state: rows::final_state(row.get(1)?)?,
-                run: row.get(2)?,
-                version: row.get(3)?,
-            })
-        })
-        .optional()?
-        .ok_or_else(|| rows::damaged("a job that is in no state"))
+    let line = tx
+        .connection
+        .prepare_cached("SELECT line FROM job WHERE num = ?1")?
+        .query_row([num], |row| row.get(0))
+        .optional()?;
+    let Some((line, ended)) = line.zip(done::newest(tx.connection, num, false)?) else {
+        return Err(rows::damaged("a job that is in no state"));
+    };
+    let Alike { state, run, version, .. } = ended.alike;
+    Ok(Place::Done { line, state, run, version })
 }
 
 /// A job as it is now, without its payload and its output: the writer copies nothing that is large.

@@ -108,7 +108,7 @@ fn lease(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, num: i64) -> Result<Opt
         Err(rusqlite::Error::FromSqlConversionFailure(_, _, why)) => {
             let message = format!("{why} is damaged; run `jobwire verify`");
             let error = JobError::new(Cause::Internal, "jobwire.data_loss", &message, false);
-            tx.finish(&row, &Ending::without_result(FinalState::Failed, error), now)?;
+            tx.finish(&row, &Ending::without_result(FinalState::Failed, error), now, None)?;
             return Ok(None);
         }
         fixed => fixed?.ok_or_else(|| rows::damaged("a job without its spec"))?,

@@ -1,8 +1,10 @@
 //! The feed: outcomes in commit order.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use const_format::formatcp;
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{
+    done::{self, Ended, Members, WITH_OUTPUT, place},
     read,
     rows::{self, Result},
 };
@@ -11,8 +13,8 @@ use crate::{
     store::{FeedStart, Outcome, OutcomePage, Position, Queues, weight::filled_in},
 };
 
-/// Rows that one call looks at, at most: a page is a short transaction.
-const SCAN: i64 = 2000;
+/// Outcomes that one call looks at, at most: a page is a short transaction.
+const SCAN: usize = 2000;
 
 /// Bytes of one page, about, without what each outcome has. Every watcher that lags behind holds one.
 const PAGE_BYTES: usize = 1 << 20;
@@ -47,10 +49,7 @@ pub fn feed_start(connection: &Connection, now: Timestamp) -> Result<FeedStart> 
     Ok(FeedStart { position: Position(position), time: oldest.map_or(now, Timestamp), cut: cut(connection)? })
 }
 
-const OUTCOMES: &str = "SELECT done.*, length(done.output) AS output_size, job.id, line.queue, line.kind, job.priority, job.submitted, \
-     job.content_type AS payload_type, length(job.payload) AS size, job.options \
-     FROM done JOIN job USING (num) JOIN line ON line.id = job.line \
-     WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+const OUTCOMES: &str = formatcp!("SELECT {WITH_OUTPUT} FROM done WHERE seq > ?1 ORDER BY seq LIMIT ?2");
 
 /// Outcomes after a position.
 pub fn outcomes(
@@ -61,32 +60,32 @@ pub fn outcomes(
     queues: &Queues,
 ) -> Result<OutcomePage> {
     let mut page = OutcomePage { outcomes: Vec::new(), upto: after, start: feed_start(connection, now)? };
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX).min(SCAN);
+    let limit = limit.min(SCAN);
     let (mut looked, mut bytes) = (0, 0);
     let mut statement = connection.prepare_cached(OUTCOMES)?;
-    let mut rows = statement.query(params![after.0, limit])?;
-    while bytes < PAGE_BYTES
-        && let Some(row) = rows.next()?
-    {
-        let outcome = outcome(connection, row)?;
-        looked += 1;
-        page.upto = outcome.position;
-        if queues.contain(&outcome.job.spec.queue) {
-            bytes += filled_in(&outcome.job);
-            page.outcomes.push(outcome);
+    let mut rows = statement.query(params![after.0, limit as i64])?;
+    while let Some(row) = rows.next()? {
+        // A damaged output must not hold up the feed: it is left out here, and refused to those who ask for it.
+        let ended = Ended::read(row, true)?;
+        for (seq, num) in ended.members.outcomes().filter(|&(seq, _)| seq > after.0) {
+            if bytes >= PAGE_BYTES || looked == limit {
+                return Ok(page);
+            }
+            let fixed = read::fixed(connection, num, false)?
+                .ok_or_else(|| rows::damaged("a job without its spec"))?;
+            looked += 1;
+            page.upto = Position(seq);
+            if queues.contain(&fixed.spec.queue) {
+                let job = done::job(connection, fixed, &ended, num)?;
+                bytes += filled_in(&job);
+                page.outcomes.push(Outcome { position: page.upto, job: job.into() });
+            }
         }
     }
     if bytes < PAGE_BYTES && looked < limit {
         page.upto = page.upto.max(head(connection)?);
     }
     Ok(page)
-}
-
-fn outcome(connection: &Connection, row: &Row<'_>) -> Result<Outcome> {
-    let job = |view| read::of_done(connection, read::fixed_row_of_outcome(row)?, row, view);
-    // A damaged output must not hold up the feed: it is left out here, and refused to those who ask for it.
-    let job = rows::intact(job(View::Result))?.or_else(|_| job(View::Basic))?;
-    Ok(Outcome { position: Position(row.get("seq")?), job: job.into() })
 }
 
 /// The newest outcome of each job that is final now, from `after` up to `upto`.
@@ -98,23 +97,17 @@ pub fn existing(
     filter: &Filter,
     limit: usize,
 ) -> Result<OutcomePage> {
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX).min(SCAN);
+    let limit = limit.min(SCAN);
     let found = if filter.job_ids.is_empty() {
-        let newest = "SELECT seq, num FROM done AS d WHERE seq > ?1 AND seq <= ?2 \
-             AND NOT EXISTS (SELECT 1 FROM live WHERE live.num = d.num) \
-             AND NOT EXISTS (SELECT 1 FROM done AS e WHERE e.num = d.num AND e.seq > d.seq) ORDER BY seq LIMIT ?3";
-        connection
-            .prepare_cached(newest)?
-            .query_map(params![after.0, upto.0, limit], |row| Ok((row.get(0)?, row.get(1)?)))?
-            .collect::<Result<Vec<(i64, i64)>>>()?
+        all_newest(connection, after, upto, limit)?
     } else {
         let mut found = newest_of(connection, filter.job_ids.iter())?;
         found.retain(|&(seq, _)| seq > after.0 && seq <= upto.0);
-        found.truncate(limit as usize);
+        found.truncate(limit);
         found
     };
     let mut page = OutcomePage { outcomes: Vec::new(), upto: after, start: feed_start(connection, now)? };
-    let (mut bytes, full) = (0, found.len() as i64 == limit);
+    let (mut bytes, full) = (0, found.len() == limit);
     for (seq, num) in found {
         let job = |view| read::job(connection, num, view);
         let Some(job) = rows::intact(job(View::Result))?.or_else(|_| job(View::Basic))? else { continue };
@@ -133,19 +126,52 @@ pub fn existing(
     Ok(page)
 }
 
+/// The first positions of newest outcomes of jobs that are final, with their jobs.
+fn all_newest(
+    connection: &Connection,
+    after: Position,
+    upto: Position,
+    limit: usize,
+) -> Result<Vec<(i64, i64)>> {
+    let mut statement =
+        connection.prepare_cached("SELECT seq, base, held FROM done WHERE seq > ?1 ORDER BY seq")?;
+    let mut rows = statement.query([after.0])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        for (seq, num) in Members::of(row)?.outcomes().filter(|&(seq, _)| seq > after.0) {
+            if seq > upto.0 || found.len() == limit {
+                return Ok(found);
+            }
+            if newest_position(connection, num)? == Some(seq) {
+                found.push((seq, num));
+            }
+        }
+    }
+    Ok(found)
+}
+
 fn newest_of<'a>(connection: &Connection, ids: impl Iterator<Item = &'a JobId>) -> Result<Vec<(i64, i64)>> {
     let mut found = Vec::new();
-    let mut newest = connection.prepare_cached(
-        "SELECT seq, num FROM done WHERE num = ?1 AND NOT EXISTS (SELECT 1 FROM live WHERE num = ?1) \
-         ORDER BY seq DESC LIMIT 1",
-    )?;
     for id in ids {
         if let Some(num) = read::num(connection, id)? {
-            found.extend(newest.query_row([num], |row| Ok((row.get(0)?, row.get(1)?))).optional()?);
+            found.extend(newest_position(connection, num)?.map(|seq| (seq, num)));
         }
     }
     found.sort_unstable();
     Ok(found)
+}
+
+/// Where the outcome of a job is that is final.
+fn newest_position(connection: &Connection, num: i64) -> Result<Option<i64>> {
+    let (base, bit) = place(num);
+    let newest = connection
+        .prepare_cached(
+            "SELECT seq, base, held FROM done WHERE base = ?1 AND held & ?2 \
+             AND NOT EXISTS (SELECT 1 FROM live WHERE num = ?3) ORDER BY base DESC, seq DESC LIMIT 1",
+        )?
+        .query_row([base, bit, num], Members::of)
+        .optional()?;
+    Ok(newest.and_then(|members| members.position(num)))
 }
 
 /// Positions grow with their times: halves the range until the place is found.

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 
 use rusqlite::{Connection, params};
 
-use super::{feed, read, rows::Result};
+use super::{done, feed, read, rows::Result};
 use crate::{
     job::{FinalState, LiveState, State, View},
     store::{ListPage, ListQuery, weight::weight},
 };
 
 /// Jobs that one call looks at, at most.
-const SCAN: i64 = 5000;
+const SCAN: usize = 5000;
 
 /// Bytes of bodies on one page, about; a message is 4 MiB.
 const PAGE_BYTES: usize = 3 << 20;
@@ -19,7 +19,7 @@ const PAGE_BYTES: usize = 3 << 20;
 pub fn list(connection: &Connection, query: &ListQuery) -> Result<ListPage> {
     let mut page = ListPage { jobs: Vec::new(), next: None, position: feed::head(connection)? };
     let candidates = candidates(connection, query)?;
-    let exhausted = (candidates.len() as i64) < SCAN;
+    let exhausted = candidates.len() < SCAN;
     let (mut bytes, mut before, last) = (0, query.after, candidates.last().copied());
     for num in candidates {
         let Some(job) = read::job(connection, num, View::Basic)? else { continue };
@@ -73,9 +73,9 @@ fn candidates(connection: &Connection, query: &ListQuery) -> Result<Vec<i64>> {
     } else if only(|state| matches!(state, State::Live(_))) {
         &["live WHERE num", "seat WHERE +num"]
     } else if only(|state| state.is_final() && state != State::Final(FinalState::Succeeded)) {
-        &["done INDEXED BY done_unsuccessful WHERE state <> 5 AND num"]
+        return done::nums(connection, true, query.after, query.oldest_first, SCAN);
     } else if only(State::is_final) {
-        &["done INDEXED BY done_num WHERE num"]
+        return done::nums(connection, false, query.after, query.oldest_first, SCAN);
     } else {
         &["job WHERE num"]
     };
@@ -83,17 +83,17 @@ fn candidates(connection: &Connection, query: &ListQuery) -> Result<Vec<i64>> {
         if query.oldest_first { (">", "ASC", i64::MIN) } else { ("<", "DESC", i64::MAX) };
     let mut nums: Vec<i64> = Vec::new();
     for source in sources {
-        let sql = format!("SELECT DISTINCT num FROM {source} {compare} ?1 ORDER BY num {order} LIMIT ?2");
+        let sql = format!("SELECT num FROM {source} {compare} ?1 ORDER BY num {order} LIMIT ?2");
         let mut statement = connection.prepare_cached(&sql)?;
-        let found =
-            statement.query_map(params![query.after.unwrap_or(from), SCAN], |row| row.get::<_, i64>(0))?;
+        let found = statement
+            .query_map(params![query.after.unwrap_or(from), SCAN as i64], |row| row.get::<_, i64>(0))?;
         for num in found {
             nums.push(num?);
         }
     }
     if sources.len() > 1 {
         nums.sort_unstable_by_key(|num| if query.oldest_first { *num } else { -num });
-        nums.truncate(SCAN as usize);
+        nums.truncate(SCAN);
     }
     Ok(nums)
 }

@@ -7,9 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::{Connection, Row, params};
+use const_format::formatcp;
+use rusqlite::{Connection, params};
 
 use super::{
+    done::{Ended, Members, WITH_OUTPUT},
     open::{self, DATABASE, OpenError},
     rows::{self, Result as SqlResult},
 };
@@ -125,7 +127,7 @@ pub fn verify(data: &Path) -> Result<VerifyReport, MaintenanceError> {
     let count = |sql: &str| -> SqlResult<u64> { snapshot.query_row(sql, [], |row| row.get(0)) };
     report.jobs = count("SELECT count(*) FROM job")?;
     report.unfinished = count("SELECT count(*) FROM unfinished")?;
-    report.outcomes = count("SELECT count(*) FROM done")?;
+    report.outcomes = count("SELECT count(*) FROM outcome")?;
     check_bodies(&snapshot, &mut report)?;
     check_places(&snapshot, &mut report)?;
     check_counts(&snapshot, &mut report)?;
@@ -134,19 +136,24 @@ pub fn verify(data: &Path) -> Result<VerifyReport, MaintenanceError> {
 }
 
 fn check_bodies(connection: &Connection, report: &mut VerifyReport) -> SqlResult<()> {
-    type Intact = fn(&Row<'_>) -> bool;
-    let payload: Intact = |row| rows::payload(row).is_ok();
-    let outcome: Intact = |row| rows::Ended::of(row).is_ok();
-    for (what, sql, intact) in
-        [("payload", "SELECT num, payload, crc FROM job", payload), ("output", "SELECT * FROM done", outcome)]
-    {
-        let mut statement = connection.prepare(sql)?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            if !intact(row) && report.problems.len() < VerifyReport::MAX_PROBLEMS {
-                let name = name(connection, row.get("num")?);
-                report.problems.push(format!("the {what} of {name} does not match its checksum"));
-            }
+    let mut found = |what: &str, num| {
+        if report.problems.len() < VerifyReport::MAX_PROBLEMS {
+            let name = name(connection, num);
+            report.problems.push(format!("the {what} of {name} does not match its checksum"));
+        }
+    };
+    let mut statement = connection.prepare("SELECT num, payload, crc FROM job")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        if rows::payload(row).is_err() {
+            found("payload", row.get("num")?);
+        }
+    }
+    let mut statement = connection.prepare(formatcp!("SELECT {WITH_OUTPUT} FROM done"))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        if !Ended::read(row, true).is_ok_and(|ended| ended.is_intact) {
+            Members::of(row)?.nums().for_each(|num| found("output", num));
         }
     }
     Ok(())
@@ -159,7 +166,7 @@ fn check_places(connection: &Connection, report: &mut VerifyReport) -> SqlResult
         (
             "is in no state",
             "SELECT num FROM job WHERE NOT EXISTS (SELECT 1 FROM live WHERE live.num = job.num) \
-             AND NOT EXISTS (SELECT 1 FROM done WHERE done.num = job.num) \
+             AND NOT EXISTS (SELECT 1 FROM done WHERE base = job.num & -32 AND held >> (job.num & 31) & 1) \
              AND NOT EXISTS (SELECT 1 FROM bundle WHERE job.num BETWEEN first AND last)",
         ),
         (
@@ -168,16 +175,17 @@ fn check_places(connection: &Connection, report: &mut VerifyReport) -> SqlResult
         ),
         (
             "has an outcome, but is gone",
-            "SELECT num FROM done WHERE NOT EXISTS (SELECT 1 FROM job WHERE job.num = done.num)",
+            "SELECT num FROM outcome WHERE NOT EXISTS (SELECT 1 FROM job WHERE job.num = outcome.num)",
         ),
         (
             "failed, but is gone",
             "SELECT num FROM failure WHERE NOT EXISTS (SELECT 1 FROM job WHERE job.num = failure.num)",
         ),
-        ("has two outcomes of one run", "SELECT num FROM done GROUP BY num, run HAVING count(*) > 1"),
+        ("has two outcomes of one run", "SELECT num FROM outcome GROUP BY num, run HAVING count(*) > 1"),
         (
             "is unfinished in a run that has an outcome",
-            "SELECT live.num FROM live JOIN done ON done.num = live.num AND done.run >= live.run",
+            "SELECT live.num FROM live JOIN done ON base = live.num & -32 AND held >> (live.num & 31) & 1 \
+             AND done.run >= live.run",
         ),
         ("runs without a lease", "SELECT num FROM live WHERE (state = 3) <> (until IS NOT NULL)"),
     ] {

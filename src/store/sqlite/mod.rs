@@ -7,6 +7,7 @@ mod bundle;
 mod change;
 mod checkpoint;
 mod claim;
+mod done;
 mod export;
 mod feed;
 mod fresh;
@@ -51,7 +52,7 @@ use self::{
     lines::Lines,
     readers::Readers,
     tx::Tx,
-    writer::{Durable, State, Writer},
+    writer::{Durable, Phase, State, Writer},
 };
 use super::{
     Breaks, Cancel, Change, Claim, Delete, FeedStart, GroupReply, LeaseId, Leased, LineCounts, ListPage,
@@ -188,8 +189,19 @@ impl SqliteStore {
         durable: Durable,
         run: impl FnOnce(&mut Tx<'_>, Timestamp) -> rows::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
+        self.write_in(Phase::Any, now, weight, durable, run).await
+    }
+
+    async fn write_in<T: Send + 'static>(
+        &self,
+        phase: Phase,
+        now: Timestamp,
+        weight: usize,
+        durable: Durable,
+        run: impl FnOnce(&mut Tx<'_>, Timestamp) -> rows::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
         self.at(now);
-        self.writer()?.call(weight, durable, move |tx| run(tx, tx.shared.now())).await
+        self.writer()?.call(weight, durable, phase, move |tx| run(tx, tx.shared.now())).await
     }
 
     fn writer(&self) -> Result<Arc<Writer>, Error> {
@@ -265,9 +277,9 @@ fn lease_key(connection: &Connection) -> rusqlite::Result<[u8; 32]> {
 #[async_trait]
 impl Store for SqliteStore {
     async fn submit(&self, now: Timestamp, groups: Vec<Vec<Submission>>) -> Result<Vec<GroupReply>, Error> {
-        self.at(now);
         let weight = groups.iter().map(Vec::len).sum();
-        self.writer()?.submit(weight, move |tx| submit::submit(tx, tx.shared.now(), groups)).await
+        self.write_in(Phase::Submit, now, weight, Durable::Synced, |tx, now| submit::submit(tx, now, groups))
+            .await
     }
 
     async fn claim(&self, now: Timestamp, claim: Claim) -> Result<Vec<Leased>, Error> {
@@ -285,7 +297,10 @@ impl Store for SqliteStore {
         settlements: Vec<Settlement>,
     ) -> Result<Vec<Result<(), Error>>, Error> {
         let weight = settlements.len();
-        self.write(now, weight, Durable::Synced, |tx, now| settle::settle(tx, now, settlements)).await
+        self.write_in(Phase::Settle, now, weight, Durable::Synced, |tx, now| {
+            settle::settle(tx, now, settlements)
+        })
+        .await
     }
 
     async fn cancel(

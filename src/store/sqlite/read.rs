@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::rows::{self, LIVE_COLUMNS, LiveRow, Result};
+use super::{
+    done,
+    rows::{self, LIVE_COLUMNS, LiveRow, Result},
+};
 use crate::{
-    job::{Attempt, Job, JobError, JobId, JobSpec, Payload, Progress, State, Timestamp, View},
+    job::{Attempt, Job, JobError, JobId, JobSpec, Payload, Progress, Timestamp, View},
     store::{LeaseId, fixed::Fixed},
 };
 
@@ -50,11 +52,6 @@ fn fixed_row(row: &Row<'_>, with_payload: bool) -> Result<Fixed> {
         Payload { content_type, size: row.get("size")?, body: None }
     };
     fixed_of(row, payload)
-}
-
-/// The fixed part in a row of the feed, where `content_type` is the output's.
-pub fn fixed_row_of_outcome(row: &Row<'_>) -> Result<Fixed> {
-    fixed_of(row, Payload { content_type: row.get("payload_type")?, size: row.get("size")?, body: None })
 }
 
 fn fixed_of(row: &Row<'_>, payload: Payload) -> Result<Fixed> {
@@ -122,11 +119,8 @@ pub fn leased(connection: &Connection, lease: &LeaseId, with_input: bool) -> Res
 /// The job of a lease, and whether it was the newest one when the job ended.
 pub fn lease_job(connection: &Connection, lease: LeaseId) -> Result<Option<(JobId, bool)>> {
     let Some(id) = id(connection, lease.job)? else { return Ok(None) };
-    let fence: Option<i64> = connection
-        .prepare_cached("SELECT fence FROM done WHERE num = ?1 ORDER BY num DESC, seq DESC LIMIT 1")?
-        .query_row([lease.job], |row| row.get(0))
-        .optional()?;
-    Ok(Some((id, fence == Some(lease.fence))))
+    let ended = done::newest(connection, lease.job, false)?;
+    Ok(Some((id, ended.is_some_and(|ended| ended.alike.fence == lease.fence))))
 }
 
 /// An unfinished job, without its history.
@@ -142,63 +136,11 @@ pub fn live_job(connection: &Connection, fixed: Fixed, row: &LiveRow) -> Result<
 }
 
 fn done_job(connection: &Connection, num: i64, fixed: &Fixed, view: View) -> Result<Option<Job>> {
-    // Of `*` SQLite reads all, also what nobody looks at.
-    let sql = match view {
-        View::Basic => {
-            "SELECT num, run, attempt, version, state, worker, started, finished, keep_until, error, content_type, \
-             length(output) AS output_size FROM done WHERE num = ?1 ORDER BY num DESC, seq DESC LIMIT 1"
-        }
-        _ => "SELECT * FROM done WHERE num = ?1 ORDER BY num DESC, seq DESC LIMIT 1",
-    };
-    let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query([num])?;
-    let Some(row) = rows.next()? else { return Ok(None) };
-    if row.get::<_, i64>("num")? != num {
-        return Err(rows::damaged("the index of outcomes"));
+    let Some(ended) = done::newest(connection, num, view != View::Basic)? else { return Ok(None) };
+    match ended.is_intact {
+        true => done::job(connection, fixed.clone(), &ended, num).map(Some),
+        false => Err(rows::damaged("the output of a job")),
     }
-    of_done(connection, fixed.clone(), row, view).map(Some)
-}
-
-/// A final job, from its row in `done`.
-pub fn of_done(connection: &Connection, fixed: Fixed, row: &Row<'_>, view: View) -> Result<Job> {
-    let (num, run) = (row.get("num")?, row.get("run")?);
-    let content_type: Option<String> = row.get("content_type")?;
-    let output = if view == View::Basic {
-        let size: Option<usize> = row.get("output_size")?;
-        content_type.zip(size).map(|(content_type, size)| Payload { content_type, size, body: None })
-    } else {
-        let body = rows::Ended::of(row)?.output.map(Bytes::copy_from_slice);
-        content_type.zip(body).map(|(content_type, body)| Payload::new(content_type, body))
-    };
-    let error = row.get_ref("error")?.as_str_or_null()?.map(rows::error).transpose()?;
-    let mut job = Job {
-        id: fixed.id,
-        spec: fixed.spec,
-        state: State::Final(rows::final_state(row.get("state")?)?),
-        attempt: row.get("attempt")?,
-        run,
-        output,
-        error,
-        progress: None,
-        cancel_requested: false,
-        worker: rows::worker(row, "worker")?,
-        submit_time: fixed.submitted,
-        next_attempt_time: None,
-        start_time: rows::time(row, "started")?,
-        finish_time: rows::time(row, "finished")?,
-        delete_time: rows::time(row, "keep_until")?,
-        version: row.get("version")?,
-        trace: fixed.trace,
-        attempts: Vec::new(),
-    };
-    if job.attempt > 0 && job.worker.is_none() {
-        // It ended without a lease: while it backed off, or late. The last attempt is told by its failure.
-        if let Some(failed) = latest_failure(connection, num, run)? {
-            job.start_time = failed.start_time;
-            job.worker = failed.worker;
-        }
-    }
-    Ok(job)
 }
 
 pub fn progress(connection: &Connection, num: i64) -> Result<Option<Progress>> {
@@ -208,7 +150,7 @@ pub fn progress(connection: &Connection, num: i64) -> Result<Option<Progress>> {
         .optional()
 }
 
-fn latest_failure(connection: &Connection, num: i64, run: u32) -> Result<Option<Attempt>> {
+pub fn latest_failure(connection: &Connection, num: i64, run: u32) -> Result<Option<Attempt>> {
     connection
         .prepare_cached("SELECT * FROM failure WHERE num = ?1 AND run = ?2 ORDER BY attempt DESC LIMIT 1")?
         .query_row(params![num, run], attempt)

@@ -159,48 +159,6 @@ pub fn payload(row: &Row<'_>) -> Result<Bytes> {
     Ok(Bytes::copy_from_slice(bytes))
 }
 
-/// What is told of a run that has ended, as its checksum sees it: nothing of it can change unseen, and it cannot pass for
-/// another job's.
-pub struct Ended<'a> {
-    pub num: i64,
-    pub run: u32,
-    pub state: i32,
-    pub error: Option<&'a str>,
-    pub content_type: Option<&'a str>,
-    pub output: Option<&'a [u8]>,
-}
-
-impl<'a> Ended<'a> {
-    /// Of a row of `done`.
-    ///
-    /// # Errors
-    /// It does not match its checksum.
-    pub fn of(row: &'a Row<'_>) -> Result<Self> {
-        let ended = Self {
-            num: row.get("num")?,
-            run: row.get("run")?,
-            state: row.get("state")?,
-            error: row.get_ref("error")?.as_str_or_null()?,
-            content_type: row.get_ref("content_type")?.as_str_or_null()?,
-            output: row.get_ref("output")?.as_blob_or_null()?,
-        };
-        if Some(ended.crc()) == row.get("crc")? { Ok(ended) } else { Err(damaged("the output of a job")) }
-    }
-
-    pub fn crc(&self) -> u32 {
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(&self.num.to_le_bytes());
-        hasher.update(&self.run.to_le_bytes());
-        hasher.update(&self.state.to_le_bytes());
-        for part in [self.error.map(str::as_bytes), self.content_type.map(str::as_bytes), self.output] {
-            let length = part.map_or(u64::MAX, |part| part.len() as u64);
-            hasher.update(&length.to_le_bytes());
-            hasher.update(part.unwrap_or_default());
-        }
-        hasher.finalize()
-    }
-}
-
 /// As [`written::spec`].
 pub fn spec(
     queue: QueueName,

@@ -78,10 +78,17 @@ CREATE TABLE bundle (
   until   INTEGER NOT NULL
 ) STRICT;
 
--- The result store and the feed: seq is the position, in commit order.
+-- The places of a row of `done`.
+CREATE TABLE place (n INTEGER PRIMARY KEY) STRICT;
+INSERT INTO place SELECT value FROM json_each('[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31]');
+
+-- The result store and the feed: seq is the position, in commit order. Successes that came about together share a row if
+-- nothing but their jobs and their outputs tells them apart, and the numbers of their jobs are among the same 32: their
+-- positions and their outputs follow one another as their numbers do.
 CREATE TABLE done (
-  seq          INTEGER PRIMARY KEY,
-  num          INTEGER NOT NULL,
+  seq          INTEGER PRIMARY KEY,         -- of the last one
+  base         INTEGER NOT NULL,            -- the number of the job, or one below it: a multiple of 32
+  held         INTEGER NOT NULL,            -- a bit for each job: 1 << (number - base)
   run          INTEGER NOT NULL,
   attempt      INTEGER NOT NULL,
   version      INTEGER NOT NULL,
@@ -93,12 +100,13 @@ CREATE TABLE done (
   keep_until   INTEGER NOT NULL,
   error        TEXT,                        -- JSON
   content_type TEXT,
+  ends         TEXT,                        -- JSON: where each output ends, if there are several
   output       BLOB,
-  crc          INTEGER NOT NULL             -- CRC-32 of what is told of it: see rows::Ended
+  crc          INTEGER NOT NULL             -- CRC-32 of what is told of them: see done::Ended
 ) STRICT;
-CREATE INDEX done_num ON done (num);
+CREATE INDEX done_base ON done (base, seq, held);
 CREATE INDEX done_keep_until ON done (keep_until);
-CREATE INDEX done_unsuccessful ON done (num) WHERE state <> 5;
+CREATE INDEX done_unsuccessful ON done (base, held) WHERE state <> 5;
 
 -- Attempts that failed.
 CREATE TABLE failure (
@@ -142,6 +150,15 @@ CREATE VIEW seat AS
     NULL AS retention, fence, worker, started, until, NULL AS cancel_reason
   FROM bundle CROSS JOIN job ON num BETWEEN first AND last
   WHERE NOT EXISTS (SELECT 1 FROM live WHERE live.num = job.num)
-    AND NOT EXISTS (SELECT 1 FROM done WHERE done.num = job.num);
+    AND NOT EXISTS (SELECT 1 FROM done WHERE base = job.num & -32 AND held >> (job.num & 31) & 1);
 
 CREATE VIEW unfinished AS SELECT num, line, state, bytes FROM live UNION ALL SELECT num, line, state, bytes FROM seat;
+
+-- The outcomes of `done`, one by one.
+CREATE VIEW outcome AS
+  SELECT seq - (SELECT count(*) FROM place AS p WHERE p.n > place.n AND held >> p.n & 1) AS seq, base + n AS num,
+    run, attempt, version, state, fence, worker, started, finished, keep_until, error, content_type,
+    iif(ends IS NULL, output, (
+      SELECT substr(output, iif(rank, ends ->> (rank - 1), 0) + 1, (ends ->> rank) - iif(rank, ends ->> (rank - 1), 0))
+      FROM (SELECT count(*) AS rank FROM place AS p WHERE p.n < place.n AND held >> p.n & 1))) AS output
+  FROM done JOIN place ON held >> n & 1;

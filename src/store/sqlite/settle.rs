@@ -64,10 +64,7 @@ fn settle_one(
         Ok(step) => step,
         Err(error) => return Ok(Err(error)),
     };
-    tx.apply(&row, &step, now)?;
-    if let (Next::Final(ending), Some(job)) = (&step.next, job) {
-        tx.tell_end(&row, &job, ending, now)?;
-    }
+    tx.apply(&row, &step, now, job.as_deref())?;
     if let (Next::Live(_), Some(progress)) = (&step.next, progress) {
         tx.store_progress(row.num, &progress)?;
     }

@@ -2,6 +2,7 @@ mod bundles;
 mod claims;
 mod commands;
 mod damage;
+mod done;
 mod maintenance;
 mod opening;
 mod plans;

@@ -4,6 +4,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::{
     change,
+    done::{self, place},
     rows::{self, Result},
     tx::Tx,
 };
@@ -59,7 +60,7 @@ pub fn recover(tx: &mut Tx<'_>, now: Timestamp) -> Result<usize> {
         let policy = tx.policy(&row)?;
         let message = "the server ended while the attempt ran";
         let step = row.live.lose(Cause::Crash, message, &policy, now, fastrand::f64());
-        tx.apply(&row, &step, now)?;
+        tx.apply(&row, &step, now, None)?;
     }
     Ok(spent)
 }
@@ -73,7 +74,7 @@ fn elapse(tx: &mut Tx<'_>, num: i64, now: Timestamp, at: Timestamp) -> Result<Op
     let Some(row) = tx.live(num)? else { return Ok(None) };
     let policy = tx.policy(&row)?;
     let Some(step) = row.live.elapse(&policy, now, fastrand::f64()) else { return Ok(None) };
-    tx.apply(&row, &step, at)?;
+    tx.apply(&row, &step, at, None)?;
     Ok(row.live.lease.map(|_| LeaseId { job: num, fence: row.live.fence }))
 }
 
@@ -95,43 +96,48 @@ fn trim_feed(tx: &Tx<'_>, now: Timestamp) -> Result<bool> {
     let by_size = tx.effects.head.0 - i64::try_from(tx.config.watch.max_events).unwrap_or(i64::MAX);
     let moved = by_age.max(by_size);
     if moved > start {
+        let cut = done::finished_at(tx.connection, moved)?;
         tx.connection
             .prepare_cached(
-                "UPDATE meta SET value = CASE key WHEN 'feed_start' THEN ?1 ELSE max(value, coalesce( \
-                 (SELECT finished FROM done WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1), 0)) END \
+                "UPDATE meta SET value = iif(key = 'feed_start', ?1, max(value, ?2)) \
                  WHERE key IN ('feed_start', 'feed_cut')",
             )?
-            .execute([moved])?;
+            .execute(params![moved, cut])?;
     }
     Ok(old == SLICE)
 }
 
 /// Retention: outcomes whose time is over, and with the last of its outcomes the job.
 fn remove_jobs(tx: &mut Tx<'_>, now: Timestamp) -> Result<bool> {
-    let seqs = slice(tx, "SELECT seq FROM done WHERE keep_until <= ?1 ORDER BY keep_until LIMIT ?2", now)?;
-    for seq in &seqs {
-        // Older ones go with it, or the job would be back in its state of before. Those may have gone already.
-        let num: Option<i64> = tx
-            .connection
-            .prepare_cached("SELECT num FROM done WHERE seq = ?1")?
-            .query_row([seq], |row| row.get(0))
-            .optional()?;
-        let Some(num) = num else { continue };
+    let rows = slice(tx, "SELECT seq FROM done WHERE keep_until <= ?1 ORDER BY keep_until LIMIT ?2", now)?;
+    let all = rows.len() as i64 == SLICE;
+    let mut removed = 0;
+    for seq in rows {
+        if removed >= SLICE {
+            return Ok(true);
+        }
+        // Gone already, with a newer one.
+        let Some(members) = done::members(tx.connection, seq)? else { continue };
         tx.removed = true;
-        tx.connection
-            .prepare_cached("DELETE FROM done WHERE num = ?1 AND seq <= ?2")?
-            .execute(params![num, seq])?;
-        let needed: bool = tx
-            .connection
-            .prepare_cached(
-                "SELECT EXISTS (SELECT 1 FROM live WHERE num = ?1) OR EXISTS (SELECT 1 FROM done WHERE num = ?1)",
-            )?
-            .query_row([num], |row| row.get(0))?;
-        if !needed {
-            change::remove(tx, num)?;
+        tx.connection.prepare_cached("DELETE FROM done WHERE seq = ?1")?.execute([seq])?;
+        for (seq, num) in members.outcomes() {
+            // Older ones go with it, or the job would be back in its state of before.
+            tx.remove_outcomes(num, seq)?;
+            let (base, bit) = place(num);
+            let needed: bool = tx
+                .connection
+                .prepare_cached(
+                    "SELECT EXISTS (SELECT 1 FROM live WHERE num = ?1) \
+                     OR EXISTS (SELECT 1 FROM done WHERE base = ?2 AND held & ?3)",
+                )?
+                .query_row([num, base, bit], |row| row.get(0))?;
+            if !needed {
+                change::remove(tx, num)?;
+            }
+            removed += 1;
         }
     }
-    Ok(seqs.len() as i64 == SLICE)
+    Ok(all)
 }
 
 fn forget_requests(tx: &Tx<'_>, now: Timestamp) -> Result<bool> {

@@ -1,22 +1,23 @@
 //! One transaction of the writer: what every command is made of.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use rusqlite::{CachedStatement, Connection, params};
 
 use super::{
     Shared,
     bundle::{Bundles, Gathered},
+    done::{Alike, Ended, Group},
     fresh::Fresh,
     lines::Lines,
     recent::Recent,
-    rows::{self, LiveRow, Result, as_millis},
+    rows::{LiveRow, Result, as_millis},
 };
 use crate::{
     config::Config,
     job::{
-        Attempt, Ending, Fence, Job, JobError, JobId, JobSpec, Live, LiveState, Next, Policy, Progress,
-        State, Step, Timestamp,
+        Attempt, Ending, Fence, FinalState, Job, JobError, JobId, JobSpec, Live, LiveState, Next, Payload,
+        Policy, Progress, State, Step, Timestamp,
     },
     store::{Outcome, Position, fixed::Fixed, written},
 };
@@ -34,6 +35,8 @@ pub struct Tx<'a> {
     pub fresh: Fresh,
     /// Leases on some of those.
     pub gathered: Option<Gathered>,
+    /// Outcomes that may share rows, by their fences and the first of the numbers that may. They are not written yet.
+    pub ending: BTreeMap<(Fence, i64), Group>,
     pub effects: Effects,
     /// The spec of the last outcome that is told.
     pub told: Option<Arc<JobSpec>>,
@@ -50,7 +53,7 @@ pub struct Statements<'a> {
     insert_live: Statement<'a>,
     update_live: Statement<'a>,
     delete_live: Statement<'a>,
-    insert_done: Statement<'a>,
+    pub insert_done: Statement<'a>,
 }
 
 /// One that is looked up by its text when it is first needed.
@@ -253,14 +256,14 @@ impl Tx<'_> {
         self.moved(row.num, row.line, Some(State::Live(row.live.state)), State::Live(live.state), row.bytes)
     }
 
-    /// Carries out what a rule has decided.
-    pub fn apply(&mut self, row: &LiveRow, step: &Step, now: Timestamp) -> Result<()> {
+    /// Carries out what a rule has decided. `leased`: the job as its worker got it, if that is known.
+    pub fn apply(&mut self, row: &LiveRow, step: &Step, now: Timestamp, leased: Option<&Job>) -> Result<()> {
         if let Some(error) = &step.failure {
             self.record_failure(row, error, now)?;
         }
         match &step.next {
             Next::Live(live) => self.update_live(row, live),
-            Next::Final(ending) => self.finish(row, ending, now),
+            Next::Final(ending) => self.finish(row, ending, now, leased),
         }
     }
 
@@ -293,66 +296,47 @@ impl Tx<'_> {
         Ok(now.after(row.retention.unwrap_or(self.lines.get(row.line)?.policy.retention)))
     }
 
-    /// Ends a run: its outcome is appended to the feed.
-    pub fn finish(&mut self, row: &LiveRow, ending: &Ending, now: Timestamp) -> Result<()> {
+    /// Ends a run: its outcome is appended to the feed. A plain success is written by [`Tx::land_ended`].
+    pub fn finish(
+        &mut self,
+        row: &LiveRow,
+        ending: &Ending,
+        now: Timestamp,
+        leased: Option<&Job>,
+    ) -> Result<()> {
         let live = &row.live;
         let lease = live.lease.as_ref();
         let keep_until = self.keep_until(row, now)?;
-        let output = ending.output.as_ref();
-        let body = output.map(|output| output.bytes());
-        let error = ending.error.as_ref().map(written::error_text);
-        let ended = rows::Ended {
-            num: row.num,
-            run: live.run,
-            state: ending.state as i32,
-            error: error.as_deref(),
-            content_type: output.map(|output| output.content_type.as_str()),
-            output: body.as_deref(),
-        };
         self.recent.forget(row.num);
         let was_bundled = self.leave_bundle(row.num)?;
         if !was_bundled {
             let sql = "DELETE FROM live WHERE num = ?1";
             self.statements.delete_live.get(self.connection, sql)?.execute([row.num])?;
         }
-        self.effects.head.0 += 1;
-        self.statements
-            .insert_done
-            .get(
-                self.connection,
-                "INSERT INTO done (seq, num, run, attempt, version, state, fence, worker, started, finished, \
-                 keep_until, error, content_type, output, crc) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
-            )?
-            .execute(params![
-                self.effects.head.0,
-                row.num,
-                live.run,
-                live.attempt,
-                live.version + 1,
-                ending.state as i32,
-                live.fence,
-                lease.map(|lease| &lease.worker),
-                lease.map(|lease| lease.started),
-                now,
-                keep_until,
-                ended.error,
-                ended.content_type,
-                ended.output,
-                ended.crc(),
-            ])?;
+        let alike = Alike {
+            run: live.run,
+            attempt: live.attempt,
+            version: live.version + 1,
+            state: ending.state,
+            fence: live.fence,
+            worker: lease.map(|lease| lease.worker.clone()),
+            started: lease.map(|lease| lease.started),
+            finished: now,
+            keep_until,
+            error: ending.error.as_ref().map(written::error_text),
+            content_type: ending.output.as_ref().map(|output| output.content_type.clone()),
+        };
+        let output = ending.output.as_ref().map(Payload::bytes);
+        let told =
+            leased.map(|job| job.ended(ending, live.version + 1, now, keep_until, &mut self.told).into());
+        match was_bundled && ending.state == FinalState::Succeeded {
+            true => self.append_with_others(row.num, alike, output, told)?,
+            false => self.append(&Ended::new(row.num, alike, output), told)?,
+        }
         if live.version > 1 && !was_bundled {
             self.connection.prepare_cached("DELETE FROM progress WHERE num = ?1")?.execute([row.num])?;
         }
         self.moved(row.num, row.line, Some(State::Live(live.state)), State::Final(ending.state), row.bytes)
-    }
-
-    /// Keeps the outcome that was just appended, for those who follow the feed. `leased`: the job as its worker got it.
-    pub fn tell_end(&mut self, row: &LiveRow, leased: &Job, ending: &Ending, now: Timestamp) -> Result<()> {
-        let keep_until = self.keep_until(row, now)?;
-        let job = leased.ended(ending, row.live.version + 1, now, keep_until, &mut self.told);
-        self.effects.outcomes.push(Outcome { position: self.effects.head, job: job.into() });
-        Ok(())
     }
 
     /// Keeps the numbers of rows that were removed from coming again.

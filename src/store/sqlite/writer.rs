@@ -2,6 +2,7 @@
 //! once, and only then answers.
 
 use std::{
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
@@ -28,20 +29,29 @@ use crate::{
 /// Commands that wait in front of the writer. Callers beyond it wait too: the engine bounds them.
 const QUEUE: usize = 1024;
 
+/// When in a transaction a command is carried out, before the claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    Any,
+    /// Ends attempts. Nothing looks for their outcomes before the last of these, so that they may share rows.
+    Settle,
+    /// Accepts jobs. Next to the claims, so that a job may be leased before its row is written, and nothing else looks for
+    /// the row meanwhile.
+    Submit,
+}
+
 type Answer = Box<dyn FnOnce() + Send>;
 type Run = Box<dyn FnOnce(&mut Tx<'_>) -> Result<Answer> + Send>;
 
 enum Command {
-    /// What changes the store.
+    /// Changes the store.
     Write {
         run: Run,
         /// Items in it, for the bound of a group.
         weight: usize,
         durable: Durable,
+        phase: Phase,
     },
-    /// Accepts jobs. Carried out between the other writes and the claims, so that a job may be leased before its row is
-    /// written, and nothing else looks for the row meanwhile.
-    Submit { run: Run, weight: usize },
     /// Looks at the claims: one has come, or has been given up.
     Wake,
 }
@@ -97,17 +107,20 @@ impl Parked {
 impl Command {
     fn weight(&self) -> usize {
         match self {
-            Self::Write { weight, .. } | Self::Submit { weight, .. } => *weight,
+            Self::Write { weight, .. } => *weight,
             Self::Wake => 0,
         }
     }
 
-    fn is_submit(&self) -> bool {
-        matches!(self, Self::Submit { .. })
+    fn phase(&self) -> Phase {
+        match self {
+            Self::Write { phase, .. } => *phase,
+            Self::Wake => Phase::Any,
+        }
     }
 
     fn is_synced(&self) -> bool {
-        matches!(self, Self::Write { durable: Durable::Synced, .. } | Self::Submit { .. })
+        matches!(self, Self::Write { durable: Durable::Synced, .. })
     }
 }
 
@@ -187,27 +200,8 @@ impl Writer {
         &self,
         weight: usize,
         durable: Durable,
+        phase: Phase,
         run: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
-    ) -> std::result::Result<T, Error> {
-        self.carry_out(run, |run| Command::Write { run, weight, durable }).await
-    }
-
-    /// Accepts jobs in the next transaction, synced.
-    ///
-    /// # Errors
-    /// As [`Writer::call`].
-    pub async fn submit<T: Send + 'static>(
-        &self,
-        weight: usize,
-        run: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
-    ) -> std::result::Result<T, Error> {
-        self.carry_out(run, |run| Command::Submit { run, weight }).await
-    }
-
-    async fn carry_out<T: Send + 'static>(
-        &self,
-        run: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
-        command: impl FnOnce(Run) -> Command,
     ) -> std::result::Result<T, Error> {
         let (sender, receiver) = oneshot::channel();
         let run: Run = Box::new(move |tx| {
@@ -215,7 +209,7 @@ impl Writer {
             // Nobody listens any more: the caller went away, what was done stays done.
             Ok(Box::new(move || drop(sender.send(reply))))
         });
-        self.send(command(run)).await;
+        self.send(Command::Write { run, weight, durable, phase }).await;
         match receiver.await {
             Ok(reply) => Ok(reply),
             Err(_) => Err(self.gone().await),
@@ -353,15 +347,17 @@ impl State {
             true => Durable::Synced,
             false => Durable::Written,
         };
-        // They come last.
-        group.sort_by_key(Command::is_submit);
+        group.sort_by_key(Command::phase);
         self.set_durable(durable)?;
         let mut parked = std::mem::take(&mut self.parked);
         let (answers, effects) = self.transact(|tx| {
             let mut answers = Vec::with_capacity(group.len());
             for command in group {
+                if command.phase() > Phase::Settle {
+                    tx.land_ended()?;
+                }
                 match command {
-                    Command::Write { run, .. } | Command::Submit { run, .. } => answers.push(run(tx)?),
+                    Command::Write { run, .. } => answers.push(run(tx)?),
                     Command::Wake => tx.effects.look = true,
                 }
             }
@@ -404,12 +400,14 @@ impl State {
             shared: &self.shared,
             fresh: Fresh::default(),
             gathered: None,
+            ending: BTreeMap::new(),
             effects: Effects { head, ..Effects::default() },
             told: None,
             tell_changes: self.signals.changed.receiver_count() > 0,
             removed: false,
         };
         let reply = run(&mut tx)?;
+        tx.land_ended()?;
         tx.land()?;
         tx.land_bundle()?;
         tx.save_numbers()?;

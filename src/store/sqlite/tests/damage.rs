@@ -82,13 +82,13 @@ async fn a_damaged_output_is_not_shown() {
 
 #[tokio::test]
 async fn an_outcome_cannot_pass_for_another_one() {
-    for change in ["state = 6", "error = '{}'", "content_type = 'text/html'", "run = 2", "num = 2"] {
+    for change in ["state = 6", "error = '{}'", "content_type = 'text/html'", "run = 2", "held = 4"] {
         let mut world = World::new(OPEN).await;
         for name in ["a", "b"] {
             world.reach(job(name), State::SUCCEEDED).await;
         }
-        tamper(&world, "DELETE FROM done WHERE num = 2", []);
-        assert_eq!(tamper(&world, &format!("UPDATE done SET {change} WHERE num = 1"), []), 1, "{change}");
+        tamper(&world, "DELETE FROM done WHERE held = 4", []);
+        assert_eq!(tamper(&world, &format!("UPDATE done SET {change} WHERE held = 2"), []), 1, "{change}");
         for name in ["a", "b"] {
             let shown = world.store().get(vec![id(name)], View::Result).await;
             assert!(matches!(shown, Err(Error::DataLoss(_))), "{change}: {shown:?}");

@@ -81,8 +81,8 @@ async fn what_does_not_fit_together_is_found() {
         ("UPDATE done SET run = 1 WHERE run = 2", "has two outcomes of one run"),
         ("UPDATE live SET state = 3 WHERE state = 2", "runs without a lease"),
         (
-            "INSERT INTO done (num, run, attempt, version, state, fence, finished, keep_until, crc) \
-             SELECT num, 1, 0, 9, 7, 0, 0, 0, 0 FROM live WHERE state = 2",
+            "INSERT INTO done (base, held, run, attempt, version, state, fence, finished, keep_until, crc) \
+             SELECT num & -32, 1 << (num & 31), 1, 0, 9, 7, 0, 0, 0, 0 FROM live WHERE state = 2",
             "is unfinished in a run that has an outcome",
         ),
     ] {
