@@ -12,6 +12,8 @@ use tempfile::TempDir;
 
 const SCHEMA: &str = include_str!("../../src/store/sqlite/schema_1.sql");
 const BATCH: i64 = 500;
+/// Outcomes of so many numbers may share a row.
+const TOGETHER: i64 = 32;
 const NOW: i64 = 1_800_000_000_000;
 const PAYLOAD: [u8; 100] = [b'x'; 100];
 
@@ -129,19 +131,41 @@ fn bundle(connection: &Connection, nums: Range<i64>) -> Result<(), rusqlite::Err
         .map(drop)
 }
 
+/// Jobs that stood in line: each has an outcome with a row of its own.
 fn end(connection: &Connection, nums: &[i64]) -> Result<(), rusqlite::Error> {
     let mut end = connection.prepare_cached("DELETE FROM live WHERE num = ?1")?;
-    nums.iter().try_for_each(|num| end.execute([num]).map(drop))?;
-    finish(connection, nums.iter().copied())
+    for num in nums {
+        end.execute([num])?;
+        done(connection, *num..num + 1)?;
+    }
+    Ok(())
 }
 
-fn finish(connection: &Connection, nums: impl IntoIterator<Item = i64>) -> Result<(), rusqlite::Error> {
-    let mut done = connection.prepare_cached(
-        "INSERT INTO done (num, run, attempt, version, state, fence, worker, started, finished, keep_until, \
-         content_type, output, crc) \
-         VALUES (?1, 1, 1, 3, 5, 1, 'w', ?2, ?2, ?2, 'application/octet-stream', ?3, 7)",
-    )?;
-    nums.into_iter().try_for_each(|num| done.execute(params![num, NOW, PAYLOAD]).map(drop))
+/// Jobs of a bundle: their outcomes share rows.
+fn finish(connection: &Connection, nums: Range<i64>) -> Result<(), rusqlite::Error> {
+    let mut from = nums.start;
+    while from < nums.end {
+        let to = nums.end.min(from - from % TOGETHER + TOGETHER);
+        done(connection, from..to)?;
+        from = to;
+    }
+    Ok(())
+}
+
+/// The row of some outcomes.
+fn done(connection: &Connection, nums: Range<i64>) -> Result<(), rusqlite::Error> {
+    let count = nums.clone().count();
+    let base = nums.start - nums.start % TOGETHER;
+    let held = nums.map(|num| 1 << (num - base)).sum::<i64>();
+    let ends: Vec<usize> = (1..=count).map(|n| n * PAYLOAD.len()).collect();
+    connection
+        .prepare_cached(
+            "INSERT INTO done (base, held, run, attempt, version, state, fence, worker, started, finished, keep_until, \
+             content_type, ends, output, crc) \
+             VALUES (?1, ?2, 1, 1, 3, 5, 1, 'w', ?3, ?3, ?3, 'application/octet-stream', ?4, ?5, 7)",
+        )?
+        .execute(params![base, held, NOW, (count > 1).then(|| format!("{ends:?}")), PAYLOAD.repeat(count)])
+        .map(drop)
 }
 
 fn id(num: i64) -> [u8; 16] {
