@@ -113,7 +113,7 @@ pub struct Ended {
     sizes: Vec<usize>,
     /// As `sizes`. Not read for everybody.
     outputs: Vec<Bytes>,
-    /// Nothing of it has changed since it was written. True if the outputs were not read.
+    /// Nothing of it has changed since it was written, as far as that was read.
     pub is_intact: bool,
 }
 
@@ -156,14 +156,15 @@ impl Ended {
             false => row.get("size")?,
         };
         let sizes = sizes(size, row.get_ref("ends")?.as_str_or_null()?)
-            .filter(|sizes| sizes.is_empty() || sizes.len() == members.count())
-            .ok_or_else(|| rows::damaged("the sizes of outputs"))?;
-        let mut ended = Self { members, alike, sizes, outputs: Vec::new(), is_intact: true };
+            .filter(|sizes| sizes.is_empty() || sizes.len() == members.count());
+        let is_intact = sizes.is_some();
+        let mut ended =
+            Self { members, alike, sizes: sizes.unwrap_or_default(), outputs: Vec::new(), is_intact };
         if let Some(mut output) = output {
             ended.outputs = ended.sizes.iter().map(|&size| output.split_to(size)).collect();
         }
         if with_output {
-            ended.is_intact = Some(ended.crc()) == row.get("crc")?;
+            ended.is_intact &= Some(ended.crc()) == row.get("crc")?;
         }
         Ok(ended)
     }
@@ -473,7 +474,7 @@ pub fn nums(
     let (compare, order, from) =
         if oldest_first { (">=", "ASC", i64::MIN) } else { ("<=", "DESC", i64::MAX) };
     let mut statement = connection.prepare_cached(&format!(
-        "SELECT 0 AS seq, base, held FROM {source} {compare} ?1 ORDER BY base {order}"
+        "SELECT seq, base, held FROM {source} {compare} ?1 ORDER BY base {order}"
     ))?;
     let mut rows = statement.query([beyond.map_or(from, |num| place(num).0)])?;
     let mut nums = BTreeSet::new();

@@ -52,7 +52,7 @@ use self::{
     lines::Lines,
     readers::Readers,
     tx::Tx,
-    writer::{Durable, Phase, State, Writer},
+    writer::{Durable, State, Work, Writer},
 };
 use super::{
     Breaks, Cancel, Change, Claim, Delete, FeedStart, GroupReply, LeaseId, Leased, LineCounts, ListPage,
@@ -189,19 +189,19 @@ impl SqliteStore {
         durable: Durable,
         run: impl FnOnce(&mut Tx<'_>, Timestamp) -> rows::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
-        self.write_in(Phase::Any, now, weight, durable, run).await
+        self.write_as(Work::Any, now, weight, durable, run).await
     }
 
-    async fn write_in<T: Send + 'static>(
+    async fn write_as<T: Send + 'static>(
         &self,
-        phase: Phase,
+        work: Work,
         now: Timestamp,
         weight: usize,
         durable: Durable,
         run: impl FnOnce(&mut Tx<'_>, Timestamp) -> rows::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
         self.at(now);
-        self.writer()?.call(weight, durable, phase, move |tx| run(tx, tx.shared.now())).await
+        self.writer()?.call(weight, durable, work, move |tx| run(tx, tx.shared.now())).await
     }
 
     fn writer(&self) -> Result<Arc<Writer>, Error> {
@@ -278,7 +278,7 @@ fn lease_key(connection: &Connection) -> rusqlite::Result<[u8; 32]> {
 impl Store for SqliteStore {
     async fn submit(&self, now: Timestamp, groups: Vec<Vec<Submission>>) -> Result<Vec<GroupReply>, Error> {
         let weight = groups.iter().map(Vec::len).sum();
-        self.write_in(Phase::Submit, now, weight, Durable::Synced, |tx, now| submit::submit(tx, now, groups))
+        self.write_as(Work::Submit, now, weight, Durable::Synced, |tx, now| submit::submit(tx, now, groups))
             .await
     }
 
@@ -297,7 +297,7 @@ impl Store for SqliteStore {
         settlements: Vec<Settlement>,
     ) -> Result<Vec<Result<(), Error>>, Error> {
         let weight = settlements.len();
-        self.write_in(Phase::Settle, now, weight, Durable::Synced, |tx, now| {
+        self.write_as(Work::Settle, now, weight, Durable::Synced, |tx, now| {
             settle::settle(tx, now, settlements)
         })
         .await

@@ -29,14 +29,15 @@ use crate::{
 /// Commands that wait in front of the writer. Callers beyond it wait too: the engine bounds them.
 const QUEUE: usize = 1024;
 
-/// When in a transaction a command is carried out, before the claims.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
+/// What a command does to the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Changes or reads whatever it likes.
     Any,
-    /// Ends attempts. Nothing looks for their outcomes before the last of these, so that they may share rows.
+    /// Ends attempts, and looks for nobody's outcome: those of one after the other may share rows.
     Settle,
-    /// Accepts jobs. Next to the claims, so that a job may be leased before its row is written, and nothing else looks for
-    /// the row meanwhile.
+    /// Accepts jobs. Carried out last, next to the claims, so that a job may be leased before its row is written, and
+    /// nothing else looks for the row meanwhile.
     Submit,
 }
 
@@ -50,7 +51,7 @@ enum Command {
         /// Items in it, for the bound of a group.
         weight: usize,
         durable: Durable,
-        phase: Phase,
+        work: Work,
     },
     /// Looks at the claims: one has come, or has been given up.
     Wake,
@@ -112,11 +113,8 @@ impl Command {
         }
     }
 
-    fn phase(&self) -> Phase {
-        match self {
-            Self::Write { phase, .. } => *phase,
-            Self::Wake => Phase::Any,
-        }
+    fn is_submit(&self) -> bool {
+        matches!(self, Self::Write { work: Work::Submit, .. })
     }
 
     fn is_synced(&self) -> bool {
@@ -200,7 +198,7 @@ impl Writer {
         &self,
         weight: usize,
         durable: Durable,
-        phase: Phase,
+        work: Work,
         run: impl FnOnce(&mut Tx<'_>) -> Result<T> + Send + 'static,
     ) -> std::result::Result<T, Error> {
         let (sender, receiver) = oneshot::channel();
@@ -209,7 +207,7 @@ impl Writer {
             // Nobody listens any more: the caller went away, what was done stays done.
             Ok(Box::new(move || drop(sender.send(reply))))
         });
-        self.send(Command::Write { run, weight, durable, phase }).await;
+        self.send(Command::Write { run, weight, durable, work }).await;
         match receiver.await {
             Ok(reply) => Ok(reply),
             Err(_) => Err(self.gone().await),
@@ -347,17 +345,19 @@ impl State {
             true => Durable::Synced,
             false => Durable::Written,
         };
-        group.sort_by_key(Command::phase);
+        group.sort_by_key(Command::is_submit);
         self.set_durable(durable)?;
         let mut parked = std::mem::take(&mut self.parked);
         let (answers, effects) = self.transact(|tx| {
             let mut answers = Vec::with_capacity(group.len());
             for command in group {
-                if command.phase() > Phase::Settle {
-                    tx.land_ended()?;
-                }
                 match command {
-                    Command::Write { run, .. } => answers.push(run(tx)?),
+                    Command::Write { run, work, .. } => {
+                        if work != Work::Settle {
+                            tx.land_ended()?;
+                        }
+                        answers.push(run(tx)?);
+                    }
                     Command::Wake => tx.effects.look = true,
                 }
             }
