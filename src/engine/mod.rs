@@ -44,7 +44,7 @@ use crate::{
     job::{Error, Job, JobId, QueueName, State, View},
     store::{
         Cancel, Change, Claim, ClaimWait, Delete, GroupReply, Handover, Leased, LineCounts, ListPage,
-        ListQuery, LogId, Position, ProgressHint, Retry, Settlement, Store, Submission, Submitted,
+        ListQuery, LogId, Now, Position, ProgressHint, Retry, Settlement, Store, Submission, Submitted,
         weight::asked,
     },
 };
@@ -428,7 +428,13 @@ impl Engine {
 
     /// Lets a claim wait until there are jobs, for as many as there are permits, or until the server stops.
     pub fn claim_wait(&self, slots: Arc<Semaphore>, handover: mpsc::UnboundedSender<Handover>) -> ClaimWait {
-        ClaimWait { slots, end: self.0.draining.clone(), handover: Some(handover) }
+        ClaimWait { slots, end: self.0.draining.clone(), handover: Some(handover), now: self.claim_clock() }
+    }
+
+    /// For a claim that waits.
+    pub fn claim_clock(&self) -> Now {
+        let clock = self.0.clock.clone();
+        Now(Arc::new(move || clock.now()))
     }
 
     /// Ends claims that wait: when the server stops, or when it is cancelled.

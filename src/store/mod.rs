@@ -13,6 +13,7 @@ mod written;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt,
     sync::Arc,
     time::Duration,
 };
@@ -353,6 +354,17 @@ pub struct ClaimWait {
     pub end: CancellationToken,
     /// Takes jobs while the claim waits on. A store need not use it.
     pub handover: Option<mpsc::UnboundedSender<Handover>>,
+    pub now: Now,
+}
+
+/// Says what time it is when the jobs come for which somebody waits, often long after the call.
+#[derive(Clone)]
+pub struct Now(pub Arc<dyn Fn() -> Timestamp + Send + Sync>);
+
+impl fmt::Debug for Now {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0().fmt(f)
+    }
 }
 
 /// Jobs that were leased for a claim that waits on, as many as the permits that were taken for them. So they are bounded

@@ -153,6 +153,7 @@ impl Engine {
             slots: Arc::new(Semaphore::new(request.max_jobs)),
             end: end.clone(),
             handover: None,
+            now: self.claim_clock(),
         });
         let claim = Claim {
             worker: request.worker.clone(),

@@ -256,7 +256,12 @@ impl Connection<'_> {
             max_bytes: MOST_BYTES,
             caps: HashMap::new(),
             lease: self.workers.engine.config().workers.lease,
-            wait: Some(ClaimWait { slots: self.session.slots().clone(), end, handover: None }),
+            wait: Some(ClaimWait {
+                slots: self.session.slots().clone(),
+                end,
+                handover: None,
+                now: self.workers.engine.claim_clock(),
+            }),
         }
     }
 

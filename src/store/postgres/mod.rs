@@ -198,7 +198,7 @@ impl Store for PostgresStore {
     async fn claim(&self, now: Timestamp, claim: Claim) -> Result<Vec<Leased>, Error> {
         self.at(now);
         let leased = match claim.wait.clone() {
-            Some(wait) => self.database().wait_for_jobs(now, claim, &wait).await?,
+            Some(wait) => self.database().wait_for_jobs(claim, &wait).await?,
             None => self.database().claim_upto(now, &claim, claim.wanted()).await?,
         };
         Ok(leased)

@@ -12,7 +12,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{
     sync::{Mutex as AsyncMutex, Notify, OwnedSemaphorePermit, oneshot},
-    time::{Instant, sleep},
+    time::sleep,
 };
 
 use super::{database::Database, lines::Line, pool::Result};
@@ -38,7 +38,6 @@ pub struct Parked {
 #[derive(Debug)]
 pub struct Waiting {
     pub claim: Claim,
-    since: (Timestamp, Instant),
     reply: Mutex<Option<Reply>>,
     /// Jobs were handed over: there may be more.
     handed_over: Notify,
@@ -59,9 +58,9 @@ impl Parked {
 }
 
 impl Waiting {
-    /// `known`: the newest time that was heard of. It may wait for days.
+    /// `known`: the newest time that was heard of.
     fn now(&self, known: Timestamp) -> Timestamp {
-        self.since.0.after(self.since.1.elapsed()).max(known)
+        self.claim.wait.as_ref().map_or(known, |wait| wait.now.0().max(known))
     }
 
     fn is_over(&self) -> bool {
@@ -131,15 +130,10 @@ impl Given {
 
 impl Database {
     /// Leases, once there are jobs or the wait has ended.
-    pub async fn wait_for_jobs(&self, now: Timestamp, claim: Claim, wait: &ClaimWait) -> Result<Vec<Leased>> {
+    pub async fn wait_for_jobs(&self, claim: Claim, wait: &ClaimWait) -> Result<Vec<Leased>> {
         let (reply, mut answer) = oneshot::channel();
         let mut due = self.signals.due.subscribe();
-        let waiting = Arc::new(Waiting {
-            claim,
-            since: (now, Instant::now()),
-            reply: Mutex::new(Some(reply)),
-            handed_over: Notify::new(),
-        });
+        let waiting = Arc::new(Waiting { claim, reply: Mutex::new(Some(reply)), handed_over: Notify::new() });
         self.parked.claims.lock().push(waiting.clone());
         loop {
             due.borrow_and_update();
@@ -209,7 +203,7 @@ impl Database {
             return vec![self.give(only.now(self.last_time()), only, &only.claim, usize::MAX).await];
         }
         let mut given: Vec<Result<Given>> = waiting.iter().map(|_| Ok(Given::default())).collect();
-        let Some(now) = waiting.iter().map(|one| one.now(self.last_time())).max() else { return given };
+        let Some(now) = waiting.first().map(|one| one.now(self.last_time())) else { return given };
         let wanted: usize = waiting.iter().map(|one| one.claim.wanted()).sum();
         let looked = async {
             self.lines.keep_up(&self.pools.claim).await?;

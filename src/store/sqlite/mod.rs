@@ -110,6 +110,11 @@ impl Shared {
         self.free_bytes.load(Ordering::Relaxed)
     }
 
+    /// Hears of a time, and gives the newest one.
+    fn at(&self, now: Timestamp) -> Timestamp {
+        Timestamp(self.now.fetch_max(now.0, Ordering::Relaxed)).max(now)
+    }
+
     /// The newest time heard of.
     pub fn now(&self) -> Timestamp {
         Timestamp(self.now.load(Ordering::Relaxed))
@@ -226,7 +231,7 @@ impl SqliteStore {
 
     /// Remembers the time, and looks at the free space now and then.
     fn at(&self, now: Timestamp) {
-        self.shared.now.fetch_max(now.0, Ordering::Relaxed);
+        self.shared.at(now);
         let looked = self.looked.load(Ordering::Relaxed);
         if (now.0 - looked).abs() >= FREE_SPACE_INTERVAL
             && self.looked.compare_exchange(looked, now.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()

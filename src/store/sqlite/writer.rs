@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    job::Error,
+    job::{Error, Timestamp},
     store::{Claim, ClaimWait, Handover, Leased, Position, Signals},
 };
 
@@ -130,7 +130,10 @@ fn serve(tx: &mut Tx<'_>, parked: &mut Vec<Parked>, answers: &mut Vec<Answer>) -
     let room: Vec<_> = waiting.iter().map(Parked::room).collect();
     let claims: Vec<_> = waiting.iter().zip(&room).map(|(one, (wanted, _))| (&one.claim, *wanted)).collect();
     let due = due(tx);
-    let given = share(tx, tx.shared.now(), &due, &claims)?;
+    // No write that says the time need have come with the room for them.
+    let now = waiting.iter().find_map(|waiting| Some(waiting.claim.wait.as_ref()?.now.0()));
+    let now = tx.shared.at(now.unwrap_or(Timestamp(0)));
+    let given = share(tx, now, &due, &claims)?;
     // Whoever was given something stands behind the others: what comes one by one is for all of them in turn.
     let mut served = Vec::new();
     for ((mut waiting, (wanted, slots)), leased) in waiting.into_iter().zip(room).zip(given) {
@@ -226,7 +229,7 @@ impl Writer {
         let _ = self.commands.try_send(Command::Wake);
         let leased = match wait {
             None => receiver.await,
-            Some(ClaimWait { slots, end, handover }) => loop {
+            Some(ClaimWait { slots, end, handover, .. }) => loop {
                 tokio::select! {
                     biased;
                     leased = &mut receiver => break leased,

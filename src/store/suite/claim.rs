@@ -1,4 +1,7 @@
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::atomic::{AtomicI64, Ordering},
+};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -7,7 +10,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::store::Handover;
+use crate::store::{Handover, Now};
 
 async fn claimed(world: &World, limit: usize) -> Vec<String> {
     leased_ids(&world.claim(World::wish(limit)).await)
@@ -224,8 +227,7 @@ pub async fn claims_that_wait_share_what_comes(open: Open) {
     let world = World::new(open).await;
     let end = CancellationToken::new();
     let waiting = |room, kind: &str| {
-        let wait =
-            Some(ClaimWait { slots: Arc::new(Semaphore::new(room)), end: end.clone(), handover: None });
+        let wait = Some(World::wait(Arc::new(Semaphore::new(room)), &end, None));
         let claim = Claim { wait, kinds: vec![kind.parse().unwrap()], ..World::wish(100) };
         let (store, now) = (world.store(), world.now);
         tokio::spawn(async move { store.claim(now, claim).await.unwrap().len() })
@@ -249,7 +251,7 @@ pub async fn claims_that_wait_share_what_comes(open: Open) {
 pub async fn a_claim_may_wait_for_jobs(open: Open) {
     let world = World::new(open).await;
     let (slots, end) = (Arc::new(Semaphore::new(2)), CancellationToken::new());
-    let wait = Some(ClaimWait { slots: slots.clone(), end: end.clone(), handover: None });
+    let wait = Some(World::wait(slots.clone(), &end, None));
     let waiting = || {
         tokio::spawn({
             let (store, now) = (world.store(), world.now);
@@ -282,8 +284,7 @@ pub async fn a_job_that_is_claimed_as_it_comes_is_like_any_other(open: Open) {
     for queue in ["default", "two"] {
         world.add(job(queue).queue(queue).delay(secs(60))).await;
     }
-    let wait =
-        ClaimWait { slots: Arc::new(Semaphore::new(4)), end: CancellationToken::new(), handover: None };
+    let wait = World::wait(Arc::new(Semaphore::new(4)), &CancellationToken::new(), None);
     let claim = Claim { wait: Some(wait), ..World::wish(10) };
     let waiting = {
         let (store, now) = (world.store(), world.now);
@@ -326,6 +327,8 @@ pub async fn a_job_that_is_claimed_as_it_comes_is_like_any_other(open: Open) {
 /// A claim that is given jobs in either way: with its answer, after which it is asked again, or while it waits on.
 struct Pool {
     world: World,
+    /// What the claim's clock says, milliseconds.
+    time: Arc<AtomicI64>,
     claim: Claim,
     handed: mpsc::UnboundedReceiver<Handover>,
     answer: JoinHandle<Vec<Leased>>,
@@ -334,10 +337,13 @@ struct Pool {
 impl Pool {
     fn start(world: World, slots: &Arc<Semaphore>, end: &CancellationToken) -> Self {
         let (handover, handed) = mpsc::unbounded_channel();
-        let wait = ClaimWait { slots: slots.clone(), end: end.clone(), handover: Some(handover) };
+        let time = Arc::new(AtomicI64::new(0));
+        let clock = time.clone();
+        let now = Now(Arc::new(move || Timestamp(clock.load(Ordering::Relaxed))));
+        let wait = ClaimWait { now, ..World::wait(slots.clone(), end, Some(handover)) };
         let claim = Claim { wait: Some(wait), ..World::wish(10) };
         let answer = Self::ask(&world, &claim);
-        Self { world, claim, handed, answer }
+        Self { world, time, claim, handed, answer }
     }
 
     fn ask(world: &World, claim: &Claim) -> JoinHandle<Vec<Leased>> {
@@ -425,11 +431,28 @@ pub async fn a_claim_may_wait_on_while_it_is_given_jobs(open: Open) {
     assert!(pool.handed.recv().await.is_none());
 }
 
+pub async fn a_claim_that_waited_knows_the_time(open: Open) {
+    let (slots, end) = (Arc::new(Semaphore::new(1)), CancellationToken::new());
+    let mut pool = Pool::start(World::new(open).await, &slots, &end);
+    pool.world.group([job("a"), job("b")]).await.unwrap();
+    let first = pool.take(1).await;
+    assert_eq!(first[0].0.job.start_time, Some(pool.world.now));
+    pool.world.sleep(secs(5));
+    pool.time.store(pool.world.now.0, Ordering::Relaxed);
+    // Nothing is told to the store before there is room again.
+    drop(first);
+    let (second, _slot) = pool.take(1).await.remove(0);
+    assert_eq!(second.job.start_time, Some(pool.world.now));
+    pool.world.pass(secs(29)).await;
+    assert_eq!(pool.world.state("b").await, State::RUNNING);
+    end.cancel();
+}
+
 pub async fn claims_that_share_keep_their_limits(open: Open) {
     let world = World::new(open).await;
     let end = CancellationToken::new();
     let waiting = |claim: Claim| {
-        let wait = Some(ClaimWait { slots: Arc::new(Semaphore::new(10)), end: end.clone(), handover: None });
+        let wait = Some(World::wait(Arc::new(Semaphore::new(10)), &end, None));
         let (store, now) = (world.store(), world.now);
         tokio::spawn(async move { store.claim(now, Claim { wait, ..claim }).await.unwrap().len() })
     };

@@ -107,6 +107,7 @@ macro_rules! store_suite {
                 a_claim_may_wait_for_jobs
                 a_job_that_is_claimed_as_it_comes_is_like_any_other
                 a_claim_may_wait_on_while_it_is_given_jobs
+                a_claim_that_waited_knows_the_time
             }
             settle {
                 a_success_ends_the_job

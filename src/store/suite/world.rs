@@ -4,14 +4,14 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use tempfile::TempDir;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{
-        Cancel, Change, Claim, ClaimWait, Delete, GroupReply, LeaseId, Leased, LineCounts, ListPage,
-        ListQuery, OnlyIf, Outcome, Position, Queues, Renewal, Renewed, Retry, Settlement, Store, Submitted,
-        Tick,
+        Cancel, Change, Claim, ClaimWait, Delete, GroupReply, Handover, LeaseId, Leased, LineCounts,
+        ListPage, ListQuery, Now, OnlyIf, Outcome, Position, Queues, Renewal, Renewed, Retry, Settlement,
+        Store, Submitted, Tick,
     },
     new::New,
 };
@@ -204,6 +204,15 @@ impl World {
         }
     }
 
+    /// For a claim that waits, and does not know what time it is.
+    pub fn wait(
+        slots: Arc<Semaphore>,
+        end: &CancellationToken,
+        handover: Option<mpsc::UnboundedSender<Handover>>,
+    ) -> ClaimWait {
+        ClaimWait { slots, end: end.clone(), handover, now: Now(Arc::new(|| Timestamp(0))) }
+    }
+
     pub async fn claim(&self, claim: Claim) -> Vec<Leased> {
         let limit = claim.limit;
         let leases = self.store().claim(self.now, claim).await.unwrap();
@@ -246,7 +255,7 @@ impl World {
     pub async fn wanted_by(&self, claim: Claim, jobs: impl IntoIterator<Item = New>) -> Vec<Leased> {
         let jobs: Vec<New> = jobs.into_iter().collect();
         let slots = Semaphore::new(jobs.len()).into();
-        let wait = ClaimWait { slots, end: CancellationToken::new(), handover: None };
+        let wait = Self::wait(slots, &CancellationToken::new(), None);
         let (store, now) = (self.store(), self.now);
         let claim = Claim { wait: Some(wait), ..claim };
         let claimed = tokio::spawn(async move { store.claim(now, claim).await.unwrap() });

@@ -15,15 +15,14 @@ use super::{
 use crate::{
     job::{JobId, State, View},
     store::{
-        Claim, ClaimWait,
+        Claim,
         suite::{World, job, leased_ids, secs},
     },
 };
 
 /// A claim of one job that waits for it.
 fn waiting() -> Claim {
-    let wait =
-        ClaimWait { slots: Arc::new(Semaphore::new(1)), end: CancellationToken::new(), handover: None };
+    let wait = World::wait(Arc::new(Semaphore::new(1)), &CancellationToken::new(), None);
     Claim { wait: Some(wait), ..World::wish(1) }
 }
 

@@ -8,7 +8,7 @@ use super::{
     *,
 };
 use crate::store::{
-    Claim, ClaimWait, Handover, Leased,
+    Claim, Handover, Leased,
     suite::{World, job, secs},
 };
 
@@ -24,7 +24,7 @@ impl Pool {
         let (handover, handed) = mpsc::unbounded_channel();
         let end = CancellationToken::new();
         let slots = Arc::new(Semaphore::new(room));
-        let wait = ClaimWait { slots, end: end.clone(), handover: Some(handover) };
+        let wait = World::wait(slots, &end, Some(handover));
         let claim = Claim { wait: Some(wait), ..World::wish(room.max(100)) };
         let store = store.clone();
         tokio::spawn(async move { store.claim(NOW, claim).await });

@@ -12,7 +12,7 @@ use super::OPEN;
 use crate::{
     job::WorkerId,
     store::{
-        Claim, ClaimWait, Handover,
+        Claim, Handover,
         suite::{World, job},
     },
 };
@@ -22,7 +22,7 @@ async fn what_comes_one_by_one_is_for_all_in_turn() {
     let world = World::new(OPEN).await;
     let end = CancellationToken::new();
     let (handover, mut handed) = mpsc::unbounded_channel();
-    let wait = |handover| ClaimWait { slots: Semaphore::new(10).into(), end: end.clone(), handover };
+    let wait = |handover| World::wait(Semaphore::new(10).into(), &end, handover);
     let ask = |claim| {
         let (store, now) = (world.store(), world.now);
         tokio::spawn(async move { store.claim(now, claim).await.unwrap() })
@@ -49,7 +49,7 @@ async fn room_that_comes_while_jobs_are_leased_is_used() {
     world.group((0..JOBS).map(|n| job(&format!("job-{n}")))).await.unwrap();
     let (handover, mut handed) = mpsc::unbounded_channel();
     let (slots, end) = (Arc::new(Semaphore::new(SLOTS)), CancellationToken::new());
-    let wait = Some(ClaimWait { slots, end: end.clone(), handover: Some(handover) });
+    let wait = Some(World::wait(slots, &end, Some(handover)));
     let (store, now) = (world.store(), world.now);
     let claim = tokio::spawn(async move { store.claim(now, Claim { wait, ..World::wish(SLOTS) }).await });
     let mut taken = 0;
