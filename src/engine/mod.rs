@@ -41,7 +41,7 @@ use self::{
 };
 use crate::{
     config::Config,
-    job::{Error, Job, JobId, QueueName, State, View},
+    job::{Error, Job, JobId, QueueName, Report, State, View},
     store::{
         Cancel, Change, Claim, ClaimWait, Delete, GroupReply, Handover, Leased, LineCounts, ListPage,
         ListQuery, LogId, Now, Position, ProgressHint, Retry, Settlement, Store, Submission, Submitted,
@@ -68,7 +68,7 @@ struct Inner {
     clock: Arc<Clock>,
     ids: Mutex<ContextV7>,
     submits: Batcher<Vec<Group>, Vec<GroupReply>>,
-    settles: Batcher<Box<Settlement>, Result<(), Error>>,
+    settles: Batcher<Vec<Settlement>, Vec<Result<(), Error>>>,
     cancels: Batcher<Cancel, Result<Change, Error>>,
     retries: Batcher<Retry, Result<Change, Error>>,
     deletes: Batcher<Delete, Result<Position, Error>>,
@@ -455,12 +455,24 @@ impl Engine {
     /// # Errors
     /// [`Error::LeaseLost`] if the lease is over: drop the result.
     pub fn settle(&self, settlement: Settlement) -> impl Future<Output = Result<(), Error>> + Send {
-        let size = match &settlement.report {
-            crate::job::Report::Succeeded(output) => output.size + 512,
+        let settled = self.settle_all(vec![settlement]);
+        async move { only(settled.await?)? }
+    }
+
+    /// As [`Engine::settle`], for several at once: each has its answer at its place.
+    ///
+    /// # Errors
+    /// If nothing is known of any of them.
+    pub fn settle_all(
+        &self,
+        settlements: Vec<Settlement>,
+    ) -> impl Future<Output = Result<Vec<Result<(), Error>>, Error>> + Send {
+        let size = settlements.iter().map(|settlement| match &settlement.report {
+            Report::Succeeded(output) => output.size + 512,
             _ => 1024,
-        };
-        let settled = self.0.settles.call(Box::new(settlement), size, Pressure::Wait);
-        async move { settled.await? }
+        });
+        let size = size.sum();
+        self.0.settles.call(settlements, size, Pressure::Wait)
     }
 
     /// Tells those who watch how far an attempt has come.
@@ -513,7 +525,13 @@ fn size(item: &Submission) -> usize {
 
 /// The only answer, to a group of one.
 fn only<T>(answers: Vec<T>) -> Result<T, Error> {
-    answers.into_iter().next().ok_or_else(|| Error::Internal("no answer to a submit".into()))
+    answers.into_iter().next().ok_or_else(|| Error::Internal("the store gave no answer".into()))
+}
+
+/// Answers to several calls that were carried out together: to each as many as it had items.
+fn divide<T>(answers: Vec<T>, lengths: Vec<usize>) -> Vec<Vec<T>> {
+    let mut answers = answers.into_iter();
+    lengths.into_iter().map(|length| answers.by_ref().take(length).collect()).collect()
 }
 
 /// Groups go to the store together, whoever handed them in.
@@ -529,22 +547,25 @@ fn submits(
         let (store, now) = (store.clone(), clock.now());
         async move {
             let lengths: Vec<usize> = calls.iter().map(Vec::len).collect();
-            let mut replies = store.submit(now, calls.into_iter().flatten().collect()).await?.into_iter();
-            Ok(lengths.into_iter().map(|length| replies.by_ref().take(length).collect()).collect())
+            Ok(divide(store.submit(now, calls.into_iter().flatten().collect()).await?, lengths))
         }
     })
 }
 
-/// In boxes, because each is moved many times on its way.
+/// Settlements go to the store together, whoever handed them in.
 fn settles(
     capacity: usize,
     store: &Arc<dyn Store>,
     clock: &Arc<Clock>,
-) -> Batcher<Box<Settlement>, Result<(), Error>> {
+) -> Batcher<Vec<Settlement>, Vec<Result<(), Error>>> {
+    let bounds = Bounds { weight: Vec::len, ..bounds(&**store) };
     let (store, clock) = (store.clone(), clock.clone());
-    Batcher::spawn(capacity, bounds(&*store), move |batch: Vec<Box<Settlement>>| {
+    Batcher::spawn(capacity, bounds, move |calls: Vec<Vec<Settlement>>| {
         let (store, now) = (store.clone(), clock.now());
-        async move { store.settle(now, batch.into_iter().map(|settlement| *settlement).collect()).await }
+        async move {
+            let lengths: Vec<usize> = calls.iter().map(Vec::len).collect();
+            Ok(divide(store.settle(now, calls.into_iter().flatten().collect()).await?, lengths))
+        }
     })
 }
 

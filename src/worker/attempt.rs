@@ -1,23 +1,17 @@
-//! One attempt, from its lease to its settlement.
+//! Attempts, from their leases to their settlement.
 
-use std::{
-    panic::AssertUnwindSafe,
-    pin::{Pin, pin},
-    sync::Arc,
-    task::Poll,
-    time::Duration,
-};
+use std::{panic::AssertUnwindSafe, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
 use futures_util::{FutureExt as _, poll};
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Context, ContextParts, Handler, panic_message};
+use super::{Context, ContextParts, Handler, dispatch::Assignment, panic_message};
 use crate::{
     config::Limits,
     engine::{Engine, Held, NewestProgress, Revocation},
     job::{Cause, Error, Job, JobError, Payload, Progress, Report},
-    store::{Leased, OnlyIf, ProgressHint, Settlement},
+    store::{LeaseId, Leased, OnlyIf, ProgressHint, Settlement},
 };
 
 /// Watchers hear of progress this often at most.
@@ -35,88 +29,126 @@ type Verdict = Option<Report>;
 /// What a handler has returned, or how it panicked.
 type Ended = std::thread::Result<Result<Payload, JobError>>;
 
-/// Runs a handler and settles what comes of it. `stop` is the end of the server's patience: the attempt is then given
-/// back. `slot` is freed when the handler has ended, whatever the store still has to do.
+/// A handler that runs.
+type Work = Pin<Box<dyn Future<Output = Ended> + Send>>;
+
+/// Runs handlers and settles what comes of them. Those that have nothing to wait for are run one after the other and
+/// settled together; each of the others goes on as one of `attempts`, by itself. `stop` is the end of the server's
+/// patience: attempts are then given back. A slot is freed when its handler has ended, whatever the store still has to do.
 pub async fn run(
     engine: Engine,
-    handler: Arc<dyn Handler>,
-    leased: Leased,
+    assignments: Vec<(Arc<dyn Handler>, Assignment)>,
+    stop: CancellationToken,
+    attempts: TaskTracker,
+) {
+    let mut ended = Vec::with_capacity(assignments.len());
+    for (handler, Assignment { leased, slot }) in assignments {
+        let attempt = Attempt::begin(&engine, leased);
+        let mut work = attempt.work(handler);
+        match poll!(&mut work) {
+            Poll::Ready(result) => {
+                let report = attempt.ended(result);
+                ended.push((attempt, report));
+            }
+            Poll::Pending => {
+                let (engine, stop) = (engine.clone(), stop.clone());
+                attempts.spawn(go_on(engine, attempt, work, stop, slot));
+            }
+        }
+    }
+    settle(&engine, ended).await;
+}
+
+/// Runs a handler that has to wait for something to its end, and settles what comes of it.
+async fn go_on(
+    engine: Engine,
+    mut attempt: Attempt,
+    work: Work,
     stop: CancellationToken,
     slot: impl Send + 'static,
 ) {
-    let Leased { lease, job, attempt_timeout } = leased;
-    let parts = ContextParts {
-        job_id: job.id.clone(),
-        run: job.run,
-        attempt: job.attempt,
-        spec: job.spec.clone(),
-        trace: job.trace.clone(),
-        deadline: Instant::now() + attempt_timeout,
-        last_progress: job.progress.clone(),
-        clock: engine.clock().clone(),
-    };
-    let context = Context::new(parts);
-    let progress = context.newest_progress().clone();
-    let held = engine.leases().hold(lease, job.id.clone(), progress.clone());
-    let attempt = Attempt { engine: &engine, job: &job, context, stop, held };
-    let verdict = attempt.supervise(handler).await;
+    let verdict = attempt.wait_for(&engine, work, stop).await;
     drop(slot);
-
-    let Some(report) = verdict else { return };
-    let report = bounded(report, &engine.config().limits);
-    let settlement = Settlement {
-        lease,
-        report,
-        only_if: OnlyIf::Held,
-        jitter: fastrand::f64(),
-        progress: progress.get(),
-        job: Some(job.clone()),
-    };
-    match settle(&engine, settlement).await {
-        Ok(()) => {}
-        Err(Error::LeaseLost) => {
-            tracing::info!(job_id = %job.id, attempt = job.attempt, "a result came too late")
-        }
-        Err(error) => tracing::error!(job_id = %job.id, %error, "a result could not be stored"),
-    }
+    settle(&engine, verdict.map(|report| (attempt, report)).into_iter().collect()).await;
 }
 
 /// Tells the store, again for as long as it cannot be reached: no lease ends meanwhile.
-async fn settle(engine: &Engine, settlement: Settlement) -> Result<(), Error> {
-    loop {
-        match engine.settle(settlement.clone()).await {
+async fn settle(engine: &Engine, ended: Vec<(Attempt, Report)>) {
+    if ended.is_empty() {
+        return;
+    }
+    let (attempts, settlements): (Vec<_>, Vec<_>) = ended
+        .into_iter()
+        .map(|(attempt, report)| {
+            let settlement = attempt.settlement(bounded(report, &engine.config().limits));
+            (attempt, settlement)
+        })
+        .unzip();
+    let settled = loop {
+        match engine.settle_all(settlements.clone()).await {
             Err(Error::StoreUnavailable(_)) => tokio::select! {
-                why = engine.store_failed() => return Err(Error::StoreUnavailable(why.to_string())),
+                why = engine.store_failed() => break Err(Error::StoreUnavailable(why.to_string())),
                 () = sleep(SETTLE_AGAIN) => {}
             },
-            settled => return settled,
+            settled => break settled,
+        }
+    };
+    let settled = settled.unwrap_or_else(|error| vec![Err(error); attempts.len()]);
+    for (Attempt { job, .. }, settled) in attempts.iter().zip(settled) {
+        match settled {
+            Ok(()) => {}
+            Err(Error::LeaseLost) => {
+                tracing::info!(job_id = %job.id, attempt = job.attempt, "a result came too late")
+            }
+            Err(error) => tracing::error!(job_id = %job.id, %error, "a result could not be stored"),
         }
     }
 }
 
-struct Attempt<'a> {
-    engine: &'a Engine,
-    job: &'a Job,
+/// A lease whose handler runs, or has ended. Held until it is dropped.
+struct Attempt {
+    lease: LeaseId,
+    job: Arc<Job>,
     context: Context,
-    stop: CancellationToken,
     held: Held,
 }
 
-impl Attempt<'_> {
-    async fn supervise(self, handler: Arc<dyn Handler>) -> Verdict {
+impl Attempt {
+    fn begin(engine: &Engine, Leased { lease, job, attempt_timeout }: Leased) -> Self {
+        let parts = ContextParts {
+            job_id: job.id.clone(),
+            run: job.run,
+            attempt: job.attempt,
+            spec: job.spec.clone(),
+            trace: job.trace.clone(),
+            deadline: Instant::now() + attempt_timeout,
+            last_progress: job.progress.clone(),
+            clock: engine.clock().clone(),
+        };
+        let context = Context::new(parts);
+        let held = engine.leases().hold(lease, job.id.clone(), context.newest_progress().clone());
+        Self { lease, job, context, held }
+    }
+
+    fn work(&self, handler: Arc<dyn Handler>) -> Work {
         let (context, payload) = (self.context.clone(), self.job.spec.payload.clone());
         // A handler that panics before its first await must be caught too.
-        let mut work =
-            pin!(AssertUnwindSafe(async move { handler.run(context, payload).await }).catch_unwind());
-        match poll!(&mut work) {
-            Poll::Ready(result) => Some(self.ended(result)),
-            // By itself, so that little is set up for those that have nothing to wait for.
-            Poll::Pending => Box::pin(self.wait_for(work)).await,
+        Box::pin(AssertUnwindSafe(async move { handler.run(context, payload).await }).catch_unwind())
+    }
+
+    fn settlement(&self, report: Report) -> Settlement {
+        Settlement {
+            lease: self.lease,
+            report,
+            only_if: OnlyIf::Held,
+            jitter: fastrand::f64(),
+            progress: self.context.newest_progress().get(),
+            job: Some(self.job.clone()),
         }
     }
 
-    async fn wait_for(mut self, mut work: Pin<&mut impl Future<Output = Ended>>) -> Verdict {
-        let grace = self.engine.config().workers.grace;
+    async fn wait_for(&mut self, engine: &Engine, mut work: Work, stop: CancellationToken) -> Verdict {
+        let grace = engine.config().workers.grace;
         loop {
             tokio::select! {
                 biased;
@@ -133,7 +165,7 @@ impl Attempt<'_> {
                         Revocation::Lost => None,
                     };
                 }
-                () = self.stop.cancelled() => {
+                () = stop.cancelled() => {
                     self.context.cancelled().cancel();
                     // A handler that is just done may say so.
                     let late = timeout(Duration::from_millis(100), &mut work).await;
@@ -142,7 +174,7 @@ impl Attempt<'_> {
                         _ => Some(Report::Released { delay: Duration::ZERO }),
                     };
                 }
-                newest = next_progress(self.context.newest_progress()) => self.tell(newest),
+                newest = next_progress(self.context.newest_progress()) => self.tell(engine, newest),
             }
         }
     }
@@ -186,9 +218,9 @@ impl Attempt<'_> {
         }
     }
 
-    fn tell(&self, progress: Progress) {
+    fn tell(&self, engine: &Engine, progress: Progress) {
         let (job_id, run, attempt) = (self.job.id.clone(), self.job.run, self.job.attempt);
-        self.engine.tell_progress(ProgressHint { job_id, run, attempt, progress });
+        engine.tell_progress(ProgressHint { job_id, run, attempt, progress });
     }
 }
 

@@ -64,7 +64,7 @@ pub struct Dispatcher {
     slots: Arc<Semaphore>,
     /// Attempts that run, by queue, if queues have limits.
     running: Arc<Mutex<HashMap<QueueName, usize>>>,
-    pool: mpsc::Sender<Assignment>,
+    pool: mpsc::Sender<Vec<Assignment>>,
     handover: mpsc::UnboundedSender<Handover>,
 }
 
@@ -75,7 +75,7 @@ impl Dispatcher {
         worker: WorkerId,
         kinds: Vec<Kind>,
         concurrency: usize,
-        pool: mpsc::Sender<Assignment>,
+        pool: mpsc::Sender<Vec<Assignment>>,
         handover: mpsc::UnboundedSender<Handover>,
     ) -> Self {
         let slots = Arc::new(Semaphore::new(concurrency));
@@ -109,12 +109,12 @@ impl Dispatcher {
             let found = leased.len();
             // There are as many: nobody else takes any.
             let Ok(mut permits) = self.slots.clone().acquire_many_owned(found as u32).await else { return };
-            for leased in leased {
-                let Some(permit) = permits.split(1) else { return };
-                let slot = self.occupy(&leased.job.spec.queue, permit);
-                if self.pool.send(Assignment { leased, slot }).await.is_err() {
-                    return;
-                }
+            let assignments = leased.into_iter().map_while(|leased| {
+                let slot = self.occupy(&leased.job.spec.queue, permits.split(1)?);
+                Some(Assignment { leased, slot })
+            });
+            if self.pool.send(assignments.collect()).await.is_err() {
+                return;
             }
             // A claim that may wait is asked again at once, unless the store does not let it wait.
             let is_idle = if self.limits_queues() { found < limit } else { found == 0 };

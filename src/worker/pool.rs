@@ -1,8 +1,9 @@
-//! The pool inside the server: a bounded queue of leases, and a task for each attempt.
+//! The pool inside the server: a bounded queue of leases, and tasks for their attempts.
 
 use std::time::Duration;
 
 use tokio::{
+    runtime::Handle,
     sync::mpsc,
     task::{AbortHandle, JoinHandle},
 };
@@ -17,6 +18,9 @@ use crate::{engine::Engine, handlers::Handlers, job::WorkerId, store::Handover};
 /// For as long attempts may take to be given back, their grace included. Longer only takes a store that does not answer.
 const GIVING_BACK: Duration = Duration::from_secs(60);
 
+/// Attempts that one task begins, at most.
+const TOGETHER: usize = 16;
+
 /// Runs jobs in this process.
 pub struct Pool {
     attempts: TaskTracker,
@@ -30,7 +34,7 @@ impl Pool {
     pub fn start(engine: &Engine, handlers: Handlers, worker: WorkerId) -> Self {
         let concurrency = engine.config().workers.concurrency;
         let kinds = handlers.kinds().cloned().collect();
-        let (sender, queue) = mpsc::channel(concurrency.max(1));
+        let (sender, queue) = mpsc::channel(1);
         // The slots bound what is on its way here.
         let (handover, handed) = mpsc::unbounded_channel();
         let dispatcher = Dispatcher::new(engine.clone(), worker, kinds, concurrency, sender, handover);
@@ -69,22 +73,30 @@ impl Pool {
 async fn run(
     engine: Engine,
     handlers: Handlers,
-    mut queue: mpsc::Receiver<Assignment>,
+    mut queue: mpsc::Receiver<Vec<Assignment>>,
     mut handed: mpsc::UnboundedReceiver<Handover>,
     attempts: TaskTracker,
     stop: CancellationToken,
 ) {
-    let begin = |Assignment { leased, slot }: Assignment| {
-        // Only kinds that have a handler are claimed.
-        if let Some(handler) = handlers.get(&leased.job.spec.kind).cloned() {
-            attempts.spawn(attempt::run(engine.clone(), handler, leased, stop.clone(), slot));
-        }
-    };
+    // Some for each thread, so that none has nothing to do while another has much.
+    let shares = 4 * Handle::current().metrics().num_workers();
     loop {
-        tokio::select! {
-            Some(assignment) = queue.recv() => begin(assignment),
-            Some(handover) = handed.recv() => assignments(handover).for_each(&begin),
+        let came: Vec<Assignment> = tokio::select! {
+            Some(came) = queue.recv() => came,
+            Some(handover) = handed.recv() => assignments(handover).collect(),
             else => return,
+        };
+        let size = came.len().div_ceil(shares).min(TOGETHER);
+        // Only kinds that have a handler are claimed.
+        let mut begun = came.into_iter().filter_map(|assignment| {
+            Some((handlers.get(&assignment.leased.job.spec.kind)?.clone(), assignment))
+        });
+        loop {
+            let some: Vec<_> = begun.by_ref().take(size).collect();
+            if some.is_empty() {
+                break;
+            }
+            attempts.spawn(attempt::run(engine.clone(), some, stop.clone(), attempts.clone()));
         }
     }
 }

@@ -11,8 +11,6 @@ mod session;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
-
 pub use grants::{Elapsed, Remote};
 pub use requests::{LeaseRequest, Requests};
 pub use session::Session;
@@ -167,8 +165,12 @@ impl Engine {
 
     /// Gives leases back that nobody works on, as far as is known here: their attempts do not count.
     pub async fn give_back(&self, leases: Vec<LeaseId>) {
-        let released = |lease| self.settle(Settlement { only_if: OnlyIf::Own, ..Settlement::release(lease) });
-        for given in join_all(leases.into_iter().map(released)).await {
+        if leases.is_empty() {
+            return;
+        }
+        let released = |lease| Settlement { only_if: OnlyIf::Own, ..Settlement::release(lease) };
+        let given = self.settle_all(leases.into_iter().map(released).collect()).await;
+        for given in given.unwrap_or_else(|error| vec![Err(error)]) {
             match given {
                 // Its worker was faster, perhaps at another server.
                 Ok(()) | Err(Error::LeaseLost) => {}

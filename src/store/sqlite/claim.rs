@@ -1,18 +1,19 @@
 //! Handing out leases.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use rusqlite::params;
 
 use super::{
     fresh::Place,
     read,
+    recent::Known,
     rows::{self, LiveRow, Result},
     tx::Tx,
 };
 use crate::{
     job::{Cause, Ending, FinalState, Job, JobError, Lease, QueueName, State, Timestamp},
-    store::{Claim, LeaseId, Leased, fixed::Fixed, turns::turns},
+    store::{Claim, LeaseId, Leased, turns::turns},
 };
 
 /// Adds at most `most` jobs to what the claim was given so far.
@@ -30,7 +31,7 @@ pub fn claim(
                 return Ok(());
             }
             let leased = match tx.fresh.take(num) {
-                Some((row, fixed)) => Some(lease_fresh(tx, now, claim, row, fixed)?),
+                Some(job) => Some(lease_fresh(tx, now, claim, job)?),
                 None => lease(tx, now, claim, num)?,
             };
             if let Some(leased) = leased {
@@ -117,32 +118,34 @@ fn lease(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, num: i64) -> Result<Opt
     tx.update_live(&row, &live)?;
     let is_new = row.live.version == 1;
     let row = LiveRow { live, ..row };
-    let job = match is_new {
+    let told = match is_new {
         true => fixed.clone().live(&row.live),
         false => read::live_job(tx.connection, fixed.clone(), &row)?,
     };
-    hand_out(tx, row, fixed, job).map(Some)
+    hand_out(tx, Box::new((row, fixed)), told.into()).map(Some)
 }
 
 /// Leases a job that was accepted in the same transaction.
-fn lease_fresh(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, row: LiveRow, fixed: Fixed) -> Result<Leased> {
+fn lease_fresh(tx: &mut Tx<'_>, now: Timestamp, claim: &Claim, mut job: Known) -> Result<Leased> {
+    let (row, fixed) = &mut *job;
     let lease = lease_of(now, claim);
-    let bundled = tx.bundle(&row, &fixed, &lease);
+    let bundled = tx.bundle(row, fixed, &lease);
     let fence = bundled.unwrap_or_else(|| tx.fences.next());
-    let row = LiveRow { live: row.live.claim(fence, lease), ..row };
-    tx.insert_leased(&row, bundled.is_some())?;
-    let job = fixed.clone().live(&row.live);
-    hand_out(tx, row, fixed, job)
+    row.live = row.live.claim(fence, lease);
+    tx.insert_leased(row, bundled.is_some())?;
+    let told = Arc::new(fixed.clone().live(&row.live));
+    hand_out(tx, job, told)
 }
 
 fn lease_of(now: Timestamp, claim: &Claim) -> Lease {
     Lease { worker: claim.worker.clone(), started: now, until: now.after(claim.lease) }
 }
 
-fn hand_out(tx: &mut Tx<'_>, row: LiveRow, fixed: Fixed, job: Job) -> Result<Leased> {
+fn hand_out(tx: &mut Tx<'_>, leased: Known, job: Arc<Job>) -> Result<Leased> {
+    let (row, fixed) = &*leased;
     let of_queue = tx.lines.get(row.line)?.policy.attempt_timeout;
     let attempt_timeout = fixed.spec.attempt_timeout.unwrap_or(of_queue);
     let lease = LeaseId { job: row.num, fence: row.live.fence };
-    tx.recent.keep(row, fixed);
-    Ok(Leased { lease, job: job.into(), attempt_timeout })
+    tx.recent.keep(leased);
+    Ok(Leased { lease, job, attempt_timeout })
 }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::rows::LiveRow;
+use super::{recent::Known, rows::LiveRow};
 use crate::{job::Timestamp, store::fixed::Fixed};
 
 /// Where a job stands in its line: its rank, then its number. The order of the index `live_ready`.
@@ -13,7 +13,7 @@ pub type Place = (i64, i64);
 #[derive(Debug, Default)]
 pub struct Fresh {
     /// By number.
-    jobs: BTreeMap<i64, (LiveRow, Fixed)>,
+    jobs: BTreeMap<i64, Known>,
     lines: HashMap<i64, BTreeSet<Place>>,
 }
 
@@ -22,13 +22,14 @@ fn place(row: &LiveRow) -> Place {
 }
 
 impl Fresh {
-    pub fn add(&mut self, row: LiveRow, fixed: Fixed) {
-        self.lines.entry(row.line).or_default().insert(place(&row));
-        self.jobs.insert(row.num, (row, fixed));
+    pub fn add(&mut self, job: Known) {
+        let (row, _) = &*job;
+        self.lines.entry(row.line).or_default().insert(place(row));
+        self.jobs.insert(row.num, job);
     }
 
     pub fn get(&self, num: i64) -> Option<&(LiveRow, Fixed)> {
-        self.jobs.get(&num)
+        self.jobs.get(&num).map(|job| &**job)
     }
 
     pub fn count(&self, line: i64) -> usize {
@@ -43,25 +44,26 @@ impl Fresh {
         })
     }
 
-    pub fn take(&mut self, num: i64) -> Option<(LiveRow, Fixed)> {
-        let (row, fixed) = self.jobs.remove(&num)?;
+    pub fn take(&mut self, num: i64) -> Option<Known> {
+        let job = self.jobs.remove(&num)?;
+        let (row, _) = &*job;
         if let Some(places) = self.lines.get_mut(&row.line) {
-            places.remove(&place(&row));
+            places.remove(&place(row));
         }
-        Some((row, fixed))
+        Some(job)
     }
 
     /// Forgets the jobs whose numbers come after `last`.
     pub fn roll_back(&mut self, last: i64) {
-        for (row, _) in self.jobs.split_off(&(last + 1)).into_values() {
-            if let Some(places) = self.lines.get_mut(&row.line) {
-                places.remove(&place(&row));
+        for job in self.jobs.split_off(&(last + 1)).into_values() {
+            if let Some(places) = self.lines.get_mut(&job.0.line) {
+                places.remove(&place(&job.0));
             }
         }
     }
 
     /// All of them, in the order of their numbers.
-    pub fn into_jobs(self) -> impl Iterator<Item = (LiveRow, Fixed)> {
+    pub fn into_jobs(self) -> impl Iterator<Item = Known> {
         self.jobs.into_values()
     }
 }

@@ -88,7 +88,7 @@ fn submit_one(
     };
     let live = match submission.check_only {
         true => Live::admit(&submission.spec, now),
-        false => insert(tx, now, submission, fixed.clone())?.live,
+        false => insert(tx, now, submission, fixed.clone())?,
     };
     Ok(Ok(Submitted { job: fixed.live(&live).into(), deduplicated: false, position: before }))
 }
@@ -221,7 +221,7 @@ fn no_room(tx: &Tx<'_>, spec: &Arc<JobSpec>) -> Option<Error> {
     full(&format!("queue {}", spec.queue), limit)
 }
 
-fn insert(tx: &mut Tx<'_>, now: Timestamp, submission: &Submission, fixed: Fixed) -> Result<LiveRow> {
+fn insert(tx: &mut Tx<'_>, now: Timestamp, submission: &Submission, fixed: Fixed) -> Result<Live> {
     let spec = &submission.spec;
     let line = tx.lines.of(tx.connection, tx.config, spec)?;
     let payload = spec.payload.bytes();
@@ -244,20 +244,17 @@ fn insert(tx: &mut Tx<'_>, now: Timestamp, submission: &Submission, fixed: Fixed
             crc32fast::hash(&payload),
             written::options(spec, &submission.trace),
         ])?;
-    let row = LiveRow {
-        num,
-        line,
-        bytes: payload.len() as i64,
-        retention: spec.retention,
-        live: Live::admit(spec, now),
-    };
+    let live = Live::admit(spec, now);
+    let row =
+        LiveRow { num, line, bytes: payload.len() as i64, retention: spec.retention, live: live.clone() };
+    let job = Box::new((row, fixed));
     match &spec.unique_key {
-        None if row.live.state == LiveState::Queued => tx.line_up(row.clone(), fixed)?,
+        None if live.state == LiveState::Queued => tx.line_up(job)?,
         key => {
-            tx.insert_live(&row, key.as_ref().map(|key| (spec.queue.as_str(), key.as_str())))?;
-            tx.recent.keep(row.clone(), fixed);
+            tx.insert_live(&job.0, key.as_ref().map(|key| (spec.queue.as_str(), key.as_str())))?;
+            tx.recent.keep(job);
         }
     }
     remember(tx, now, submission, num, &submission.job_id)?;
-    Ok(row)
+    Ok(live)
 }

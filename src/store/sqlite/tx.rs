@@ -10,7 +10,7 @@ use super::{
     done::{Alike, Ended, Group},
     fresh::Fresh,
     lines::Lines,
-    recent::Recent,
+    recent::{Known, Recent},
     rows::{LiveRow, Result, as_millis},
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
         Attempt, Ending, Fence, FinalState, Job, JobError, JobId, JobSpec, Live, LiveState, Next, Payload,
         Policy, Progress, State, Step, Timestamp,
     },
-    store::{Outcome, Position, fixed::Fixed, written},
+    store::{Outcome, Position, written},
 };
 
 pub struct Tx<'a> {
@@ -165,9 +165,9 @@ impl Tx<'_> {
 
     /// Puts a job in line that is due and has no unique key. It reaches the table when it is leased, or at the end of
     /// the transaction.
-    pub fn line_up(&mut self, row: LiveRow, fixed: Fixed) -> Result<()> {
-        let (num, line, bytes) = (row.num, row.line, row.bytes);
-        self.fresh.add(row, fixed);
+    pub fn line_up(&mut self, job: Known) -> Result<()> {
+        let LiveRow { num, line, bytes, .. } = job.0;
+        self.fresh.add(job);
         self.moved(num, line, None, State::QUEUED, bytes)
     }
 
@@ -181,9 +181,9 @@ impl Tx<'_> {
 
     /// Writes the jobs that nobody has leased yet.
     pub fn land(&mut self) -> Result<()> {
-        for (row, fixed) in std::mem::take(&mut self.fresh).into_jobs() {
-            self.write_live(&row, None)?;
-            self.recent.keep(row, fixed);
+        for job in std::mem::take(&mut self.fresh).into_jobs() {
+            self.write_live(&job.0, None)?;
+            self.recent.keep(job);
         }
         Ok(())
     }
