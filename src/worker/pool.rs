@@ -100,3 +100,73 @@ async fn run(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::{
+        config::Config,
+        engine::{Clock, Pressure},
+        job::{FinalState, JobError, Payload, State, View},
+        store::{sqlite::SqliteStore, suite::job},
+        worker::Context,
+    };
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn attempts_that_begin_together_end_each_in_its_own_way() {
+        const EACH: usize = 100;
+        let (dir, config, clock) =
+            (tempfile::tempdir().unwrap(), Arc::new(Config::default()), Clock::default());
+        let store = SqliteStore::open(dir.path(), config.clone(), clock.now()).unwrap();
+        let engine = Engine::start(config.clone(), store, clock);
+        let mut handlers = Handlers::builtin(&config).unwrap();
+        handlers.add("panics", async |_: Context, _: ()| -> Result<(), JobError> { panic!("oh") }).unwrap();
+        handlers
+            .add("fails", async |_: Context, _: ()| Err::<(), _>(JobError::permanent("no", "no")))
+            .unwrap();
+        let waits = async |_: Context, _: ()| {
+            sleep(Duration::from_millis(20)).await;
+            Ok::<_, JobError>("waited")
+        };
+        handlers.add("waits", waits).unwrap();
+
+        let kinds = ["echo", "panics", "fails", "waits"];
+        let all: Vec<_> = (0..EACH).flat_map(|n| kinds.map(|kind| (kind, format!("{kind}-{n}")))).collect();
+        let submission = |(kind, id): &(&str, String)| {
+            job(id)
+                .kind(kind)
+                .max_attempts(1)
+                .spec(|spec| spec.payload = Payload::new(Payload::JSON, "null"))
+                .into()
+        };
+        engine.submit(all.iter().map(submission).collect(), Pressure::Wait).await.unwrap();
+        // All of them are claimed at once.
+        let pool = Pool::start(&engine, handlers, WorkerId::of_pool("p").unwrap());
+        for (kind, id) in &all {
+            let id = id.parse().unwrap();
+            let job = loop {
+                let job = engine.get(&id, View::Result).await.unwrap();
+                if job.state.is_final() {
+                    break job;
+                }
+                sleep(Duration::from_millis(5)).await;
+            };
+            let output = job.output.as_ref().map(|output| output.bytes().to_vec());
+            let code = job.error.as_ref().map(|error| error.code.as_str());
+            let expected = match *kind {
+                "echo" => (FinalState::Succeeded, Some(b"null".to_vec()), None),
+                "waits" => (FinalState::Succeeded, Some(b"\"waited\"".to_vec()), None),
+                "panics" => (FinalState::Failed, None, Some("jobwire.panic")),
+                _ => (FinalState::Failed, None, Some("no")),
+            };
+            assert_eq!((job.state, output, code), (State::Final(expected.0), expected.1, expected.2), "{id}");
+        }
+        engine.drain();
+        pool.drain(Duration::from_secs(5)).await;
+        engine.close().await;
+    }
+}
