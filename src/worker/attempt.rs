@@ -2,7 +2,7 @@
 
 use std::{panic::AssertUnwindSafe, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
-use futures_util::{FutureExt as _, poll};
+use futures_util::{FutureExt as _, future::BoxFuture, poll};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -20,6 +20,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Between attempts to tell a store that cannot be reached.
 const SETTLE_AGAIN: Duration = Duration::from_millis(500);
 
+/// For so long a task begins one attempt after the other.
+const TURN: Duration = Duration::from_millis(1);
+
 /// Before a job whose turn did not come stands in line again.
 const NEXT_TURN: Duration = Duration::from_secs(1);
 
@@ -35,28 +38,39 @@ type Work = Pin<Box<dyn Future<Output = Ended> + Send>>;
 /// Runs handlers and settles what comes of them. Those that have nothing to wait for are run one after the other and
 /// settled together; each of the others goes on as one of `attempts`, by itself. `stop` is the end of the server's
 /// patience: attempts are then given back. A slot is freed when its handler has ended, whatever the store still has to do.
-pub async fn run(
+pub fn run(
     engine: Engine,
     assignments: Vec<(Arc<dyn Handler>, Assignment)>,
     stop: CancellationToken,
     attempts: TaskTracker,
-) {
-    let mut ended = Vec::with_capacity(assignments.len());
-    for (handler, Assignment { leased, slot }) in assignments {
-        let attempt = Attempt::begin(&engine, leased);
-        let mut work = attempt.work(handler);
-        match poll!(&mut work) {
-            Poll::Ready(result) => {
-                let report = attempt.ended(result);
-                ended.push((attempt, report));
+) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        let mut ended = Vec::with_capacity(assignments.len());
+        let turn = Instant::now();
+        let mut assignments = assignments.into_iter();
+        while let Some((handler, Assignment { leased, slot })) = assignments.next() {
+            let attempt = Attempt::begin(&engine, leased);
+            let mut work = attempt.work(handler);
+            match poll!(&mut work) {
+                Poll::Ready(result) => {
+                    let report = attempt.ended(result);
+                    ended.push((attempt, report));
+                }
+                Poll::Pending => {
+                    let (engine, stop) = (engine.clone(), stop.clone());
+                    attempts.spawn(go_on(engine, attempt, work, stop, slot));
+                }
             }
-            Poll::Pending => {
-                let (engine, stop) = (engine.clone(), stop.clone());
-                attempts.spawn(go_on(engine, attempt, work, stop, slot));
+            if turn.elapsed() >= TURN {
+                // These compute: other threads may have some.
+                for assignment in assignments.by_ref() {
+                    let one = run(engine.clone(), vec![assignment], stop.clone(), attempts.clone());
+                    attempts.spawn(one);
+                }
             }
         }
-    }
-    settle(&engine, ended).await;
+        settle(&engine, ended).await;
+    })
 }
 
 /// Runs a handler that has to wait for something to its end, and settles what comes of it.

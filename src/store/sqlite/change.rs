@@ -3,8 +3,7 @@
 use rusqlite::OptionalExtension;
 
 use super::{
-    done::{self, Alike},
-    read,
+    done, read,
     rows::{self, LiveRow, Result},
     submit::holder,
     tx::Tx,
@@ -72,10 +71,7 @@ pub fn delete(tx: &mut Tx<'_>, delete: &Delete) -> Result<Answer<Position>> {
     match find(tx, &delete.job_id, delete.etag.as_deref())? {
         Err(Error::JobNotFound { .. }) if delete.allow_missing => Ok(Ok(tx.effects.head)),
         Err(error) => Ok(Err(error)),
-        Ok((num, Place::Done { .. })) => {
-            remove(tx, num)?;
-            Ok(Ok(tx.effects.head))
-        }
+        Ok((num, Place::Done { .. })) => Ok(rows::intact(remove(tx, num))?.map(|()| tx.effects.head)),
         Ok((_, Place::Live(row))) => Ok(Err(Error::JobState {
             job_id: delete.job_id.to_string(),
             state: State::Live(row.live.state),
@@ -84,7 +80,7 @@ pub fn delete(tx: &mut Tx<'_>, delete: &Delete) -> Result<Answer<Position>> {
     }
 }
 
-/// Everything of a final job but its request ids.
+/// Everything of a final job but its request ids. Nothing of it if an outcome that shares a row is damaged.
 pub fn remove(tx: &mut Tx<'_>, num: i64) -> Result<()> {
     tx.removed = true;
     tx.remove_outcomes(num, i64::MAX)?;
@@ -102,7 +98,10 @@ fn find(tx: &Tx<'_>, id: &JobId, etag: Option<&str>) -> Result<Answer<(i64, Plac
     let Some(num) = tx.num(id)? else { return Ok(Err(Error::JobNotFound { job_id: id.to_string() })) };
     let place = match tx.live(num)? {
         Some(row) => Place::Live(row),
-        None => done(tx, num)?,
+        None => match rows::intact(done(tx, num))? {
+            Ok(place) => place,
+            Err(error) => return Ok(Err(error)),
+        },
     };
     let version = match &place {
         Place::Live(row) => row.live.version,
@@ -121,10 +120,9 @@ fn done(tx: &Tx<'_>, num: i64) -> Result<Place> {
         .prepare_cached("SELECT line FROM job WHERE num = ?1")?
         .query_row([num], |row| row.get(0))
         .optional()?;
-    let Some((line, ended)) = line.zip(done::newest(tx.connection, num, false)?) else {
+    let Some((line, (state, run, version))) = line.zip(done::newest_state(tx.connection, num)?) else {
         return Err(rows::damaged("a job that is in no state"));
     };
-    let Alike { state, run, version, .. } = ended.alike;
     Ok(Place::Done { line, state, run, version })
 }
 

@@ -147,15 +147,18 @@ impl Ended {
             error: row.get("error")?,
             content_type: row.get("content_type")?,
         };
+        // What is wrong with the outputs must not keep anybody from the rest.
         let output = match with_output {
-            true => row.get_ref("output")?.as_blob_or_null()?.map(Bytes::copy_from_slice),
+            true => row.get_ref("output")?.as_blob_or_null().ok().flatten().map(Bytes::copy_from_slice),
             false => None,
         };
         let size = match with_output {
             true => output.as_ref().map(Bytes::len),
             false => row.get("size")?,
         };
-        let sizes = sizes(size, row.get_ref("ends")?.as_str_or_null()?)
+        let ends = row.get_ref("ends")?.as_str_or_null().ok();
+        let sizes = ends
+            .and_then(|ends| sizes(size, ends))
             .filter(|sizes| sizes.is_empty() || sizes.len() == members.count());
         let is_intact = sizes.is_some();
         let mut ended =
@@ -170,9 +173,14 @@ impl Ended {
     }
 
     /// The size of a member's output, and the output if it was read.
-    pub fn output(&self, num: i64) -> Option<(usize, Option<Bytes>)> {
+    fn output(&self, num: i64) -> Option<(usize, Option<Bytes>)> {
         let rank = self.members.rank(num)?;
-        Some((*self.sizes.get(rank)?, self.outputs.get(rank).cloned()))
+        let output = self.outputs.get(rank).map(|output| match self.members.count() {
+            1 => output.clone(),
+            // A part of the row would keep all of it in memory.
+            _ => Bytes::copy_from_slice(output),
+        });
+        Some((*self.sizes.get(rank)?, output))
     }
 
     /// Takes in the outcome of a job whose number is larger, and may share the row.
@@ -186,12 +194,35 @@ impl Ended {
         self.sizes.iter().sum::<usize>() + output.map_or(0, Bytes::len) <= ROOM
     }
 
-    /// Each by itself.
-    fn apart(self) -> impl Iterator<Item = Self> {
-        self.members.outcomes().map(move |(seq, num)| {
-            let output = self.output(num).and_then(|(_, output)| output);
-            let one = Self::new(num, self.alike.clone(), output);
-            Self { members: Members { seq, ..one.members }, is_intact: self.is_intact, ..one }
+    /// The others than a member: those before it, and those behind it.
+    fn without(self, num: i64) -> impl Iterator<Item = Self> {
+        let Members { seq, base, held } = self.members;
+        let (_, bit) = place(num);
+        let rank = self.members.rank(num).unwrap_or_default();
+        let before = Members { seq: self.members.first() + rank as i64 - 1, base, held: held & (bit - 1) };
+        let behind = Members { seq, base, held: held & !(bit | (bit - 1)) };
+        let parts = [(before, 0..rank), (behind, rank + 1..usize::MAX)];
+        parts.into_iter().filter(|(members, _)| members.held != 0).map(move |(members, range)| {
+            let part = |at: &usize| range.contains(at);
+            Self {
+                members,
+                alike: self.alike.clone(),
+                sizes: self
+                    .sizes
+                    .iter()
+                    .enumerate()
+                    .filter(|(at, _)| part(at))
+                    .map(|(_, &size)| size)
+                    .collect(),
+                outputs: self
+                    .outputs
+                    .iter()
+                    .enumerate()
+                    .filter(|(at, _)| part(at))
+                    .map(|(_, one)| one.clone())
+                    .collect(),
+                is_intact: self.is_intact,
+            }
         })
     }
 
@@ -343,25 +374,30 @@ impl Tx<'_> {
         effects.outcomes.extend(told.map(|job| Outcome { position: effects.head, job }));
     }
 
-    /// Removes the outcomes of a job up to a position. Those who share a row with one get rows of their own.
+    /// Removes the outcomes of a job up to a position. Those who share a row with one get rows without it. Nothing is
+    /// written if it finds damage.
     pub fn remove_outcomes(&mut self, num: i64, upto: i64) -> Result<()> {
         let (base, bit) = place(num);
-        let found: Vec<Members> = self
+        let mut found = Vec::new();
+        let mut statement = self
             .connection
-            .prepare_cached("SELECT seq, base, held FROM done WHERE base = ?1 AND held & ?2 AND seq < ?3")?
-            .query_map(params![base, bit, upto.saturating_add(SPAN)], Members::of)?
-            .collect::<Result<_>>()?;
-        for members in
-            found.into_iter().filter(|members| members.position(num).is_some_and(|seq| seq <= upto))
-        {
-            let shared = match members.count() {
-                1 => None,
-                _ => at(self.connection, members.seq)?,
-            };
-            self.connection.prepare_cached("DELETE FROM done WHERE seq = ?1")?.execute([members.seq])?;
-            for one in shared.into_iter().flat_map(Ended::apart).filter(|one| one.members.rank(num).is_none())
-            {
-                one.write(one.members.seq, self)?;
+            .prepare_cached("SELECT seq, base, held FROM done WHERE base = ?1 AND held & ?2 AND seq < ?3")?;
+        let mut rows = statement.query(params![base, bit, upto.saturating_add(SPAN)])?;
+        while let Some(row) = rows.next()? {
+            // If whose it is cannot be known, it is not known to be the job's.
+            let Ok(members) = rows::intact(Members::of(row))? else { continue };
+            if members.position(num).is_some_and(|seq| seq <= upto) {
+                let shared = match members.count() {
+                    1 => None,
+                    _ => at(self.connection, members.seq)?,
+                };
+                found.push((members.seq, shared));
+            }
+        }
+        for (seq, shared) in found {
+            self.connection.prepare_cached("DELETE FROM done WHERE seq = ?1")?.execute([seq])?;
+            for part in shared.into_iter().flat_map(|shared| shared.without(num)) {
+                part.write(part.members.seq, self)?;
             }
         }
         Ok(())
@@ -375,36 +411,51 @@ fn at(connection: &Connection, seq: i64) -> Result<Option<Ended>> {
         .optional()
 }
 
-/// Whose outcomes a row holds, if it is there.
-pub fn members(connection: &Connection, seq: i64) -> Result<Option<Members>> {
+/// Whose outcomes a row holds, if it is there, and of which run.
+pub fn members(connection: &Connection, seq: i64) -> Result<Option<(Members, u32)>> {
     connection
-        .prepare_cached("SELECT seq, base, held FROM done WHERE seq = ?1")?
-        .query_row([seq], Members::of)
+        .prepare_cached("SELECT seq, base, held, run FROM done WHERE seq = ?1")?
+        .query_row([seq], |row| Ok((Members::of(row)?, row.get("run")?)))
         .optional()
 }
 
 /// When the outcome at a position came about, or if that is gone the last one before it; 0 if there is none.
 pub fn finished_at(connection: &Connection, position: i64) -> Result<Timestamp> {
     let find = |sql, seq: i64| {
-        let found = |row: &Row<'_>| Ok((Members::of(row)?, Timestamp(row.get("finished")?)));
+        let found = |row: &Row<'_>| {
+            let before: i64 = row.get::<_, i64>("seq")? - i64::from(row.get::<_, i64>("held")?.count_ones());
+            Ok((before, Timestamp(row.get("finished")?)))
+        };
         connection.prepare_cached(sql)?.query_row([seq], found).optional()
     };
-    let next =
-        find("SELECT seq, base, held, finished FROM done WHERE seq >= ?1 ORDER BY seq LIMIT 1", position)?;
-    let found = match next.filter(|(members, _)| members.first() <= position) {
-        None => find(
-            "SELECT seq, base, held, finished FROM done WHERE seq < ?1 ORDER BY seq DESC LIMIT 1",
-            position,
-        )?,
+    let next = find("SELECT seq, held, finished FROM done WHERE seq >= ?1 ORDER BY seq LIMIT 1", position)?;
+    let found = match next.filter(|&(before, _)| before < position) {
+        None => {
+            find("SELECT seq, held, finished FROM done WHERE seq < ?1 ORDER BY seq DESC LIMIT 1", position)?
+        }
         next => next,
     };
     Ok(found.map_or(Timestamp(0), |(_, finished)| finished))
 }
 
+/// Where the newest outcome of the job with the number `?1 + log2(?2)` is.
+const NEWEST: &str = "FROM done WHERE seq = \
+     (SELECT seq FROM done WHERE base = ?1 AND held & ?2 ORDER BY base DESC, seq DESC LIMIT 1)";
+
+/// How the newest run of a job has ended, its number, and the job's version.
+pub fn newest_state(connection: &Connection, num: i64) -> Result<Option<(FinalState, u32, i64)>> {
+    let (base, bit) = place(num);
+    connection
+        .prepare_cached(formatcp!("SELECT seq, base, held, state, run, version {NEWEST}"))?
+        .query_row([base, bit], |row| {
+            Members::of(row)?;
+            Ok((rows::final_state(row.get("state")?)?, row.get("run")?, row.get("version")?))
+        })
+        .optional()
+}
+
 /// The row with the newest outcome of a job.
 pub fn newest(connection: &Connection, num: i64, with_output: bool) -> Result<Option<Ended>> {
-    const NEWEST: &str = "FROM done WHERE seq = \
-         (SELECT seq FROM done WHERE base = ?1 AND held & ?2 ORDER BY base DESC, seq DESC LIMIT 1)";
     let sql = match with_output {
         true => formatcp!("SELECT {WITH_OUTPUT} {NEWEST}"),
         false => formatcp!("SELECT {WITHOUT_OUTPUT} {NEWEST}"),
@@ -423,12 +474,12 @@ pub fn newest(connection: &Connection, num: i64, with_output: bool) -> Result<Op
 /// The job of a member; without its output if that is damaged.
 pub fn job(connection: &Connection, fixed: Fixed, ended: &Ended, num: i64) -> Result<Job> {
     let Alike { run, attempt, version, state, finished, keep_until, .. } = ended.alike;
-    let content_type = ended.alike.content_type.clone();
-    let output = content_type.zip(ended.output(num)).map(|(content_type, (size, body))| Payload {
-        content_type,
-        size,
-        body: body.filter(|_| ended.is_intact),
-    });
+    let (size, body) = match ended.output(num) {
+        Some((size, body)) => (size, body.filter(|_| ended.is_intact)),
+        // There is one, but where it ends is not known.
+        None => (0, None),
+    };
+    let output = ended.alike.content_type.clone().map(|content_type| Payload { content_type, size, body });
     let mut job = Job {
         id: fixed.id,
         spec: fixed.spec,

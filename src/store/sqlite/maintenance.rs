@@ -149,13 +149,21 @@ fn check_bodies(connection: &Connection, report: &mut VerifyReport) -> SqlResult
             found("payload", row.get("num")?);
         }
     }
+    let mut unreadable = Vec::new();
     let mut statement = connection.prepare(formatcp!("SELECT {WITH_OUTPUT} FROM done"))?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        if !Ended::read(row, true).is_ok_and(|ended| ended.is_intact) {
-            Members::of(row)?.nums().for_each(|num| found("output", num));
+        if Ended::read(row, true).is_ok_and(|ended| ended.is_intact) {
+            continue;
+        }
+        match Members::of(row) {
+            Ok(members) => members.nums().for_each(|num| found("output", num)),
+            Err(_) => unreadable
+                .push(format!("whose outcomes are at position {} is damaged", row.get::<_, i64>("seq")?)),
         }
     }
+    unreadable.truncate(VerifyReport::MAX_PROBLEMS);
+    report.problems.append(&mut unreadable);
     Ok(())
 }
 

@@ -206,7 +206,7 @@ impl SqliteStore {
         run: impl FnOnce(&mut Tx<'_>, Timestamp) -> rows::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
         self.at(now);
-        self.writer()?.call(weight, durable, work, move |tx| run(tx, tx.shared.now())).await
+        self.writer()?.call(weight, durable, work, move |tx| run(tx, tx.now)).await
     }
 
     fn writer(&self) -> Result<Arc<Writer>, Error> {

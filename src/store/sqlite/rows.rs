@@ -31,6 +31,12 @@ pub fn intact<T>(read: Result<T>) -> Result<std::result::Result<T, Error>> {
         Err(rusqlite::Error::FromSqlConversionFailure(_, _, what)) => {
             Ok(Err(Error::DataLoss(what.to_string())))
         }
+        // A text that is none, or another type of value than was written.
+        Err(
+            other @ (rusqlite::Error::Utf8Error(..)
+            | rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..)),
+        ) => Ok(Err(Error::DataLoss(other.to_string()))),
         Err(other) => Err(other),
     }
 }

@@ -161,4 +161,4 @@ CREATE VIEW outcome AS
     iif(ends IS NULL, output, (
       SELECT substr(output, iif(rank, ends ->> (rank - 1), 0) + 1, (ends ->> rank) - iif(rank, ends ->> (rank - 1), 0))
       FROM (SELECT count(*) AS rank FROM place AS p WHERE p.n < place.n AND held >> p.n & 1))) AS output
-  FROM done JOIN place ON held >> n & 1;
+  FROM done CROSS JOIN place ON held >> n & 1;

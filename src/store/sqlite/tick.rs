@@ -116,13 +116,22 @@ fn remove_jobs(tx: &mut Tx<'_>, now: Timestamp) -> Result<bool> {
         if removed >= SLICE {
             return Ok(true);
         }
-        // Gone already, with a newer one.
-        let Some(members) = done::members(tx.connection, seq)? else { continue };
+        let (members, run) = match rows::intact(done::members(tx.connection, seq))? {
+            Ok(Some(found)) => found,
+            // Gone already, with a newer one.
+            Ok(None) => continue,
+            Err(error) => {
+                tracing::error!(seq, %error, "outcomes cannot be removed; run `jobwire verify`");
+                continue;
+            }
+        };
         tx.removed = true;
         tx.connection.prepare_cached("DELETE FROM done WHERE seq = ?1")?.execute([seq])?;
         for (seq, num) in members.outcomes() {
             // Older ones go with it, or the job would be back in its state of before.
-            tx.remove_outcomes(num, seq)?;
+            if run > 1 {
+                tx.remove_outcomes(num, seq)?;
+            }
             let (base, bit) = place(num);
             let needed: bool = tx
                 .connection
@@ -137,7 +146,7 @@ fn remove_jobs(tx: &mut Tx<'_>, now: Timestamp) -> Result<bool> {
             removed += 1;
         }
     }
-    Ok(all)
+    Ok(all && removed > 0)
 }
 
 fn forget_requests(tx: &Tx<'_>, now: Timestamp) -> Result<bool> {

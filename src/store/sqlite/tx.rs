@@ -24,6 +24,8 @@ use crate::{
 
 pub struct Tx<'a> {
     pub connection: &'a Connection,
+    /// The time of all that it does, but for claims: positions grow with their times.
+    pub now: Timestamp,
     pub statements: Statements<'a>,
     pub config: &'a Config,
     pub lines: &'a mut Lines,

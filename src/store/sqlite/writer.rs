@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    job::{Error, Timestamp},
+    job::Error,
     store::{Claim, ClaimWait, Handover, Leased, Position, Signals},
 };
 
@@ -131,9 +131,12 @@ fn serve(tx: &mut Tx<'_>, parked: &mut Vec<Parked>, answers: &mut Vec<Answer>) -
     let claims: Vec<_> = waiting.iter().zip(&room).map(|(one, (wanted, _))| (&one.claim, *wanted)).collect();
     let due = due(tx);
     // No write that says the time need have come with the room for them.
-    let now = waiting.iter().find_map(|waiting| Some(waiting.claim.wait.as_ref()?.now.0()));
-    let now = tx.shared.at(now.unwrap_or(Timestamp(0)));
-    let given = share(tx, now, &due, &claims)?;
+    if let Some(now) = waiting.iter().find_map(|waiting| Some(waiting.claim.wait.as_ref()?.now.0())) {
+        tx.now = tx.shared.at(now);
+    }
+    // A claim that meets a damaged job ends it.
+    tx.land_ended()?;
+    let given = share(tx, tx.now, &due, &claims)?;
     // Whoever was given something stands behind the others: what comes one by one is for all of them in turn.
     let mut served = Vec::new();
     for ((mut waiting, (wanted, slots)), leased) in waiting.into_iter().zip(room).zip(given) {
@@ -393,6 +396,7 @@ impl State {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut tx = Tx {
             connection: &transaction,
+            now: self.shared.now(),
             statements: Statements::default(),
             config: &self.config,
             lines: &mut self.lines,

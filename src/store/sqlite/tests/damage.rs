@@ -2,10 +2,11 @@
 
 use super::*;
 use crate::{
-    job::{Cause, Error, Filter, State, View},
+    job::{Cause, Error, Filter, Payload, Report, State, View},
     store::{
+        Position,
         sqlite::verify,
-        suite::{busy, drawn, id, job, leased_ids},
+        suite::{busy, drawn, id, job, leased_ids, secs},
     },
 };
 
@@ -94,5 +95,72 @@ async fn an_outcome_cannot_pass_for_another_one() {
             assert!(matches!(shown, Err(Error::DataLoss(_))), "{change}: {shown:?}");
         }
         assert!(!verify(&world.dir()).unwrap().problems.is_empty(), "{change}");
+    }
+}
+
+/// What an outcome is found by, and what is told of it, may be damaged as well as its body.
+#[tokio::test]
+async fn a_damaged_outcome_is_no_reason_to_stop() {
+    for damage in [
+        "error = CAST(x'ff' AS TEXT)",
+        "worker = CAST(x'ff' AS TEXT)",
+        "ends = CAST(x'ff' AS TEXT)",
+        "ends = '[1, 0]'",
+        "held = 0",
+        "held = -1",
+        "held = held | 1 << 40",
+    ] {
+        let mut world = World::with(OPEN, |config| config.defaults.retention = secs(60)).await;
+        let together = world.wanted([job("a"), job("b"), job("c")]).await;
+        let reports = together.iter().map(|leased| World::report(leased, Report::Succeeded(Payload::none())));
+        world.store().settle(world.now, reports.collect()).await.unwrap();
+        let failed = world.start(job("failed").max_attempts(1)).await;
+        world.fail(&failed, busy()).await;
+        assert_eq!(tamper(&world, &format!("UPDATE done SET {damage}"), []), 2, "{damage}");
+        for name in ["a", "failed"] {
+            // Done, or refused for what it is.
+            let told = [
+                world.cancel(name).await.err(),
+                world.retry(name).await.err(),
+                world.delete(name).await.err(),
+            ];
+            for error in told.into_iter().flatten() {
+                assert!(
+                    matches!(error, Error::DataLoss(_) | Error::JobState { .. } | Error::JobNotFound { .. }),
+                    "{damage}: {error:?}"
+                );
+            }
+        }
+        assert!(
+            !verify(&world.dir()).unwrap().problems.is_empty() || damage.starts_with("worker"),
+            "{damage}"
+        );
+        // Time goes on, and so does the store.
+        world.pass(secs(100)).await;
+        world.reopen().await;
+        world.pass(secs(100)).await;
+        world.add(job("new")).await;
+    }
+}
+
+#[tokio::test]
+async fn where_damaged_outputs_are_does_not_matter_to_those_who_do_not_ask() {
+    let world = World::new(OPEN).await;
+    let leased = world.wanted([job("a"), job("b")]).await;
+    let reports =
+        leased.iter().map(|leased| World::report(leased, Report::Succeeded(Payload::new("a/b", "out"))));
+    world.store().settle(world.now, reports.collect()).await.unwrap();
+    for damage in ["ends = '[2, 5]'", "ends = CAST(x'ff' AS TEXT)", "output = x'00'", "output = NULL"] {
+        assert_eq!(tamper(&world, &format!("UPDATE done SET {damage}"), []), 1, "{damage}");
+        assert_eq!(world.list(Filter::default()).await.len(), 2, "{damage}");
+        let shown = world.store().get(vec![id("a")], View::Result).await;
+        assert!(matches!(shown, Err(Error::DataLoss(_))), "{damage}: {shown:?}");
+        let all = world.store().existing(Position(0), Position(2), &Filter::default(), 9).await.unwrap();
+        let told: Vec<_> = world.feed().await.into_iter().chain(all.outcomes).collect();
+        assert_eq!(told.len(), 4, "{damage}");
+        for one in told {
+            let output = one.job.output.as_ref().expect("it is left out, but there is one");
+            assert_eq!(output.body, None, "{damage}");
+        }
     }
 }

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::future::join_all;
 use rusqlite::Connection;
 
 use super::{OPEN, tamper};
 use crate::{
-    job::{Error, Filter, JobError, Payload, Report, State, View},
+    job::{Error, Filter, JobError, Payload, Report, State, Timestamp, View},
     store::{
         Leased, ListQuery, Position, Queues,
         sqlite::{open::DATABASE, verify},
@@ -25,7 +26,11 @@ fn name(n: usize) -> String {
 }
 
 async fn wanted(world: &World, count: usize) -> Vec<Leased> {
-    let leased = world.wanted((0..count).map(|n| job(&name(n)))).await;
+    wanted_from(world, 0, count).await
+}
+
+async fn wanted_from(world: &World, first: usize, count: usize) -> Vec<Leased> {
+    let leased = world.wanted((first..first + count).map(|n| job(&name(n)))).await;
     assert_eq!(leased.len(), count);
     leased
 }
@@ -156,7 +161,8 @@ async fn one_of_a_row_can_leave() {
     for gone in [3, 7] {
         world.delete(&name(gone)).await.unwrap();
     }
-    assert_eq!(rows(&world), 8);
+    // Before, between, behind.
+    assert_eq!(rows(&world), 3);
     let left: Vec<(i64, String)> =
         (0..10).filter(|n| ![3, 7].contains(n)).map(|n| (n as i64 + 1, name(n))).collect();
     for _ in 0..2 {
@@ -246,6 +252,29 @@ async fn the_view_has_every_outcome_by_itself() {
         expected.push((one.position.0, num, output));
     }
     assert_eq!((seen.len(), seen), (46, expected));
+}
+
+/// Calls of one moment after the other go into one transaction, while the clock goes on.
+#[tokio::test]
+async fn positions_grow_with_their_times() {
+    let mut world = World::new(OPEN).await;
+    for round in 0..20 {
+        let leased = wanted_from(&world, 100 * round, 100).await;
+        let settled = leased.chunks(3).enumerate().map(|(at, part)| {
+            let reports = part.iter().enumerate().map(|(n, leased)| match (at + n) % 7 {
+                0 => World::report(leased, Report::Failed(JobError::permanent("broken", ""))),
+                _ => World::report(leased, Report::Succeeded(Payload::none())),
+            });
+            let (store, now) = (world.store(), Timestamp(world.now.0 + at as i64));
+            let reports = reports.collect();
+            async move { store.settle(now, reports).await.unwrap() }
+        });
+        join_all(settled).await;
+        world.sleep(secs(1));
+    }
+    let times: Vec<_> = world.feed().await.iter().map(|one| one.job.finish_time).collect();
+    assert_eq!(times.len(), 2000);
+    assert!(times.is_sorted());
 }
 
 /// Whatever happens to some of a row, the others stay as they were told.
